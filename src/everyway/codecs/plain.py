@@ -1,0 +1,83 @@
+"""Codecs without weights: pixels, thumbnails and words.  They make a `nano` model trainable at once
+and keep tests free of trained parts; real models use `image_vae`, `encoders` and `text_latent`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Images (B, 3, H, W) in [-1, 1] as states (B, 3, size, size), scaled by `gain`."""
+
+    size: int
+    gain: float = 1.0
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return self.gain * F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
+
+    def decode(self, state: Tensor) -> Tensor:
+        return (state / self.gain).clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """Images (B, 3, H, W) in [-1, 1] as one vector (B, 1, 3 side^2): area means, row-major."""
+
+    side: int
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return F.interpolate(raw.float(), size=(self.side, self.side), mode="area").flatten(1)[
+            :, None
+        ]
+
+    def decode(self, state: Tensor) -> Tensor:
+        return state.reshape(-1, 3, self.side, self.side)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Words:
+    """Sentences as (B, length, dim): a fixed unit-variance vector a word, the nearest word back.
+
+    vocabulary: the known words, without the end mark; an unknown word is a ValueError.
+    """
+
+    vocabulary: tuple[str, ...]
+    length: int
+    dim: int
+
+    @property
+    def table(self) -> Tensor:
+        """(1 + words, dim); row 0 is the end mark, repeated to the full length."""
+        rng = np.random.default_rng(20230312)
+        vectors = rng.standard_normal((len(self.vocabulary) + 1, self.dim))
+        vectors *= np.sqrt(self.dim) / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return torch.from_numpy(vectors.astype(np.float32))
+
+    def encode(self, raw: Sequence[str]) -> Tensor:
+        index = {w: i + 1 for i, w in enumerate(self.vocabulary)}
+        ids = torch.zeros(len(raw), self.length, dtype=torch.long)
+        for row, sentence in enumerate(raw):
+            words = re.findall(r"\w+", sentence.lower())
+            for column, word in enumerate(words[: self.length]):
+                if word not in index:
+                    raise ValueError(f"this model has never read the word {word!r}")
+                ids[row, column] = index[word]
+        return self.table[ids]
+
+    def decode(self, state: Tensor) -> list[str]:
+        table = self.table.to(state.device)
+        ids = (state @ table.T).argmax(-1).tolist()  # equal norms: nearest = largest product
+        return [" ".join(self._until_end(row)) for row in ids]
+
+    def _until_end(self, row: list[int]) -> list[str]:
+        stop = row.index(0) if 0 in row else len(row)
+        return [self.vocabulary[i - 1] for i in row[:stop]]

@@ -1,0 +1,85 @@
+"""A cache of encoded samples: codecs run once, a system trains on what they made.
+
+One safetensors file holds, for every modality, a float16 tensor (N, V, ...) with V variants of
+sample i (captions in several languages; one variant for pictures).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from everyway.contracts import Bundle
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """states: modality -> (N, V, ...) float16.  facts: what made them (data, seed, codec hash)."""
+
+    states: dict[str, Tensor]
+    facts: dict[str, str]
+
+    def __len__(self) -> int:
+        return next(iter(self.states.values())).shape[0]
+
+    def batch(self, size: int, generator: torch.Generator) -> Bundle:
+        """`size` samples with a random variant each, as float32 clean states."""
+        rows = torch.randint(len(self), (size,), generator=generator)
+        out = {}
+        for name, table in self.states.items():
+            variant = torch.randint(table.shape[1], (size,), generator=generator)
+            out[name] = table[rows, variant].float()
+        return out
+
+    def save(self, path: Path) -> None:
+        """Written whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        try:
+            save_file(self.states, temporary, metadata={"facts": json.dumps(self.facts)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Latents:
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+        return Latents(states={k: file.get_tensor(k) for k in file.keys()}, facts=facts)
+
+
+def encode_all(
+    encode: Callable[[list], dict[str, Tensor]],
+    samples: Iterable,
+    n: int,
+    facts: dict[str, str],
+    chunk: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> Latents:
+    """The first `n` of `samples` through `encode` (list of samples -> modality -> (B, V, ...))."""
+    states: dict[str, Tensor] = {}
+    done = 0
+    for part in _chunks(islice(samples, n), chunk):
+        for name, value in encode(part).items():
+            if name not in states:
+                states[name] = torch.empty(n, *value.shape[1:], dtype=torch.float16)
+            states[name][done : done + len(part)] = value.half()
+        done += len(part)
+        if progress:
+            progress(done)
+    return Latents(states={k: v[:done] for k, v in states.items()}, facts=facts)
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part

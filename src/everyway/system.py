@@ -1,0 +1,148 @@
+"""A System: modalities, a network and nothing else.  Every published recipe is one of these.
+
+The network answers raw outputs; `denoiser` turns them into clean estimates, which is the only thing
+samplers, guidance and metrics ever see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everyway.contracts import Bundle, Codec, Contexts, Denoise, Process, Query, Times
+from everyway.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Modality:
+    """One named stream of a system.
+
+    shape: of one state, without the batch axis.
+    clock: the time it follows, which also names its raw data ("image", "text").
+    decodes: False for streams that are generated but not shown (an image embedding).
+    weight: of its mean loss in training.
+    """
+
+    name: str
+    clock: str
+    shape: tuple[int, ...]
+    process: Process
+    codec: Codec
+    decodes: bool = True
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class System:
+    """A network over modalities.  `config` is plain data that rebuilds the system (JSON)."""
+
+    name: str
+    network: nn.Module
+    modalities: Mapping[str, Modality]
+    tasks: Mapping[str, Task]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> dict[str, Process]:
+        return {name: m.process for name, m in self.modalities.items()}
+
+    @property
+    def clocks(self) -> dict[str, str]:
+        """modality -> clock."""
+        return {name: m.clock for name, m in self.modalities.items()}
+
+    def codec_weights(self) -> dict[str, dict[str, Tensor]]:
+        """codec name -> state dict, for the codecs that own weights."""
+        return {
+            name: m.codec.state_dict()
+            for name, m in self.modalities.items()
+            if isinstance(m.codec, nn.Module)
+        }
+
+    def on(self, clock: str) -> tuple[Modality, ...]:
+        """The modalities that follow `clock`."""
+        return tuple(m for m in self.modalities.values() if m.clock == clock)
+
+    def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        return {name: (batch, *m.shape) for name, m in self.modalities.items()}
+
+    @torch.no_grad()
+    def encode(self, raw: Mapping[str, Any]) -> Bundle:
+        """raw: clock -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
+        unknown = set(raw) - set(self.clocks.values())
+        if unknown:
+            known = sorted(set(self.clocks.values()))
+            raise ValueError(f"{self.name} knows no {sorted(unknown)}; it takes {known}")
+        return {m.name: m.codec.encode(raw[m.clock]) for c in raw for m in self.on(c)}
+
+    @torch.no_grad()
+    def decode(self, states: Bundle) -> dict[str, Any]:
+        """Clean states -> raw data by clock; streams that are not shown are left out."""
+        return {
+            m.clock: m.codec.decode(states[m.name])
+            for m in self.modalities.values()
+            if m.decodes and m.name in states
+        }
+
+    def denoiser(self, rows_a_call: int | None = None) -> Denoise:
+        """Clean estimates for queries.
+
+        rows_a_call: None batches everything (a GPU); 1 gives every sample its own fixed-shape call,
+        which makes sample k bit-equal whatever the batch it came in (the default on a CPU, where
+        one row of a float32 product differs in its last bits from the same row in a larger batch).
+        """
+        device = next(self.network.parameters()).device
+        if rows_a_call is None and device.type == "cpu":
+            rows_a_call = 1
+
+        @torch.no_grad()
+        def denoise(queries: Sequence[Query]) -> list[Bundle]:
+            return [self._clean(query, rows_a_call) for query in queries]
+
+        return denoise
+
+    def _clean(self, query: Query, rows: int | None) -> Bundle:
+        keep = query.keep or tuple(self.modalities)
+        raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(
+            query.states, query.times, query.contexts
+        )
+        return {
+            name: self.modalities[name].process.to_clean(
+                raw[name].float(), query.states[name], query.times[self.clocks[name]]
+            )
+            for name in keep
+        }
+
+
+Network = Callable[[Bundle, Times, Contexts], Bundle]
+
+
+def by_rows(network: Network, rows: int | None) -> Network:
+    """The network called on `rows` samples at a time, its answers put together again."""
+    if rows is None:
+        return network
+
+    def call(states: Bundle, times: Times, contexts: Contexts) -> Bundle:
+        batch = next(iter(states.values())).shape[0]
+        parts = []
+        for start in range(0, batch, rows):
+            cut = slice(start, start + rows)
+            parts.append(
+                network(
+                    {k: v[cut] for k, v in states.items()},
+                    {k: v[cut] for k, v in times.items()},
+                    {k: _rows_of(v, cut) for k, v in contexts.items()},
+                )
+            )
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+    return call
+
+
+def _rows_of(context, cut: slice):
+    mask: Tensor | None = None if context.mask is None else context.mask[cut]
+    return type(context)(tokens=context.tokens[cut], mask=mask)

@@ -1,0 +1,245 @@
+"""The training loop: cached latents in, an EMA model folder out.  Run it again to resume.
+
+Everything random in step k comes from generators seeded by (seed, k), so an interrupted run ends
+with the same weights as an uninterrupted one (given the same number of steps).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from everyway import objective
+from everyway.checkpoints import store
+from everyway.data.latents import Latents
+from everyway.process.times import draw_times
+from everyway.sampling.noise import StreamNoise
+from everyway.system import System
+from everyway.train import sources
+from everyway.train.config import ConfigError, TrainConfig
+from everyway.train.ema import EMA
+from everyway.train.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """step of steps (at most, under a time budget); losses: modality -> running mean."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    samples_a_second: float
+
+
+def train(config: TrainConfig, progress: Callable[[Progress], None] | None = None) -> dict:
+    """Train, or go on training, what `config` says.
+
+    Returns facts: step, seconds, losses, model (the folder), stopped (True after Ctrl-C).
+    Raises ConfigError when the run folder holds another configuration.
+    """
+    out = Path(config.out)
+    _claim(out, config)
+    system, latents = sources.prepare(config)
+    network = system.network
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    state = TrainState(network, optimiser, EMA(network, config.ema))
+    path = out / "state.safetensors"
+    if path.exists():
+        state.restore(path)
+    autocast = _autocast(config.precision)
+    log = _Log(out, config.log_every)
+    saved = time.monotonic()
+    with _polite_stop() as stopped:
+        for facts in _steps(state, system, latents, config, autocast):
+            log.add(state, facts, config, progress)
+            if time.monotonic() - saved > config.save_every_s:
+                state.save(path, config.to_json())
+                saved = time.monotonic()
+            if stopped.is_set():
+                break
+    state.save(path, config.to_json())
+    model = export(system, state, config, log.means)
+    return {
+        "step": state.step,
+        "seconds": round(state.seconds, 1),
+        "losses": log.means,
+        "model": str(model),
+        "stopped": stopped.is_set(),
+    }
+
+
+def _steps(
+    state: TrainState, system: System, latents: Latents, config: TrainConfig, autocast
+) -> Iterator[dict[str, torch.Tensor]]:
+    """One optimiser step an item; yields its detached per-modality mean losses."""
+    state.network.train()
+    while not _finished(state, config):
+        began = time.monotonic()
+        rate = config.lr * rate_factor(state.step, state.cooldown_from, config)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        source = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
+        x0 = latents.batch(config.batch, source)
+        times = draw_times(config.times, ("image", "text"), config.batch, source)
+        with autocast():
+            per_modality = objective.losses(system, x0, times, StreamNoise(source))
+            loss = objective.total(system, per_modality)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        state.optimiser.step()
+        state.ema.update(state.network, state.step)
+        state.step += 1
+        state.seconds += time.monotonic() - began
+        yield {k: v.detach().mean() for k, v in per_modality.items()}
+
+
+def _finished(state: TrainState, config: TrainConfig) -> bool:
+    """Counts steps; under a time budget, moves the cool-down to where the budget wants it."""
+    if config.budget_s and state.step:
+        if state.cooldown_from < 0 and state.seconds > config.budget_s * (1 - config.cooldown):
+            state.cooldown_from = state.step
+        if state.seconds >= config.budget_s:
+            return True
+    elif state.cooldown_from < 0 and state.step >= config.steps * (1 - config.cooldown):
+        state.cooldown_from = state.step
+    return state.step >= config.steps
+
+
+def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
+    """Warm-up, constant, then linearly to 0 over the cool-down.
+
+    Under a time budget the cool-down's length in steps is foretold from the steps before it.
+    """
+    warm = min(1.0, (step + 1) / max(1, config.warmup))
+    if cooldown_from < 0 or config.cooldown == 0:
+        return warm
+    if config.budget_s:
+        length = cooldown_from * config.cooldown / (1 - config.cooldown)
+    else:
+        length = config.steps * config.cooldown
+    return warm * max(0.02, 1 - (step - cooldown_from) / max(1.0, length))
+
+
+def export(system: System, state: TrainState, config: TrainConfig, losses: dict) -> Path:
+    """The EMA weights and codecs as a model folder, OUT/model."""
+    folder = Path(config.out) / "model"
+    tensors = {"network": state.ema.weights, **system.codec_weights()}
+    facts = {
+        "step": state.step,
+        "samples": state.step * config.batch,
+        "seconds": round(state.seconds),
+        "losses": losses,
+        "training": json.loads(config.to_json()),
+    }
+    store.save(folder, {"system": system.name, "config": dict(system.config)}, tensors, facts)
+    return folder
+
+
+def fast_precision() -> torch.dtype:
+    """bf16 where its products are faster than float32's on this device, measured once.
+
+    On a CPU without bf16 instructions they are emulated and about 80 times slower.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(128, 128).to(dtype)
+        a @ a
+        began = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        seconds[dtype] = time.perf_counter() - began
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def _autocast(precision: str):
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision) or fast_precision()
+    if dtype is torch.float32:
+        return nullcontext
+    return lambda: torch.autocast("cpu", dtype)
+
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Write the resolved config into the run folder, or make sure it is the same one."""
+    path = out / "config.json"
+    if path.exists():
+        former = TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
+        same = replace(former, budget_s=config.budget_s, steps=config.steps, out=config.out)
+        if same != config:
+            raise ConfigError(
+                f"{out} holds a run with other settings; choose another --out, "
+                "or run it with the settings in its config.json to resume"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    store.write_text(path, config.to_json())
+
+
+@contextmanager
+def _polite_stop() -> Iterator[threading.Event]:
+    """Ctrl-C sets an event that the loop reads between steps; a second one stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    former = signal.getsignal(signal.SIGINT)
+
+    def ask(signum, frame):
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+class _Log:
+    """Running means of the losses, as JSON lines and (where installed) TensorBoard scalars."""
+
+    def __init__(self, out: Path, every: int) -> None:
+        self.path, self.every = out / "log.jsonl", every
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count, self.since, self.means = 0, time.monotonic(), {}
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(out / "tensorboard"))
+        except ImportError:
+            self.board = None
+
+    def add(self, state: TrainState, losses: dict[str, torch.Tensor], config, progress) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+        self.count += 1
+        if state.step % self.every:
+            return
+        self.means = {k: round(float(v) / self.count, 5) for k, v in self.sums.items()}
+        speed = self.count * config.batch / (time.monotonic() - self.since)
+        row = {"step": state.step, "seconds": round(state.seconds, 1), **self.means}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board:
+            for name, value in self.means.items():
+                self.board.add_scalar(f"loss/{name}", value, state.step)
+        if progress:
+            steps = config.steps
+            progress(
+                Progress(step=state.step, steps=steps, losses=self.means, samples_a_second=speed)
+            )
+        self.sums, self.count, self.since = {}, 0, time.monotonic()

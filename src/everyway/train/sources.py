@@ -1,0 +1,113 @@
+"""From a TrainConfig to what the loop needs: a system with frozen codecs, and cached latents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from everyway.data import latents as cache
+from everyway.data.latents import Latents
+from everyway.system import System
+from everyway.systems import unidiffuser
+from everyway.train.config import ConfigError, TrainConfig
+
+LANGUAGES = ("en", "ko")
+
+
+def prepare(config: TrainConfig) -> tuple[System, Latents]:
+    """The system to train, its network seeded by config.seed or taken from config.init."""
+    torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
+    system = build_system(config)
+    if config.init:
+        from everyway.checkpoints import store
+
+        _, tensors, _ = store.load(Path(config.init))
+        system.network.load_state_dict({k: v.float() for k, v in tensors["network"].items()})
+    return system, cached(system, config)
+
+
+def build_system(config: TrainConfig) -> System:
+    """The preset's system; trained codecs are read from config.codecs."""
+    if config.preset == "nano":
+        return unidiffuser.build(unidiffuser.nano(vocabulary(config)))
+    if config.preset == "mini":
+        from everyway.codecs import bundle
+
+        folder = Path(config.codecs)
+        system = unidiffuser.build(unidiffuser.mini(bundle.config_of(folder)))
+        bundle.restore(folder, {n: m.codec for n, m in system.modalities.items()})
+        return system
+    raise ConfigError(f"preset {config.preset!r} is unknown; choose nano or mini")
+
+
+def vocabulary(config: TrainConfig) -> tuple[str, ...]:
+    """Every word of the built-in shapes captions, sorted."""
+    import re
+
+    words: set[str] = set()
+    data = open_data(config.data, config.seed)
+    for index in range(2000):
+        for caption in data.sample(index).captions:
+            words |= set(re.findall(r"\w+", caption.lower()))
+    return tuple(sorted(words))
+
+
+def open_data(name: str, seed: int):
+    """A built-in endless set by name."""
+    if name == "shapes":
+        from everyway.data.shapes import Shapes
+
+        return Shapes(seed=seed)
+    if name == "emoji":
+        from everyway.data.emoji import EmojiScenes
+
+        return EmojiScenes(seed=seed)
+    raise ConfigError(f"data {name!r} is unknown; choose shapes or emoji")
+
+
+def cached(system: System, config: TrainConfig) -> Latents:
+    """config.cache samples through the codecs, kept in the run folder for the next session."""
+    key = _fingerprint(system, config)
+    path = Path(config.out) / f"latents-{key}.safetensors"
+    if path.exists():
+        return cache.load(path)
+    data = open_data(config.data, config.seed)
+    made = cache.encode_all(
+        lambda part: encode(system, part),
+        _samples(data),
+        config.cache,
+        {"data": config.data, "seed": str(config.seed), "codecs": key},
+    )
+    made.save(path)
+    return made
+
+
+def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
+    """modality -> (B, V, ...): one variant of a picture, a variant for each caption."""
+    pixels = np.stack([s.image for s in samples])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
+    variants = min(len(s.captions) for s in samples)
+    texts = [system.encode({"text": [s.captions[v] for s in samples]}) for v in range(variants)]
+    return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
+
+
+def _samples(data) -> Iterator:
+    index = 0
+    while True:
+        yield data.sample(index)
+        index += 1
+
+
+def _fingerprint(system: System, config: TrainConfig) -> str:
+    digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}".encode())
+    digest.update(repr(sorted(system.config.items(), key=lambda kv: kv[0])).encode())
+    for name, weights in sorted(system.codec_weights().items()):
+        for key, value in weights.items():
+            digest.update(f"{name}.{key}".encode())
+            digest.update(value.detach().float().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,79 @@
+"""All that a training needs to go on, saved as one unit: weights, EMA, optimiser and position.
+
+The randomness of step k is a function of (seed, k) alone, so no generator's inner state has to be
+kept, and a resumed run draws what an uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from everyway.train.ema import EMA
+
+
+class StateError(RuntimeError):
+    """A training state that cannot be used; the message says how to mend it."""
+
+
+class TrainState:
+    """step: optimiser steps done.  cooldown_from: the step the cool-down began at, or -1.
+    seconds: time spent training, over all sessions."""
+
+    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA) -> None:
+        self.network, self.optimiser, self.ema = network, optimiser, ema
+        self.step, self.cooldown_from, self.seconds = 0, -1, 0.0
+
+    def save(self, path: Path, config: str) -> None:
+        """Written whole or not at all; a killed process leaves the former state in place."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
+        for i, slots in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
+        facts = {
+            "step": self.step,
+            "cooldown_from": self.cooldown_from,
+            "seconds": self.seconds,
+            "config": config,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        try:
+            tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+            save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+            os.replace(temporary, path)
+        except OSError as error:
+            raise StateError(f"the training state was not saved to {path}: {error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def restore(self, path: Path) -> str:
+        """Load what `save` wrote; returns the config it was saved with."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {k: file.get_tensor(k) for k in file.keys()}
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise StateError(
+                f"{path} is damaged ({error}); delete it to start this run again"
+            ) from None
+        self.network.load_state_dict(_under("network.", tensors))
+        self.ema.weights = _under("ema.", tensors)
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in _under("optimiser.", tensors).items():
+            index, slot = name.split(".")
+            slots.setdefault(int(index), {})[slot] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
+        self.step, self.seconds = facts["step"], facts["seconds"]
+        self.cooldown_from = facts["cooldown_from"]
+        return facts["config"]
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,28 @@
+"""Shared by all tests: one thread, and one nano model trained once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def nano_run(tmp_path_factory):
+    """(facts, folder) of a nano UniDiffuser trained on shapes for about a minute."""
+    from everyway.train.config import resolve
+    from everyway.train.loop import train
+
+    out = tmp_path_factory.mktemp("nano")
+    overrides = {"steps": "700", "cache": "4000", "batch": "64", "log_every": "100"}
+    facts = train(resolve("nano", overrides, out=str(out)))
+    return facts, out / "model"
+
+
+@pytest.fixture(scope="session")
+def nano(nano_run):
+    """The loaded nano model."""
+    from everyway.generate import load
+
+    return load(str(nano_run[1]))
