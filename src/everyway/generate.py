@@ -18,10 +18,10 @@ from PIL import Image
 
 from everyway import __version__
 from everyway.checkpoints import store
-from everyway.contracts import Bundle, Denoise, Query
+from everyway.contracts import Bundle, Query
 from everyway.guidance import guided
 from everyway.request import GenerateRequest, read_image
-from everyway.sampling.loop import sample
+from everyway.sampling.loop import absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import SAMPLERS
 from everyway.system import System
@@ -175,45 +175,28 @@ class Model:
         return sum(stage.shown for stage in stages)
 
     def _sample(self, request: GenerateRequest, task: Task, carried: Carry, noise) -> Iterator:
-        """One stage's sampling loop: given states noised to their level, the rest from the prior."""
-        shapes = self.system.shapes(len(noise.seeds))
+        """The sampling loop of one stage."""
+        system, shapes = self.system, self.system.shapes(len(noise.seeds))
+        states = {
+            name: carried[name]
+            for name, m in system.modalities.items()
+            if task.roles[m.clock].kind == "given"
+        }
+        for name, m in system.modalities.items():
+            if f"start.{name}" in carried and m.clock in task.generated:
+                states[name] = carried[f"start.{name}"]
+        absent = absent_states(system.processes, noise)
         return sample(
-            self._guided(task, request, shapes, noise),
-            self.system.processes,
-            self.system.clocks,
-            task,
-            self._initial(task, carried, shapes, noise),
-            noise,
+            guided(system.denoiser(), task, system.clocks, request.guidance, absent),
+            processes=system.processes,
+            clocks=system.clocks,
+            task=task,
+            states=states,
+            shapes=shapes,
+            noise=noise,
             steps=request.steps,
             sampler=request.sampler,
         )
-
-    def _initial(self, task: Task, carried: Carry, shapes, noise) -> Bundle:
-        """Given states (noised to their level), and the prior of what is generated."""
-        initial: Bundle = {}
-        for name, m in self.system.modalities.items():
-            role = task.roles[m.clock]
-            if role.kind == "given":
-                t = torch.full((shapes[name][0],), role.level, dtype=torch.float64)
-                draw = m.process.draw(noise, f"given.{name}", shapes[name])
-                initial[name] = m.process.corrupt(carried[name], draw, t)
-            elif role.kind == "generate":
-                draw = carried.get(f"start.{name}")
-                if draw is None:
-                    draw = m.process.draw(noise, name, shapes[name])
-                initial[name] = m.process.prior(draw)
-        return initial
-
-    def _guided(self, task: Task, request: GenerateRequest, shapes, noise) -> Denoise:
-        def absent(name: str) -> torch.Tensor:
-            process = self.system.processes[name]
-            return process.prior(process.draw(noise, f"absent.{name}", shapes[name]))
-
-        denoise = self.system.denoiser()
-        return guided(denoise, task, self.system.clocks, request.guidance, absent)
-
-    def _names(self, clock: str) -> list[str]:
-        return [m.name for m in self.system.on(clock)]
 
     def _decode(self, made: Bundle) -> dict[str, Any]:
         """Row by row, so that a sample's pixels and words do not depend on its batch."""

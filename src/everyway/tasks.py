@@ -69,7 +69,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.generated:
-            raise ValueError(f"task {self.name!r} generates nothing; give one clock the role GENERATE")
+            raise ValueError(
+                f"task {self.name!r} generates nothing; give one clock the role GENERATE"
+            )
 
     @property
     def generated(self) -> tuple[str, ...]:
@@ -83,7 +85,9 @@ class Task:
         """The same task with some clocks' roles changed."""
         unknown = set(roles) - set(self.roles)
         if unknown:
-            raise ValueError(f"task {self.name!r} has no clock {sorted(unknown)}; it has {[*self.roles]}")
+            raise ValueError(
+                f"task {self.name!r} has no clock {sorted(unknown)}; it has {[*self.roles]}"
+            )
         return Task(name=self.name, roles={**self.roles, **roles}, contexts=self.contexts)
 
 

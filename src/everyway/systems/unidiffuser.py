@@ -17,7 +17,7 @@ from typing import Any
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.nets.tokens import Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.process.gaussian import V, GaussianProcess
+from everyway.process.gaussian import GaussianProcess, V
 from everyway.process.schedules import CosineVP
 from everyway.system import Modality, System
 from everyway.tasks import TASKS

@@ -20,13 +20,16 @@ import torch
 from everyway import objective
 from everyway.checkpoints import store
 from everyway.data.latents import Latents
-from everyway.process.times import draw_times
+from everyway.process.times import mixture_times, uniform_times
 from everyway.sampling.noise import StreamNoise
 from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
 from everyway.train.state import TrainState
+
+TIMES = {"uniform": uniform_times, "tasks": mixture_times}
+"""How training times are drawn: the whole square of the paper, or half on the lines of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +97,10 @@ def _steps(
             group["lr"] = rate
         source = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
         x0 = latents.batch(config.batch, source)
-        times = draw_times(config.times, ("image", "text"), config.batch, source)
+        noise = StreamNoise(source)
+        times = TIMES[config.times](noise, ("image", "text"), config.batch)
         with autocast():
-            per_modality = objective.losses(system, x0, times, StreamNoise(source))
+            per_modality = objective.losses(system, x0, times, noise)
             loss = objective.total(system, per_modality)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,0 +1,199 @@
+"""The Gaussian process x_t = alpha x_0 + sigma noise, and what a network's raw output means in it.
+
+Coefficients are float64 and cast once; the arithmetic on states is float32 or better, never in the
+network's own dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from everyway.contracts import Noise, expand_times
+from everyway.process.schedules import Schedule
+
+
+class Parameterisation(Protocol):
+    """What the network predicts.  alpha and sigma broadcast against the states (B, ...)."""
+
+    def check(self, schedule: Schedule) -> None:
+        """ValueError where this prediction cannot be used with `schedule`."""
+        ...
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """The network predicts the noise: x_0 = (x_t - sigma raw) / alpha (Ho et al., 2020)."""
+
+    def check(self, schedule: Schedule) -> None:
+        if float(schedule.alpha_sigma(1.0)[0]) == 0.0:
+            raise ValueError(
+                f"EPS cannot be used with {type(schedule).__name__}: alpha is 0 at t = 1, where the "
+                "noise says nothing about the clean state; predict V or X0 instead"
+            )
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x_t - sigma * raw) / alpha
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return draw
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """The network predicts the clean state itself."""
+
+    def check(self, schedule: Schedule) -> None:
+        pass
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return raw
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return x0
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Velocity:
+    """v = alpha noise - sigma x_0, so x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2).
+
+    Source: Salimans and Ho, "Progressive Distillation", 2022, arXiv 2202.00512.
+    """
+
+    def check(self, schedule: Schedule) -> None:
+        pass
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha * x_t - sigma * raw) / (alpha**2 + sigma**2)
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * draw - sigma * x0
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """u = noise - x_0, so x_0 = (x_t - sigma u) / (alpha + sigma); on Rectified this is dx/dt.
+
+    Source: Liu et al., "Flow Straight and Fast", 2022, arXiv 2209.03003.
+    """
+
+    def check(self, schedule: Schedule) -> None:
+        pass
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x_t - sigma * raw) / (alpha + sigma)
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return draw - x0
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+
+EPS = Noised()
+X0 = Clean()
+V = Velocity()
+FLOW = Flow()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMPrecond:
+    """x_0 = c_skip x_t + c_out raw, and the network is shown c_in x_t; needs alpha = 1.
+
+    sigma_data: standard deviation of the clean states.  The plain mean square on `raw` is the
+    weighted loss of the paper.  Source: Karras et al., 2022, arXiv 2206.00364, table 1.
+    """
+
+    sigma_data: float = 0.5
+
+    def check(self, schedule: Schedule) -> None:
+        if float(schedule.alpha_sigma(1.0)[0]) != 1.0:
+            raise ValueError(
+                f"EDMPrecond cannot be used with {type(schedule).__name__}: it needs alpha = 1 at "
+                "every t; use EDMSigma"
+            )
+
+    def _skip_out(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / torch.sqrt(total)
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        skip, out = self._skip_out(sigma)
+        return skip * x_t + out * raw
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        # (x_0 - c_skip x_t) / c_out, written without the cancellation at small sigma
+        root = torch.sqrt(sigma**2 + self.sigma_data**2)
+        return (sigma * x0 / self.sigma_data - self.sigma_data * draw) / root
+
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return 1 / torch.sqrt(sigma**2 + self.sigma_data**2)
+
+
+def working(x: Tensor) -> Tensor:
+    """x in float32, or in its own dtype where that is better."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianProcess:
+    """contracts.Process for continuous states: a schedule and what the network predicts."""
+
+    schedule: Schedule
+    parameterisation: Parameterisation
+
+    def __post_init__(self) -> None:
+        self.parameterisation.check(self.schedule)
+
+    def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma), each (B, 1, ..., 1) in the dtype of `like`."""
+        alpha, sigma = self.schedule.alpha_sigma(t.to(like.device))
+        return expand_times(alpha, like).to(like.dtype), expand_times(sigma, like).to(like.dtype)
+
+    def draw(self, noise: Noise, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal (B, ...)."""
+        return noise.normal(name, shape)
+
+    def prior(self, draw: Tensor) -> Tensor:
+        """The terminal law for data of unit variance: N(0, 1), or N(0, sigma_max^2) for EDM."""
+        return draw * self.schedule.terminal_scale
+
+    def corrupt(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
+        """alpha x_0 + sigma draw.  x0, draw (B, ...), t (B,); at t = 0 exactly x0."""
+        x0 = working(x0)
+        alpha, sigma = self._at(t, x0)
+        return alpha * x0 + sigma * draw.to(x0)
+
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network is shown of x_t: x_t itself, or c_in x_t under EDMPrecond."""
+        alpha, sigma = self._at(t, working(x_t))
+        return x_t * self.parameterisation.scale_in(alpha, sigma).to(x_t.dtype)
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The clean estimate (B, ...) that `raw` means at x_t."""
+        x_t = working(x_t)
+        return self.parameterisation.to_clean(raw.to(x_t.dtype), x_t, *self._at(t, x_t))
+
+    def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
+        """Mean over elements of (raw - target)^2, (B,) float32."""
+        x0 = working(x0)
+        target = self.parameterisation.target(x0, draw.to(x0), *self._at(t, x0))
+        return (raw.float() - target.float()).square().flatten(1).mean(1)

@@ -1,0 +1,143 @@
+"""Times: how they are drawn in training, and the grids they follow in sampling.  All float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from everyway.contracts import Noise, Times
+from everyway.process.schedules import Schedule
+
+LAM_FLOOR = -6.0
+"""Where a schedule ends with no signal, grids in log-SNR are laid from here instead of -inf."""
+
+
+def uniform_times(noise: Noise, clocks: Sequence[str], batch: int) -> Times:
+    """Every clock on its own, uniform in [0, 1): clock -> (batch,).
+
+    Independent times are what makes one loss train every marginal, conditional and joint law
+    (Bao et al., 2023, arXiv 2303.06555).
+    """
+    return {c: noise.uniform(f"time:{c}", (batch,)).to(torch.float64) for c in clocks}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A part of the square of times.
+
+    share: of the samples.  at: clock -> fixed time.  tie: the other clocks share one draw.
+    """
+
+    share: float
+    at: Mapping[str, float] = field(default_factory=dict)
+    tie: bool = False
+
+
+TWO_CLOCKS = (
+    Line(share=0.5),
+    Line(share=0.2, at={"text": 0.0}),
+    Line(share=0.15, at={"image": 0.0}),
+    Line(share=0.1, tie=True),
+    Line(share=0.025, at={"text": 1.0}),
+    Line(share=0.025, at={"image": 1.0}),
+)
+"""Half the whole square; half the lines that tasks sample on, which small models learn faster."""
+
+
+def mixture_times(
+    noise: Noise, clocks: Sequence[str], batch: int, lines: Sequence[Line] = TWO_CLOCKS
+) -> Times:
+    """Each sample falls on one of `lines` by its share (shares add to 1): clock -> (batch,)."""
+    shares = torch.tensor([line.share for line in lines], dtype=torch.float64)
+    if abs(float(shares.sum()) - 1.0) > 1e-9:
+        raise ValueError(f"the lines' shares add to {float(shares.sum()):g}; they must add to 1")
+    unknown = {c for line in lines for c in line.at} - set(clocks)
+    if unknown:
+        raise ValueError(f"the lines name unknown clocks {sorted(unknown)}; use {[*clocks]}")
+    free = uniform_times(noise, clocks, batch)
+    u = noise.uniform("time-line", (batch,)).to(torch.float64)
+    edges = shares.cumsum(0).to(u.device)
+    which = torch.searchsorted(edges, u, right=True).clamp(max=len(lines) - 1)  # (batch,)
+    times = {}
+    for clock in clocks:
+        t = free[clock].clone()
+        for i, line in enumerate(lines):
+            if clock in line.at:
+                t = torch.where(which == i, torch.full_like(t, line.at[clock]), t)
+            elif line.tie:
+                t = torch.where(which == i, free[clocks[0]], t)
+        times[clock] = t
+    return times
+
+
+def lognormal_times(
+    noise: Noise,
+    clocks: Sequence[str],
+    batch: int,
+    *,
+    schedule: Schedule,
+    mean: float = -1.2,
+    std: float = 1.2,
+) -> Times:
+    """log(sigma / alpha) ~ N(mean, std^2), as times of `schedule` kept in [0, 1].
+
+    Source: Karras et al., 2022, arXiv 2206.00364, table 1.
+    """
+    times = {}
+    for clock in clocks:
+        draw = noise.normal(f"time:{clock}", (batch,)).to(torch.float64)
+        times[clock] = schedule.t_of_lam(-(mean + std * draw)).clamp(0.0, 1.0)
+    return times
+
+
+@dataclass(frozen=True)
+class Step:
+    """From time t down to s with `budget` network evaluations: one at t, the others at `inner`."""
+
+    t: float
+    s: float
+    budget: int = 1
+    inner: tuple[float, ...] = ()
+
+
+Grid = Callable[[Schedule, int, float, float], Tensor]
+"""(schedule, cells, t_start, t_end) -> (cells + 1,) float64 falling times."""
+
+
+def time_grid(schedule: Schedule, cells: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps of time (on EDMSigma this is the rho grid of Karras et al.)."""
+    return torch.linspace(t_start, t_end, cells + 1, dtype=torch.float64)
+
+
+def quadratic_grid(schedule: Schedule, cells: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps of sqrt(t): finer near the data."""
+    return torch.linspace(t_start**0.5, t_end**0.5, cells + 1, dtype=torch.float64) ** 2
+
+
+def logsnr_grid(schedule: Schedule, cells: int, t_start: float, t_end: float) -> Tensor:
+    """Equal steps of log(alpha / sigma); t_end must be above 0."""
+    if t_end <= 0:
+        raise ValueError(f"grid 'logsnr' needs t_end above 0, got {t_end:g}; try 0.001")
+    first = max(float(schedule.lam(t_start)), LAM_FLOOR)
+    lams = torch.linspace(first, float(schedule.lam(t_end)), cells + 1, dtype=torch.float64)
+    times = schedule.t_of_lam(lams)
+    times[0], times[-1] = t_start, t_end
+    return times
+
+
+GRIDS: dict[str, Grid] = {
+    "time": time_grid,
+    "logsnr": logsnr_grid,
+    "quadratic": quadratic_grid,
+}
+
+
+def first_time(schedule: Schedule) -> float:
+    """1, or just below it where the schedule has no signal left at 1 and log-SNR is -inf."""
+    if math.isinf(float(schedule.lam(1.0))):
+        return float(schedule.t_of_lam(LAM_FLOOR))
+    return 1.0

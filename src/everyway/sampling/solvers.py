@@ -1,0 +1,462 @@
+"""Solvers: they move the whole bundle of Gaussian states and decide what to ask the denoiser.
+
+A solver is a plan (the list of steps) and a move (one step).  Its memory is a value that is passed
+in and returned.  All modalities share the time; each has its own schedule, so its own log-SNR.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everyway.contracts import Bundle, Noise
+from everyway.process.schedules import Schedule
+from everyway.process.times import GRIDS, Step, first_time
+from everyway.sampling import gaussian_kernels as kernels
+from everyway.sampling.gaussian_kernels import Point, point
+
+Evaluate = Callable[[Bundle, float], Bundle]
+"""(states, t) -> clean estimates of the same modalities."""
+
+Memory = tuple[tuple[float, Bundle], ...]
+"""Earlier (t, predictions), newest first."""
+
+Schedules = Mapping[str, Schedule]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moved:
+    """The states after a step, the clean estimate at its start, and the solver's memory."""
+
+    states: Bundle
+    clean: Bundle
+    memory: Memory = ()
+
+
+Plan = Callable[[int, str, float, Schedule], tuple[Step, ...]]
+"""(steps, grid, t_end, lead schedule) -> the steps."""
+
+Move = Callable[[Evaluate, Bundle, Step, Memory, Schedules, Noise], Moved]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+    """A named solver with the grid and the last time it uses unless told otherwise.
+
+    about: one line for people.  stochastic: whether it draws noise on the way.
+    """
+
+    name: str
+    plan: Plan
+    move: Move
+    about: str
+    grid: str = "time"
+    t_end: float = 0.0
+    stochastic: bool = False
+
+
+def dynamic_threshold(clean: Tensor, quantile: float = 0.995, floor: float = 1.0) -> Tensor:
+    """Each sample clipped to its `quantile` of |clean| (at least `floor`) and scaled to [-1, 1].
+
+    Source: Saharia et al., "Imagen", 2022, arXiv 2205.11487, section 2.3.
+    """
+    rows = clean.abs().flatten(1).to(torch.promote_types(clean.dtype, torch.float32))
+    limit = torch.quantile(rows, quantile, dim=1).clamp(min=floor).to(clean.dtype)
+    limit = limit.reshape(-1, *([1] * (clean.ndim - 1)))
+    return clean.clamp(-limit, limit) / limit
+
+
+# -- plans ------------------------------------------------------------------------------------
+
+
+def _cells(times: Tensor) -> list[tuple[float, float]]:
+    values = times.tolist()
+    return list(zip(values, values[1:], strict=False))
+
+
+def plan_cells(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+    """One evaluation per cell of the grid."""
+    return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, 1.0, t_end)))
+
+
+def plan_heun(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+    """Two evaluations per cell, one where either end has no finite slope."""
+    last = float(lead.alpha_sigma(1.0)[0])
+    return tuple(
+        Step(t, s, 1) if s == 0 or (t == 1 and last == 0) else Step(t, s, 2, (s,))
+        for t, s in _cells(GRIDS[grid](lead, steps, 1.0, t_end))
+    )
+
+
+def plan_to_zero(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+    """`steps` grid times from 1 to t_end, then a last step to 0 (Euler-Maruyama's layout)."""
+    if steps < 2:
+        raise ValueError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
+    times = GRIDS[grid](lead, steps - 1, 1.0, t_end).tolist()
+    return tuple(Step(t, s) for t, s in zip(times, [*times[1:], 0.0], strict=True))
+
+
+def fast_orders(steps: int, order: int) -> tuple[int, ...]:
+    """Orders of single steps that add up to exactly `steps` evaluations, lower ones last.
+
+    Source: Lu et al., "DPM-Solver", 2022, arXiv 2206.00927, section 3.4 ("fast").
+    """
+    if order == 3:
+        whole = steps // 3
+        tail = {0: (3,) * (whole - 1) + (2, 1), 1: (3,) * whole + (1,), 2: (3,) * whole + (2,)}
+        return tail[steps % 3]
+    if order == 2:
+        return (2,) * (steps // 2) + (1,) * (steps % 2)
+    return (1,) * steps
+
+
+def _above_zero(name: str, t_end: float) -> None:
+    if t_end <= 0:
+        raise ValueError(f"single-step {name} needs t_end above 0, got {t_end:g}; try 0.001")
+
+
+def plan_fast(order: int) -> Plan:
+    """A grid of `steps` cells; a step of order k jumps k cells and asks at the times it skips."""
+
+    def plan(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+        _above_zero("DPM-Solver", t_end)
+        times = GRIDS[grid](lead, steps, first_time(lead), t_end).tolist()
+        made, start = [], 0
+        for k in fast_orders(steps, order):
+            inner = tuple(times[start + 1 : start + k])
+            made.append(Step(times[start], times[start + k], k, inner))
+            start += k
+        return tuple(made)
+
+    return plan
+
+
+def plan_single(order: int, fast: bool = False) -> Plan:
+    """A grid of whole steps; a step of order k asks also at the k-ths of its log-SNR span.
+
+    All steps have `order` (steps // order of them), or those of `fast_orders` when fast.
+    """
+
+    def plan(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+        _above_zero("DPM-Solver", t_end)
+        if not fast and steps < order:
+            raise ValueError(f"a single-step solver of order {order} needs {order} steps or more")
+        orders = fast_orders(steps, order) if fast else (order,) * (steps // order)
+        cells = _cells(GRIDS[grid](lead, len(orders), first_time(lead), t_end))
+        made = []
+        for (t, s), k in zip(cells, orders, strict=True):
+            low, high = float(lead.lam(t)), float(lead.lam(s))
+            lams = [low + (high - low) * i / k for i in range(1, k)]
+            made.append(Step(t, s, k, tuple(float(lead.t_of_lam(lam)) for lam in lams)))
+        return tuple(made)
+
+    return plan
+
+
+# -- moves with one or two evaluations --------------------------------------------------------
+
+
+def _draw(noise: Noise, name: str, like: Tensor) -> Tensor:
+    return noise.normal(f"step:{name}", tuple(like.shape)).to(like)
+
+
+def move_ddim(eta: float) -> Move:
+    """Euler steps of the probability flow at eta 0; ancestral noise comes in as eta grows."""
+
+    def move(evaluate, states, step, memory, schedules, noise):
+        clean = evaluate(states, step.t)
+        moved = {}
+        for name, x in states.items():
+            at, to = point(schedules[name], step.t), point(schedules[name], step.s)
+            draw = _draw(noise, name, x) if eta > 0 and step.s > 0 else None
+            moved[name] = kernels.ddim(x, clean[name], at, to, eta, draw)
+        return Moved(states=moved, clean=clean)
+
+    return move
+
+
+def move_ddpm(evaluate, states, step, memory, schedules, noise) -> Moved:
+    """A draw from the posterior of the next state."""
+    clean = evaluate(states, step.t)
+    moved = {}
+    for name, x in states.items():
+        at, to = point(schedules[name], step.t), point(schedules[name], step.s)
+        draw = _draw(noise, name, x) if step.s > 0 else None
+        moved[name] = kernels.ddpm(x, clean[name], at, to, draw)
+    return Moved(states=moved, clean=clean)
+
+
+def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
+    """An Euler step, corrected by the slope at its end (Karras et al., 2022, algorithm 1)."""
+    clean = evaluate(states, step.t)
+    ends = {n: (point(schedules[n], step.t), point(schedules[n], step.s)) for n in states}
+    guess = {n: kernels.euler(x, clean[n], *ends[n]) for n, x in states.items()}
+    if step.budget == 1:
+        return Moved(states=guess, clean=clean)
+    after = evaluate(guess, step.s)
+    moved = {}
+    for name, x in states.items():
+        at, to = ends[name]
+        if at.alpha == 0:
+            moved[name] = guess[name]
+            continue
+        first = kernels.slope(x, clean[name], at)
+        second = kernels.slope(guess[name], after[name], to)
+        moved[name] = kernels.heun(x, first, second, at, to)
+    return Moved(states=moved, clean=clean)
+
+
+def move_euler_maruyama(stochastic: bool) -> Move:
+    """The reverse equation in plain time; no noise in the last step."""
+
+    def move(evaluate, states, step, memory, schedules, noise):
+        rates = {name: float(schedules[name].rate(step.t)) for name in states}
+        clean = evaluate(states, step.t)
+        moved = {}
+        for name, x in states.items():
+            moved[name] = kernels.euler_maruyama(
+                x,
+                clean[name],
+                point(schedules[name], step.t),
+                point(schedules[name], step.s),
+                rate=rates[name],
+                stochastic=stochastic,
+                draw=_draw(noise, name, x) if stochastic and step.s > 0 else None,
+            )
+        return Moved(states=moved, clean=clean)
+
+    return move
+
+
+# -- DPM-Solver and DPM-Solver++ --------------------------------------------------------------
+
+
+def exponential_weights(form: str, at: Point, to: Point) -> tuple[float, float, float, float]:
+    """(w, p1, p2, p3) of x_s = w x_t + p1 m + p2 m' + p3 m'', exact for a quadratic prediction m.
+
+    m', m'' are derivatives in the log-SNR, counted in units of the step h.  form "data": m is the
+    clean estimate (DPM-Solver++, arXiv 2211.01095, eq. 8); "noise": m is the noise (DPM-Solver,
+    arXiv 2206.00927, eq. 3.4).
+    """
+    h = to.lam - at.lam
+    if form == "data":
+        e = math.expm1(-h)
+        first, second = -to.alpha * e, to.alpha * (e / h + 1)
+        third = 0.0 if math.isinf(h) else -to.alpha * ((e + h) / h**2 - 0.5)
+        return to.sigma / at.sigma, first, second, third
+    e = math.expm1(h)
+    first, second = -to.sigma * e, -to.sigma * (e / h - 1)
+    return to.alpha / at.alpha, first, second, -to.sigma * ((e / h - 1) / h - 0.5)
+
+
+def _prediction(form: str, x: Tensor, clean: Tensor, at: Point) -> Tensor:
+    return clean if form == "data" else kernels.noise_estimate(x, clean, at)
+
+
+def single_step(
+    form: str, kind: str, x: Tensor, m: list[Tensor], points: list[Point], to: Point
+) -> Tensor:
+    """x moved from points[0] to `to` with the predictions m made at `points` (order len(m))."""
+    at = points[0]
+    w, p1, p2, p3 = exponential_weights(form, at, to)
+    base = w * x + p1 * m[0]
+    if len(m) == 1:
+        return base
+    r = [(p.lam - at.lam) / (to.lam - at.lam) for p in points]
+    if len(m) == 2:
+        d1 = (m[1] - m[0]) / r[1]
+        return base + (0.5 * p1 if kind == "dpm_solver" else p2) * d1
+    a, b = (m[1] - m[0]) / r[1], (m[2] - m[0]) / r[2]
+    if kind == "dpm_solver":
+        return base + p2 * b
+    d1 = (r[2] * a - r[1] * b) / (r[2] - r[1])
+    return base + p2 * d1 + p3 * 2 * (b - a) / (r[2] - r[1])
+
+
+def inner_step(form: str, x: Tensor, m: list[Tensor], points: list[Point]) -> Tensor:
+    """x moved from points[0] to points[len(m)], an inner time of a single step of order 3."""
+    at, to = points[0], points[len(m)]
+    w, p1, p2, _ = exponential_weights(form, at, to)
+    base = w * x + p1 * m[0]
+    if len(m) == 1:
+        return base
+    return base + p2 * (to.lam - at.lam) / (points[1].lam - at.lam) * (m[1] - m[0])
+
+
+def multi_step(
+    form: str,
+    kind: str,
+    curvature: float,
+    x: Tensor,
+    m: list[Tensor],
+    points: list[Point],
+    to: Point,
+) -> Tensor:
+    """x moved from points[0] to `to` with predictions m at points, newest first (order len(m)).
+
+    curvature: factor of the second divided difference in the third order term.  2 makes it the
+    second derivative, as third order needs; 1 is what the authors' library computes, which is
+    second order.
+    """
+    at = points[0]
+    w, p1, p2, p3 = exponential_weights(form, at, to)
+    base = w * x + p1 * m[0]
+    h = to.lam - at.lam
+    if len(m) == 1 or math.isinf(h):
+        return base
+    r0 = (at.lam - points[1].lam) / h
+    a = (m[0] - m[1]) / r0
+    if len(m) == 2:
+        return base + (0.5 * p1 if kind == "dpm_solver" else p2) * a
+    r1 = (points[1].lam - points[2].lam) / h
+    b = (m[1] - m[2]) / r1
+    return base + p2 * (a + r0 / (r0 + r1) * (a - b)) + p3 * curvature * (a - b) / (r0 + r1)
+
+
+def move_single(form: str, kind: str) -> Move:
+    """A step of order 1 + len(step.inner), without memory."""
+
+    def move(evaluate, states, step, memory, schedules, noise):
+        times = (step.t, *step.inner)
+        points = {n: [point(schedules[n], t) for t in times] for n in states}
+        found: dict[str, list[Tensor]] = {n: [] for n in states}
+        here, first = states, None
+        for i, t in enumerate(times):
+            if i:
+                here = {
+                    n: inner_step(form, states[n], found[n][:i], points[n][: i + 1]) for n in states
+                }
+            clean = evaluate(here, t)
+            first = clean if first is None else first
+            for n in states:
+                found[n].append(_prediction(form, here[n], clean[n], points[n][i]))
+        moved = {
+            n: single_step(form, kind, x, found[n], points[n], point(schedules[n], step.s))
+            for n, x in states.items()
+        }
+        return Moved(states=moved, clean=first)
+
+    return move
+
+
+def move_multi(form: str, kind: str, order: int, curvature: float = 2.0) -> Move:
+    """One evaluation a step; earlier predictions raise the order, from 1 up to `order`."""
+
+    def move(evaluate, states, step, memory, schedules, noise):
+        clean = evaluate(states, step.t)
+        at = {n: point(schedules[n], step.t) for n in states}
+        now = {n: _prediction(form, x, clean[n], at[n]) for n, x in states.items()}
+        known = ((step.t, now), *memory)[:order]
+        moved = {}
+        for n, x in states.items():
+            points = [point(schedules[n], t) for t, _ in known]
+            values = [m[n] for _, m in known]
+            to = point(schedules[n], step.s)
+            moved[n] = multi_step(form, kind, curvature, x, values, points, to)
+        return Moved(states=moved, clean=clean, memory=known)
+
+    return move
+
+
+def dpm_solver(
+    *,
+    name: str,
+    about: str,
+    order: int,
+    method: str = "multi",
+    form: str = "data",
+    kind: str = "dpm_solver",
+    grid: str = "time",
+    t_end: float = 1e-3,
+    curvature: float = 2.0,
+) -> Sampler:
+    """Any member of the DPM-Solver family.
+
+    order: 1, 2 or 3.  form: "data" (++) or "noise".  kind: "dpm_solver" or "taylor".
+    method: "multi"; "single" (whole steps, inner times by log-SNR); "fast" (a fine grid, jumped);
+    "fast-whole" (whole steps of the fast orders).
+    """
+    methods = {
+        "multi": (plan_cells, move_multi(form, kind, order, curvature)),
+        "single": (plan_single(order), move_single(form, kind)),
+        "fast": (plan_fast(order), move_single(form, kind)),
+        "fast-whole": (plan_single(order, fast=True), move_single(form, kind)),
+    }
+    for what, value, known in (
+        ("method", method, [*methods]),
+        ("form", form, ["data", "noise"]),
+        ("kind", kind, ["dpm_solver", "taylor"]),
+        ("order", order, [1, 2, 3]),
+    ):
+        if value not in known:
+            raise ValueError(f"{what} {value!r} is unknown; choose one of {known}")
+    plan, move = methods[method]
+    return Sampler(name=name, about=about, plan=plan, move=move, grid=grid, t_end=t_end)
+
+
+def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
+    """DDIM with its own eta in [0, 1]."""
+    return Sampler(
+        name=name,
+        plan=plan_cells,
+        move=move_ddim(eta),
+        about="one evaluation a step, deterministic at eta 0",
+        stochastic=eta > 0,
+    )
+
+
+_ALL = (
+    dpm_solver(name="dpm++2m", order=2, about="good at 15 to 30 steps; the default"),
+    dpm_solver(name="dpm++3m", order=3, kind="taylor", about="smoother models, 20 steps and more"),
+    dpm_solver(name="dpm++2s", order=2, method="single", about="second order without memory"),
+    dpm_solver(name="dpm++3s", order=3, method="single", about="third order without memory"),
+    dpm_solver(name="dpm++fast", order=3, method="fast", about="as published for UniDiffuser"),
+    dpm_solver(
+        name="dpm-fast",
+        order=3,
+        method="fast-whole",
+        form="noise",
+        grid="logsnr",
+        t_end=1e-4,
+        about="as published for U-ViT on linear schedules",
+    ),
+    ddim(),
+    Sampler(
+        name="ddpm",
+        plan=plan_cells,
+        move=move_ddpm,
+        about="ancestral, many steps",
+        stochastic=True,
+    ),
+    Sampler(name="euler", plan=plan_cells, move=move_ddim(0.0), about="probability flow, order 1"),
+    Sampler(name="heun", plan=plan_heun, move=move_heun, about="two evaluations a step, order 2"),
+    Sampler(
+        name="em-sde",
+        plan=plan_to_zero,
+        move=move_euler_maruyama(True),
+        t_end=1e-3,
+        about="reverse SDE, 1000 steps",
+        stochastic=True,
+    ),
+    Sampler(
+        name="em-ode",
+        plan=plan_to_zero,
+        move=move_euler_maruyama(False),
+        t_end=1e-3,
+        about="probability flow in plain time",
+    ),
+)
+
+SAMPLERS: dict[str, Sampler] = {s.name: s for s in _ALL}
+"""Plain name -> Sampler."""
+
+
+def named_sampler(name: str) -> Sampler:
+    """The sampler of that name; ValueError lists the names there are."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
