@@ -1,7 +1,8 @@
 """The few types that everything else speaks: what flows between the five nouns.
 
-    train   raw -codec.encode-> x0 -process.corrupt(t)-> x_t -network-> raw out -process.loss-> losses
-    sample  prior -loop[queries -> network -> process.to_clean -> guidance -> kernel(t->s)]-> x0 -decode-> raw
+    train   raw -codec.encode-> x0 -process.corrupt(t)-> x_t -network-> out -process.loss-> losses
+    sample  prior -loop[queries -> network -> process.to_clean -> guidance -> kernel(t->s)]-> x0
+            x0 -codec.decode-> raw
 
 A *modality* is a named stream that can be a diffusing state ("image", "image_embed", "text").  Its
 *clock* is the name of the time it follows; several modalities may share one clock.  Time runs from
@@ -53,7 +54,7 @@ class Query:
 
 
 Denoise = Callable[[Sequence[Query]], list[Bundle]]
-"""Queries -> clean estimates (only the kept modalities), batched or one by one as suits the device."""
+"""Queries -> clean estimates (kept modalities only), batched or one by one as suits the device."""
 
 
 class Noise(Protocol):

@@ -9,7 +9,8 @@
 | text alone     | 1          | t         |
 
 A number between 0 and 1 in place of 0 is a condition that is itself noisy.
-Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale", 2023.
+Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale",
+2023, arXiv 2303.06555.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Noised:
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha_sigma(1.0)[0]) == 0.0:
             raise ValueError(
-                f"EPS cannot be used with {type(schedule).__name__}: alpha is 0 at t = 1, where the "
-                "noise says nothing about the clean state; predict V or X0 instead"
+                f"EPS cannot be used with {type(schedule).__name__}: alpha is 0 at t = 1, where "
+                "the noise says nothing about the clean state; predict V or X0 instead"
             )
 
     def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

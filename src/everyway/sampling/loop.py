@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Noise, Process, Query
+from everyway.process.schedules import CosineVP, Schedule
 from everyway.process.times import GRIDS, Step
 from everyway.sampling.solvers import Memory, Sampler, dynamic_threshold, named_sampler
 from everyway.tasks import Task, times_for
@@ -34,7 +35,7 @@ class Progress:
 
 
 def absent_states(
-    processes: Mapping[str, Process], noise: Noise, device: torch.device | None = None
+    processes: Mapping[str, Process], noise: Noise, device: torch.device | str | None = None
 ) -> Callable[[str, tuple[int, ...]], Tensor]:
     """(modality, shape (B, ...)) -> a fresh state that carries no information: a draw at t = 1."""
 
@@ -148,14 +149,15 @@ def sample(
             moving[name] = states[name].to(device)
         else:
             moving[name] = process.prior(process.draw(noise, name, shapes[name])).to(device)
-    schedules = {}
+    schedules: dict[str, Schedule] = {}
     for name in moving:
         if name in kernels:
             continue
-        if not hasattr(processes[name], "schedule"):
+        schedule = getattr(processes[name], "schedule", None)
+        if not isinstance(schedule, Schedule):
             raise ValueError(f"modality {name!r} has no Gaussian schedule; give it a kernel")
-        schedules[name] = processes[name].schedule
-    lead = next(iter(schedules.values()), None)
+        schedules[name] = schedule
+    lead = next(iter(schedules.values()), CosineVP())  # only kernels: any schedule lays the grid
     plan = chosen.plan(steps, grid, t_end, lead)
     if chosen.name.startswith("em-"):
         for schedule in schedules.values():
@@ -180,7 +182,7 @@ def _steps(
     sampler: Sampler,
     plan: tuple[Step, ...],
     states: Bundle,
-    schedules: Mapping,
+    schedules: Mapping[str, Schedule],
     kernels: Mapping[str, TokenKernel],
     noise: Noise,
 ) -> Iterator[Progress]:
@@ -221,8 +223,8 @@ def _steps(
 def final(progress: Iterator[Progress]) -> Progress:
     """The last record of a run."""
     last = None
-    for last in progress:
-        pass
+    for record in progress:
+        last = record
     if last is None:
         raise ValueError("the run had no steps")
     return last

@@ -29,8 +29,8 @@ class PerSampleNoise:
     def _of(self, name: str, shape: tuple[int, ...]) -> list[torch.Generator]:
         if not shape or shape[0] != len(self.seeds):
             raise ValueError(
-                f"noise {name!r} was asked for shape {tuple(shape)} but has {len(self.seeds)} seeds; "
-                "give one seed per sample"
+                f"noise {name!r} was asked for shape {tuple(shape)} but has {len(self.seeds)} "
+                "seeds; give one seed per sample"
             )
         if name not in self._generators:
             self._generators[name] = [

@@ -343,8 +343,26 @@ def move_single(form: str, kind: str) -> Move:
     return move
 
 
-def move_multi(form: str, kind: str, order: int, curvature: float = 2.0) -> Move:
-    """One evaluation a step; earlier predictions raise the order, from 1 up to `order`."""
+def usable(lams: list[float], growth: float) -> int:
+    """How many of the newest log-SNRs, lams[0] being the target, a multistep formula may use.
+
+    It extrapolates, so a step more than `growth` times as long as the one before it in log-SNR
+    (the last one of a grid in time) does not look back past its own start.
+    """
+    spans = [a - b for a, b in zip(lams, lams[1:], strict=False)]
+    for i in range(len(spans) - 1):
+        if spans[i] > growth * spans[i + 1]:
+            return i + 1
+    return len(spans)
+
+
+def move_multi(
+    form: str, kind: str, order: int, curvature: float = 2.0, growth: float = 2.0
+) -> Move:
+    """One evaluation a step; earlier predictions raise the order, from 1 up to `order`.
+
+    curvature: see `multi_step`.  growth: see `usable`; infinity always uses the whole memory.
+    """
 
     def move(evaluate, states, step, memory, schedules, noise):
         clean = evaluate(states, step.t)
@@ -354,8 +372,9 @@ def move_multi(form: str, kind: str, order: int, curvature: float = 2.0) -> Move
         moved = {}
         for n, x in states.items():
             points = [point(schedules[n], t) for t, _ in known]
-            values = [m[n] for _, m in known]
             to = point(schedules[n], step.s)
+            count = usable([to.lam, *(p.lam for p in points)], growth)
+            values = [m[n] for _, m in known[:count]]
             moved[n] = multi_step(form, kind, curvature, x, values, points, to)
         return Moved(states=moved, clean=clean, memory=known)
 
@@ -373,15 +392,17 @@ def dpm_solver(
     grid: str = "time",
     t_end: float = 1e-3,
     curvature: float = 2.0,
+    growth: float = 2.0,
 ) -> Sampler:
     """Any member of the DPM-Solver family.
 
     order: 1, 2 or 3.  form: "data" (++) or "noise".  kind: "dpm_solver" or "taylor".
     method: "multi"; "single" (whole steps, inner times by log-SNR); "fast" (a fine grid, jumped);
-    "fast-whole" (whole steps of the fast orders).
+    "fast-whole" (whole steps of the fast orders).  curvature, growth: of "multi", see `move_multi`;
+    the published multistep formulas have curvature 1 and growth infinity.
     """
     methods = {
-        "multi": (plan_cells, move_multi(form, kind, order, curvature)),
+        "multi": (plan_cells, move_multi(form, kind, order, curvature, growth)),
         "single": (plan_single(order), move_single(form, kind)),
         "fast": (plan_fast(order), move_single(form, kind)),
         "fast-whole": (plan_single(order, fast=True), move_single(form, kind)),

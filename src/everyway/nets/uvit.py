@@ -1,0 +1,228 @@
+"""U-ViT: a transformer over tokens of everything, with long skips between its halves.
+
+Shapes: B batch, N tokens, D width, L = 2 (depth // 2) + 1 blocks.
+Sources: Bao et al., "All are Worth Words", 2022, arXiv 2209.12152 (pre-norm);
+Bao et al., "One Transformer Fits All Distributions", 2023, arXiv 2303.06555 (post-norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from everyway.contracts import Bundle, Contexts, Times
+from everyway.nets.attention import SelfAttention
+from everyway.nets.embed import resize_positions, sinusoid
+from everyway.nets.tokens import (
+    KINDS,
+    STATES,
+    ContextTokens,
+    Flag,
+    Label,
+    Layout,
+    Patches,
+    Stream,
+    TimeToken,
+    embedder,
+    head,
+    unpatchify,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """depth: blocks, the middle one not counted (an odd depth loses one).  norm: "pre" | "post".
+
+    skip: "concat" | "add" | "none".  time_mlp: a small network after the time's sinusoid.
+    conv: a 3x3 convolution after the patches are put together.  time_scale: tau = time_scale * t.
+    """
+
+    layout: Layout
+    dim: int
+    depth: int
+    heads: int
+    mlp_ratio: int = 4
+    qkv_bias: bool = False
+    norm: str = "pre"
+    skip: str = "concat"
+    time_mlp: bool = False
+    conv: bool = True
+    time_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
+        if self.norm not in ("pre", "post"):
+            raise ValueError(f"norm {self.norm!r} is unknown; choose pre or post")
+        if self.skip not in ("concat", "add", "none"):
+            raise ValueError(f"skip {self.skip!r} is unknown; choose concat, add or none")
+
+    def to_json(self) -> dict[str, Any]:
+        layout = [{"kind": type(s).__name__, **asdict(s)} for s in self.layout]
+        return {**asdict(self), "layout": layout}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> UViTConfig:
+        rows = [dict(row) for row in data["layout"]]
+        layout = tuple(KINDS[row.pop("kind")](**row) for row in rows)
+        return UViTConfig(**{**data, "layout": layout})
+
+
+class Block(nn.Module):
+    """Attention and MLP with residuals; `skips` blocks first take in a skip."""
+
+    def __init__(self, config: UViTConfig, skips: bool) -> None:
+        super().__init__()
+        dim = config.dim
+        self.post, self.skip = config.norm == "post", config.skip if skips else "none"
+        self.norm_attn, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn = SelfAttention(dim, config.heads, config.qkv_bias)
+        self.fc1 = nn.Linear(dim, config.mlp_ratio * dim)
+        self.fc2 = nn.Linear(config.mlp_ratio * dim, dim)
+        if self.skip == "concat":
+            self.skip_linear = nn.Linear(2 * dim, dim)
+        if self.post and self.skip != "none":
+            self.norm_skip = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x, skip (B, N, D) -> (B, N, D)."""
+        if self.skip == "concat":
+            x = self.skip_linear(torch.cat([x, skip], -1))  # current first
+        elif self.skip == "add":
+            x = x + skip
+        if not self.post:
+            x = x + self.attn(self.norm_attn(x))
+            return x + self._mlp(self.norm_mlp(x))
+        if self.skip != "none":
+            x = self.norm_skip(x)
+        x = self.norm_attn(x + self.attn(x))
+        return self.norm_mlp(x + self._mlp(x))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))  # the exact, erf form
+
+
+class UViT(nn.Module):
+    """(states, times, contexts) -> raw outputs of every state, in its shape."""
+
+    def __init__(self, config: UViTConfig, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config, self.checkpointing = config, checkpointing
+        dim, half = config.dim, config.depth // 2
+        named = {_key(s): s for s in config.layout}
+        self.embed = nn.ModuleDict({k: m for k, s in named.items() if (m := embedder(s, dim))})
+        self.head = nn.ModuleDict({k: m for k, s in named.items() if (m := head(s, dim))})
+        if config.time_mlp:
+            clocks = [s for s in config.layout if isinstance(s, TimeToken)]
+            for s in clocks:
+                self.embed[_key(s)] = nn.Sequential(
+                    nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)
+                )
+        flags = [s for s in config.layout if isinstance(s, Flag)]
+        length = sum(s.length for s in config.layout if not isinstance(s, Flag))
+        self.positions = nn.Parameter(torch.zeros(1, length, dim))
+        self.flag_positions = nn.ParameterDict(
+            {_key(s): nn.Parameter(torch.zeros(1, 1, dim)) for s in flags}
+        )
+        self.ins = nn.ModuleList(Block(config, skips=False) for _ in range(half))
+        self.mid = Block(config, skips=False)
+        self.outs = nn.ModuleList(Block(config, skips=True) for _ in range(half))
+        self.norm = nn.LayerNorm(dim)
+        patches = [s for s in config.layout if isinstance(s, Patches)]
+        self.conv = nn.ModuleDict(
+            {_key(s): nn.Conv2d(s.channels, s.channels, 3, padding=1) for s in patches}
+            if config.conv
+            else {}
+        )
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(
+        self,
+        states: Bundle,
+        times: Times,
+        contexts: Contexts | None = None,
+        keep: tuple[str, ...] | None = None,
+    ) -> Bundle:
+        """states: name -> (B, ...); times: clock -> (B,) float64; keep: the outputs wanted."""
+        contexts = contexts or {}
+        batch = next(iter(states.values())).shape[0]
+        parts = [self._embed(s, states, times, contexts, batch) for s in self.config.layout]
+        x = torch.cat([p + q for p, q in zip(parts, self._positions(states))], 1)  # (B, N, D)
+        skips = []
+        for block in self.ins:
+            x = self._run(block, x)
+            skips.append(x)
+        x = self._run(self.mid, x)
+        for block in self.outs:
+            x = self._run(block, x, skips.pop())
+        pieces = self.norm(x).split([p.shape[1] for p in parts], 1)
+        return {
+            s.name: self._out(s, piece, states[s.name])
+            for s, piece in zip(self.config.layout, pieces)
+            if isinstance(s, STATES) and (keep is None or s.name in keep)
+        }
+
+    def _run(self, block: Block, *inputs: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def _embed(self, s: Stream, states, times, contexts, batch: int) -> Tensor:
+        """One stream as tokens (B, n, D)."""
+        match s:
+            case TimeToken(clock=clock):
+                tau = times[clock].to(torch.float64) * self.config.time_scale
+                token = sinusoid(tau, self.config.dim).to(self.positions.dtype)[:, None]
+                return self.embed[_key(s)](token) if self.config.time_mlp else token
+            case Label(name=name):
+                return self.embed[_key(s)](contexts[name].tokens)[:, None]
+            case Flag(name=name, default=default):
+                told = contexts.get(name)
+                value = torch.full((batch,), default, device=self.positions.device)
+                return self.embed[_key(s)](told.tokens if told else value)[:, None]
+            case ContextTokens(name=name):
+                return self.embed[_key(s)](contexts[name].tokens)
+            case Patches(name=name):
+                return self.embed[_key(s)](states[name]).flatten(2).transpose(1, 2)
+        return self.embed[_key(s)](states[s.name])
+
+    def _positions(self, states: Bundle) -> list[Tensor]:
+        """The positions of each stream, patches resized where the picture is of another size."""
+        out, start = [], 0
+        for s in self.config.layout:
+            if isinstance(s, Flag):
+                out.append(self.flag_positions[_key(s)])
+                continue
+            table = self.positions[:, start : start + s.length]
+            start += s.length
+            if isinstance(s, Patches):
+                height, width = (n // s.patch for n in states[s.name].shape[-2:])
+                if (height, width) != (s.side, s.side):
+                    table = resize_positions(table, s.side, height, width)
+            out.append(table)
+        return out
+
+    def _out(self, s: Stream, tokens: Tensor, state: Tensor) -> Tensor:
+        tokens = self.head[_key(s)](tokens)
+        if not isinstance(s, Patches):
+            return tokens
+        height, width = (n // s.patch for n in state.shape[-2:])
+        image = unpatchify(tokens, s.patch, height, width)
+        return self.conv[_key(s)](image) if self.config.conv else image
+
+
+def _key(stream: Stream) -> str:
+    return f"time_{stream.clock}" if isinstance(stream, TimeToken) else stream.name
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
