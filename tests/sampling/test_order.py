@@ -67,7 +67,8 @@ def test_order_two_forms(form, method):
 
 @pytest.mark.parametrize("sampler", ["dpm++3s", "dpm++3m"])
 def test_order_three(sampler):
-    assert slope(sampler, steps=(1024, 2048)) == pytest.approx(3.0, abs=0.15)
+    """On a schedule that starts far from data, so that the low orders of a start cost nothing."""
+    assert slope(sampler, LinearVP(), steps=(192, 384)) == pytest.approx(3.0, abs=0.15)
 
 
 @pytest.mark.parametrize("form", ["data", "noise"])
@@ -80,7 +81,7 @@ def test_order_three_single_forms(form, kind):
 def test_published_third_order_multistep_is_second_order():
     """With the library's factor 1 the second difference is half of what third order needs."""
     sampler = dpm(order=3, kind="taylor", curvature=1.0)
-    assert slope(sampler, steps=(192, 384)) == pytest.approx(2.0, abs=0.25)
+    assert slope(sampler, LinearVP(), steps=(192, 384)) == pytest.approx(2.0, abs=0.15)
 
 
 def test_plain_time_flow_is_order_one():
