@@ -1,0 +1,97 @@
+"""U-ViT as published: presets of every released network, and the authors' tensor names.
+
+Source: Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", 2022,
+arXiv 2209.12152.  Parameter counts are of the released files.
+"""
+
+from __future__ import annotations
+
+from everyway.checkpoints.keymap import Table
+from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
+from everyway.nets.uvit import UViTConfig
+
+
+def network(
+    *,
+    size: int,
+    patch: int,
+    channels: int,
+    dim: int,
+    depth: int,
+    heads: int,
+    classes: int = 0,
+    context: tuple[int, int] | None = None,
+    **options,
+) -> UViTConfig:
+    """One clock `image`.  classes: with a label token in front.  context: (tokens, width)."""
+    time = TimeToken(clock="image")
+    patches = Patches(name="image", channels=channels, size=size, patch=patch)
+    layout: tuple = (time, patches)
+    if classes:
+        layout = (Label(name="label", classes=classes), time, patches)
+    elif context:
+        layout = (time, ContextTokens(name="text", length=context[0], dim=context[1]), patches)
+    return UViTConfig(layout=layout, dim=dim, depth=depth, heads=heads, **options)
+
+
+_S = dict(dim=512, depth=12, heads=8)
+_M = dict(dim=768, depth=16, heads=12)
+_L = dict(dim=1024, depth=20, heads=16)
+_H = dict(dim=1152, depth=28, heads=16, conv=False)
+_PIXELS_64 = dict(size=64, patch=4, channels=3)
+_LATENT_32 = dict(size=32, patch=2, channels=4)
+_LATENT_64 = dict(size=64, patch=4, channels=4)
+_CLIP = (77, 768)
+
+PRESETS: dict[str, UViTConfig] = {
+    "cifar10_small": network(size=32, patch=2, channels=3, **_S, time_scale=999.0),  # 44,255,328
+    "celeba64_small": network(**_PIXELS_64, **_S, time_scale=999.0),  # 44,292,228
+    "imagenet64_mid": network(**_PIXELS_64, **_M, classes=1000, time_scale=999.0),  # 130,940,292
+    "imagenet64_large": network(**_PIXELS_64, **_L, classes=1000, time_scale=999.0),  # 286,827,652
+    "imagenet256_large": network(**_LATENT_32, **_L, classes=1001, time_scale=999.0),  # 286,763,172
+    "imagenet256_huge": network(**_LATENT_32, **_H, classes=1001),  # 500,832,016
+    "imagenet512_large": network(**_LATENT_64, **_L, classes=1001, time_scale=999.0),  # 286,861,524
+    "imagenet512_huge": network(**_LATENT_64, **_H, classes=1001),  # 500,942,656
+    "mscoco_small": network(**_LATENT_32, **_S, context=_CLIP),  # 44,692,644
+    "mscoco_small_deep": network(**_LATENT_32, **_S | {"depth": 16}, context=_CLIP),  # 58,345,636
+}
+
+_LINEARS = (
+    ("attn.qkv.weight", "attn.qkv.weight"),
+    ("attn.qkv.bias", "attn.qkv.bias"),
+    ("attn.proj.weight", "attn.proj.weight"),
+    ("attn.proj.bias", "attn.proj.bias"),
+    ("fc1.weight", "mlp.fc1.weight"),
+    ("fc1.bias", "mlp.fc1.bias"),
+    ("fc2.weight", "mlp.fc2.weight"),
+    ("fc2.bias", "mlp.fc2.bias"),
+    ("skip_linear.weight", "skip_linear.weight"),
+    ("skip_linear.bias", "skip_linear.bias"),
+)
+
+
+def both(ours: str, theirs: str) -> Table:
+    """A weight and a bias."""
+    return tuple((f"{ours}.{p}", f"{theirs}.{p}") for p in ("weight", "bias"))
+
+
+def blocks(norms: dict[str, str]) -> Table:
+    """The rows of all blocks.  norms: our name of a LayerNorm -> the authors'."""
+    inner = _LINEARS + tuple(row for a, b in norms.items() for row in both(a, b))
+    places = {"ins.{i}": "in_blocks.{i}", "mid": "mid_block", "outs.{i}": "out_blocks.{i}"}
+    return tuple((f"{p}.{a}", f"{q}.{b}") for p, q in places.items() for a, b in inner)
+
+
+KEYMAP: Table = (
+    ("positions", "pos_embed"),
+    *both("embed.image", "patch_embed.proj"),
+    ("embed.label.weight", "label_emb.weight"),
+    *both("embed.text", "context_embed"),
+    *both("embed.time_image.0", "time_embed.0"),
+    *both("embed.time_image.2", "time_embed.2"),
+    *blocks({"norm_attn": "norm1", "norm_mlp": "norm2"}),
+    *both("norm", "norm"),
+    *both("head.image", "decoder_pred"),
+    *both("conv.image", "final_layer"),
+)
+"""(ours, the authors') names of every U-ViT tensor."""
