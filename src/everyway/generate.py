@@ -262,11 +262,13 @@ def shipped() -> list[str]:
     return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
 
 
-def load(name_or_path: str = "mini", device: str = "auto") -> Model:
-    """A shipped model's name or a model folder.
+def load(name_or_path: str = "default", device: str = "auto") -> Model:
+    """A shipped model's name or a model folder; "default" is the best model that is shipped.
 
     Raises ModelError (unknown model) or StoreError (damaged files), one clear line each.
     """
+    if name_or_path == "default" and shipped():
+        name_or_path = "mini" if "mini" in shipped() else shipped()[0]
     folder = SHIPPED / name_or_path
     if not (folder / "config.json").is_file():
         folder = Path(name_or_path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from everyway.request import GenerateRequest
 
 from everyway.data.shapes import Shapes
 from everyway.generate import ModelError, load
+from everyway.request import GenerateRequest
 
 STEPS = 6
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from everyway.data.sample import Sample
+from everyway.data.captions import Lexicon
+from everyway.data.captions import parse as parse_scene
+from everyway.data.sample import Sample, Scene, SceneObject
 
 SHAPES = {
     "circle": "원",
@@ -30,14 +32,26 @@ PLACES = {
     "bottom": ("아래", (0.5, 0.72)),
     "middle": ("가운데", (0.5, 0.5)),
 }
+OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+LEXICON = Lexicon(
+    objects={name: f"{COLOURS[c][0]} {SHAPES[s]}" for name in OBJECTS for c, s in [name.split()]},
+    backgrounds={colour: korean for colour, (korean, _) in COLOURS.items()},
+)
+
+
+LANGUAGES = ("en", "ko")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Sample i is a function of (seed, i) alone.  size: side of the square pictures in pixels."""
+    """Sample i is a function of (seed, i) alone.
+
+    size: side of the square pictures in pixels.  languages: of the captions, in this order.
+    """
 
     seed: int = 0
     size: int = 32
+    languages: tuple[str, ...] = LANGUAGES
 
     def record(self, index: int) -> dict[str, str]:
         """shape, colour, place and background (never the shape's own colour)."""
@@ -50,46 +64,59 @@ class Shapes:
             "background": str(background),
         }
 
+    def scene(self, index: int) -> Scene:
+        """The same ground truth as a `Scene`, whose object is named "red circle"."""
+        return scene_of(self.record(index))
+
     def sample(self, index: int) -> Sample:
         record = self.record(index)
         return Sample(
             image=draw(record, self.size, np.random.default_rng((self.seed, index, 1))),
-            captions=captions(record),
+            captions=captions(record, self.languages),
             record=record,
             key=f"shapes-{self.seed}-{index:08d}",
         )
 
 
-def captions(record: dict[str, str]) -> tuple[str, str]:
-    """The caption in English and in Korean."""
-    colour, place = COLOURS[record["colour"]][0], PLACES[record["place"]][0]
-    background = COLOURS[record["background"]][0]
-    english = f"a {record['colour']} {record['shape']} {record['place']} on {record['background']}"
-    return english, f"{background} 배경 {place} {colour} {SHAPES[record['shape']]}"
+def captions(record: dict[str, str], languages: tuple[str, ...] = LANGUAGES) -> tuple[str, ...]:
+    """One caption a language: "a red circle left on blue"."""
+    name = f"{record['colour']} {record['shape']}"
+    place, background = record["place"], record["background"]
+    said = {
+        "en": f"a {name} {place} on {background}",
+        "ko": f"{COLOURS[background][0]} 배경 {PLACES[place][0]} {LEXICON.objects[name]}",
+    }
+    return tuple(said[language] for language in languages)
 
 
 def parse(caption: str) -> dict[str, str]:
-    """The record that a caption states; words it does not know are passed over."""
-    for record in _records():
-        if caption.strip() in captions(record):
-            return record
-    return {}
+    """The part of a record that a caption states; words it does not know are passed over."""
+    scene = parse_caption(caption)
+    if scene is None:
+        return {}
+    colour, shape = scene.names[0].split()
+    record = {"shape": shape, "colour": colour, "place": scene.objects[0].place}
+    record["background"] = scene.background
+    return {k: v for k, v in record.items() if v is not None}
 
 
-def _records():
-    for shape in SHAPES:
-        for colour in COLOURS:
-            for place in PLACES:
-                for background in COLOURS:
-                    if background != colour:
-                        yield dict(shape=shape, colour=colour, place=place, background=background)
+def parse_caption(caption: str) -> Scene | None:
+    """What a caption in either language states, or None if it names no coloured shape."""
+    return parse_scene(caption, LEXICON)
 
 
-def draw(record: dict[str, str], size: int, rng: np.random.Generator) -> np.ndarray:
-    """The picture (size, size, 3) uint8, antialiased by 4x oversampling, with a small jitter."""
+def scene_of(record: dict[str, str]) -> Scene:
+    """A shapes record in the form that all captions share."""
+    thing = SceneObject(name=f"{record['colour']} {record['shape']}", place=record["place"])
+    return Scene(objects=(thing,), background=record["background"])
+
+
+def draw(record: dict[str, str], size: int, rng: np.random.Generator | None) -> np.ndarray:
+    """The picture (size, size, 3) uint8, antialiased by 4x oversampling; rng None: no jitter."""
     fine = 4 * size
     y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine
-    cx, cy = np.array(PLACES[record["place"]][1]) + rng.uniform(-0.03, 0.03, 2)
+    jitter = 0 if rng is None else rng.uniform(-0.03, 0.03, 2)
+    cx, cy = np.array(PLACES[record["place"]][1]) + jitter
     inside = _mask(record["shape"], x - cx, y - cy, 0.22)
     mask = inside.reshape(size, 4, size, 4).mean((1, 3))[..., None]
     front, back = (np.array(COLOURS[record[k]][1], float) for k in ("colour", "background"))
@@ -97,11 +124,13 @@ def draw(record: dict[str, str], size: int, rng: np.random.Generator) -> np.ndar
 
 
 def _mask(shape: str, x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
-    distance = np.hypot(x, y)
-    return {
-        "circle": distance < r,
-        "square": np.maximum(abs(x), abs(y)) < 0.9 * r,
-        "triangle": (y < 0.8 * r) & (y > 2 * abs(x) - r),
-        "ring": (distance < r) & (distance > 0.55 * r),
-        "cross": (np.minimum(abs(x), abs(y)) < 0.3 * r) & (np.maximum(abs(x), abs(y)) < r),
-    }[shape].astype(float)
+    if shape == "square":
+        inside = np.maximum(abs(x), abs(y)) < 0.9 * r
+    elif shape == "triangle":
+        inside = (y < 0.8 * r) & (y > 2 * abs(x) - r)
+    elif shape == "cross":
+        inside = (np.minimum(abs(x), abs(y)) < 0.3 * r) & (np.maximum(abs(x), abs(y)) < r)
+    else:
+        distance = np.hypot(x, y)
+        inside = (distance < r) & (distance > (0.55 * r if shape == "ring" else -1))
+    return inside.astype(float)

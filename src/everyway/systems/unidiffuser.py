@@ -87,6 +87,7 @@ def nano(vocabulary: tuple[str, ...]) -> UniDiffuserConfig:
         depth=4,
         heads=4,
         codec_config={"vocabulary": list(vocabulary)},
+        weights={"image": 1.0, "text": 1.0, "image_embed": 0.1},
     )
 
 

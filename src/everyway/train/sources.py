@@ -61,7 +61,7 @@ def open_data(name: str, seed: int):
     if name == "shapes":
         from everyway.data.shapes import Shapes
 
-        return Shapes(seed=seed)
+        return Shapes(seed=seed, languages=("en",))
     if name == "emoji":
         from everyway.data.emoji import EmojiScenes
 

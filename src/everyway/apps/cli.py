@@ -1,0 +1,405 @@
+"""The command line.  Exit codes: 0 done, 1 a failure, 2 the user's mistake, 130 stopped by Ctrl-C.
+
+Nothing heavy is imported before a command needs it, so `everyway --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+COMMANDS: dict[str, str] = {
+    "demo": "every use of the shipped model on one labelled sheet",
+    "generate": "image | text | both, from a text, a picture, or nothing",
+    "vary": "variations of a picture or a text",
+    "interpolate": "pictures between two pictures",
+    "chain": "text, picture, text, picture, ...",
+    "replay": "make a picture again from its own record",
+    "train": "train a model, or go on training it",
+    "data": "write a built-in data set, or check a folder",
+    "evaluate": "score a model",
+    "models": "what is here, and its facts",
+}
+
+
+class UsageError(ValueError):
+    """The user's mistake: one line, exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code and never raises for a user's mistake."""
+    try:
+        args = parser().parse_args(argv)
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        return 130
+    except Exception as error:  # the border: known faults become one line, others a traceback
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"everyway: {' '.join(str(error).split())}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for the user's mistakes, 1 for failures of files and disks, None for our own faults."""
+    from everyway.request import RequestError
+
+    if isinstance(error, (UsageError, RequestError)):
+        return 2
+    mistakes = ("ModelError", "ConfigError", "ValueError")
+    failures = ("StoreError", "StateError", "FileError")
+    name = type(error).__name__
+    if name in mistakes:
+        return 2
+    return 1 if name in failures or isinstance(error, OSError) else None
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(prog="everyway", description="One model goes every way: images and text.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    adders: dict[str, Callable] = {
+        "demo": _demo_flags,
+        "generate": _generate_flags,
+        "vary": _vary_flags,
+        "interpolate": _interpolate_flags,
+        "chain": _chain_flags,
+        "replay": _replay_flags,
+        "train": _train_flags,
+        "data": _data_flags,
+        "evaluate": _evaluate_flags,
+        "models": _models_flags,
+    }
+    for name, help_ in COMMANDS.items():
+        adders[name](commands.add_parser(name, help=help_, description=help_))
+    return top
+
+
+def _sampling_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="default", help="a shipped name or a model folder")
+    p.add_argument("-n", type=int, default=1, help="how many; sample k has seed + k")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--steps", type=int, default=25)
+    p.add_argument("--guidance", type=float, default=2.5, help="1 is off")
+    p.add_argument("--sampler", default="dpm++2m")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--out", default="out", help="folder for pictures and results.jsonl")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    p.add_argument("--quiet", action="store_true")
+
+
+def _generate_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", help="image, text or both")
+    p.add_argument("--text", help="a prompt")
+    p.add_argument("--image", help="a picture to describe")
+    p.add_argument("--given-noise", action="append", default=[], metavar="CLOCK=LEVEL")
+    p.add_argument("--prompts", help="a JSON-lines file of requests, one object a line")
+    _sampling_flags(p)
+    p.set_defaults(run=_generate)
+
+
+def _vary_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", help="image or text")
+    p.add_argument("input", help="a picture's path, or the text")
+    _sampling_flags(p)
+    p.set_defaults(run=_vary)
+
+
+def _interpolate_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("first")
+    p.add_argument("second")
+    p.add_argument("--frames", type=int, default=8)
+    _sampling_flags(p)
+    p.set_defaults(run=_interpolate)
+
+
+def _chain_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--text", required=True)
+    p.add_argument("--rounds", type=int, default=5)
+    _sampling_flags(p)
+    p.set_defaults(run=_chain)
+
+
+def _replay_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("picture", help="a PNG that everyway made")
+    p.add_argument("--model", help="where the model is now, if it moved")
+    p.set_defaults(run=_replay)
+
+
+def _demo_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--model", default="default")
+    p.add_argument("--out", default="out")
+    p.set_defaults(run=_demo)
+
+
+def _train_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("preset", help="a preset's name or a TOML file")
+    p.add_argument("--out", help="the run folder; the same command again resumes it")
+    p.add_argument("--budget", help="time, such as 90s, 30m or 2h")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    p.add_argument("--quiet", action="store_true")
+    p.set_defaults(run=_train)
+
+
+def _data_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", help="shapes")
+    p.add_argument("--out", required=True)
+    p.add_argument("-n", type=int, default=100)
+    p.add_argument("--seed", type=int, default=0)
+    p.set_defaults(run=_data)
+
+
+def _evaluate_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model")
+    p.add_argument("--suite", default="shapes")
+    p.add_argument("-n", type=int, default=200)
+    p.add_argument("--seed", type=int, default=1_000_000)
+    p.add_argument("--steps", type=int, default=25)
+    p.add_argument("--guidance", type=float, default=2.5)
+    p.add_argument("--sampler", default="dpm++2m")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=_evaluate)
+
+
+def _models_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", nargs="?")
+    p.set_defaults(run=_models)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("model", "n", "seed", "steps", "guidance", "sampler")
+    return {name: getattr(args, name) for name in names}
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from everyway.request import GenerateRequest, known
+
+    if args.prompts:
+        return _prompts(args)
+    known("output", args.what, ("image", "text", "both"))
+    kinds = {
+        "image": "image" if args.text is None else "text-to-image",
+        "text": "text" if args.image is None else "image-to-text",
+        "both": "joint",
+    }
+    unused = {"image": "image", "text": "text"}.get(args.what, "")
+    if unused and getattr(args, unused) is not None:
+        raise UsageError(f"generate {args.what} takes no --{unused}")
+    if args.what == "both" and (args.text is not None or args.image is not None):
+        raise UsageError("generate both draws a picture and its caption; it takes no input")
+    request = GenerateRequest(
+        kind=kinds[args.what],
+        text=args.text,
+        images=(args.image,) if args.image else (),
+        given_noise=_levels(args.given_noise),
+        **_settings(args),
+    )
+    return _make(args, [request])
+
+
+def _levels(pairs: list[str]) -> dict[str, float]:
+    out = {}
+    for pair in pairs:
+        clock, _, level = pair.partition("=")
+        try:
+            out[clock] = float(level)
+        except ValueError:
+            raise UsageError(f"--given-noise {pair!r} is not CLOCK=LEVEL, as in text=0.3") from None
+    return out
+
+
+def _prompts(args: argparse.Namespace) -> int:
+    """A request a line over the flags' settings; lines whose results exist are skipped."""
+    from everyway.request import GenerateRequest, RequestError
+
+    path, requests = Path(args.prompts), []
+    if not path.is_file():
+        raise UsageError(f"there is no file {args.prompts!r}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a JSON object is needed")
+            default = "text-to-image" if row.get("text") is not None else "image"
+            requests.append(GenerateRequest(**{**_settings(args), "kind": default, **row}))
+        except (ValueError, RequestError) as error:
+            raise UsageError(f"{path}, line {number}: {error}") from None
+    return _make(args, requests, skip=True)
+
+
+def _vary(args: argparse.Namespace) -> int:
+    from everyway.request import GenerateRequest, known
+
+    known("input", args.what, ("image", "text"))
+    given = {"images": (args.input,)} if args.what == "image" else {"text": args.input}
+    return _make(args, [GenerateRequest(kind=f"vary-{args.what}", **given, **_settings(args))])
+
+
+def _interpolate(args: argparse.Namespace) -> int:
+    from everyway.request import GenerateRequest
+
+    pictures = (args.first, args.second)
+    request = GenerateRequest(
+        kind="interpolate", images=pictures, frames=args.frames, **_settings(args)
+    )
+    return _make(args, [request])
+
+
+def _chain(args: argparse.Namespace) -> int:
+    from everyway.request import GenerateRequest
+
+    request = GenerateRequest(kind="chain", text=args.text, rounds=args.rounds, **_settings(args))
+    return _make(args, [request])
+
+
+def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
+    """Run requests, write what they make, tell what was written."""
+    from everyway.request import read_image
+
+    for request in requests:
+        for path in request.images:
+            read_image(path)  # a bad picture is told before the model loads
+    from everyway.apps import files
+    from everyway.generate import Result, load
+
+    out, rows, model = Path(args.out), [], None
+    done = files.finished(out) if skip else set()
+    for request in requests:
+        if skip and files.key(request) in done:
+            _say(args, f"skipped, as it exists: {request.text or request.kind}")
+            continue
+        if model is None or model.name != request.model:
+            model = load(request.model, args.device)
+        for event in model.run(request):
+            if isinstance(event, Result):
+                row = files.save_result(out, files.next_number(out), event, request)
+                rows.append(row)
+                _say(args, row.get("image", "") + "  " + row.get("text", ""))
+    if args.json:
+        print(json.dumps({"out": str(out), "results": rows}, ensure_ascii=False))
+    return 0
+
+
+def _say(args: argparse.Namespace, line: str) -> None:
+    if not getattr(args, "quiet", False):
+        print(line.strip(), file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from everyway.apps import files
+    from everyway.generate import load
+    from everyway.request import GenerateRequest
+
+    path = Path(args.picture)
+    record = files.read_record(path)
+    request = GenerateRequest(**record["request"])
+    if "index_in_request" in record["facts"] or request.kind in ("chain", "interpolate"):
+        raise UsageError(f"{request.kind} results are replayed by their whole request, not alone")
+    model = load(args.model or request.model)
+    if model.hash != record["facts"]["model_hash"]:
+        made_by = record["facts"]["model_hash"]
+        raise UsageError(f"{path} was made by model {made_by}, this one is {model.hash}")
+    made = model.generate(request)[0].image
+    if files.same_pixels(path, made):
+        print(f"{path}: the same picture, bit for bit")
+        return 0
+    import torch
+
+    then = record["facts"]["torch"]
+    print(f"{path}: not the same; made with torch {then}, this is torch {torch.__version__}")
+    return 1
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from everyway.apps.demo import demo
+
+    demo(args.model, Path(args.out), print)
+    return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from everyway.train.config import resolve
+
+    pairs = [pair.partition("=") for pair in args.set]
+    overrides = {key: value for key, _, value in pairs}
+    budget = None if args.budget is None else seconds(args.budget)
+    config = resolve(args.preset, overrides, args.out, budget)
+    from everyway.train.loop import train
+
+    def progress(p) -> None:
+        losses = "  ".join(f"{k} {v:.4f}" for k, v in p.losses.items())
+        if not args.quiet:
+            print(f"step {p.step}  {losses}  {p.samples_a_second:.0f} samples/s", flush=True)
+
+    facts = train(config, progress)
+    print(json.dumps(facts))
+    return 130 if facts["stopped"] else 0
+
+
+def seconds(text: str) -> float:
+    """ "90s", "30m" or "2h" -> seconds.  Raises UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise UsageError(f"the time {text!r} is not like 90s, 30m or 2h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _data(args: argparse.Namespace) -> int:
+    from everyway.request import known
+
+    known("data set", args.what, ("shapes",))
+    if args.n < 1:
+        raise UsageError(f"-n {args.n}: at least 1 sample")
+    from everyway.data.folder import write_folder
+    from everyway.data.shapes import Shapes
+
+    data = Shapes(seed=args.seed, size=64)
+    write_folder(Path(args.out), (data.sample(i) for i in range(args.n)))
+    print(f"{args.n} samples in {args.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from everyway.generate import load
+    from everyway.metrics.report import evaluate
+
+    settings = {k: getattr(args, k) for k in ("n", "seed", "steps", "guidance", "sampler")}
+    report = evaluate(load(args.model), args.suite, **settings)
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    for name, row in report["rows"].items():
+        for attribute, value in row.items():
+            interval = f"{value['low']:.3f} to {value['high']:.3f}"
+            print(f"{name:8} {attribute:12} {value['value']:.3f}  ({interval}, n={value['n']})")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    from everyway.generate import load, shipped
+
+    if args.model is None:
+        print("\n".join(shipped()) or "no model is shipped")
+        return 0
+    model = load(args.model)
+    facts = {"name": model.name, "hash": model.hash, **model.facts}
+    print(json.dumps(facts, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

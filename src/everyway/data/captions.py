@@ -1,0 +1,293 @@
+"""Captions of scenes in English and Korean, and the way back from a caption to what it states."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+
+from everyway.data.sample import OPPOSITE, Scene, SceneObject
+
+_PLACE_EN = {
+    "left": ("on the left",),
+    "right": ("on the right",),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "middle": ("in the middle",),
+}
+_PLACE_KO = {
+    "left": "왼쪽",
+    "right": "오른쪽",
+    "top": "위쪽",
+    "bottom": "아래쪽",
+    "middle": "가운데",
+}
+_RELATION_EN = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above",),
+    "below": ("below",),
+}
+_RELATION_KO = {"left of": "왼쪽", "right of": "오른쪽", "above": "위", "below": "아래"}
+_SIDE = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
+_RELATION_OF = {side: relation for relation, side in _SIDE.items()}
+_SIZE_KO = {"small": "작은", "large": "큰"}
+_PARTICLE = "이|가|은|는|을|를|과|와|의|도|하고|이랑|랑"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lexicon:
+    """objects: English -> Korean name.  backgrounds: English -> Korean colour, said before 배경.
+    bare: English names that take no article."""
+
+    objects: dict[str, str]
+    backgrounds: dict[str, str]
+    bare: frozenset[str] = field(default=frozenset())
+
+
+def some(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The part of a scene that one caption states: objects always, the rest often."""
+    size, place, background, relation = rng.random(4) < (0.6, 0.8, 0.8, 0.85)
+    objects = tuple(
+        replace(o, size=o.size if size else None, place=o.place if place else None)
+        for o in scene.objects
+    )
+    return Scene(
+        objects=objects,
+        relation=scene.relation if relation else None,
+        background=scene.background if background else None,
+    )
+
+
+def say(scene: Scene, rng: np.random.Generator, lexicon: Lexicon, lang: str = "en") -> str:
+    """A caption that states all of `scene` and nothing else.  lang: "en" or "ko"."""
+    if lang not in ("en", "ko"):
+        raise ValueError(f"language {lang!r} is unknown; choose en or ko")
+    if len(scene.objects) == 2 and rng.random() < 0.5:  # either object may be named first
+        relation = OPPOSITE[scene.relation] if scene.relation else None
+        scene = replace(scene, objects=scene.objects[::-1], relation=relation)
+    form = rng.random()
+    return (_english if lang == "en" else _korean)(scene, form, rng, lexicon)
+
+
+def _english(scene: Scene, form: float, rng: np.random.Generator, lexicon: Lexicon) -> str:
+    names = [_noun(thing, lexicon) for thing in scene.objects]
+    colour = scene.background
+    if len(names) == 1:
+        place = scene.objects[0].place
+        body = f"{names[0]} {_pick(_PLACE_EN[place], rng)}" if place else names[0]
+    elif scene.relation is None:
+        body = f"{names[0]} and {names[1]}"
+    elif rng.random() < 0.7:
+        body = f"{names[0]} {_pick(_RELATION_EN[scene.relation], rng)} {names[1]}"
+    else:
+        here, there = (_SIDE[r] for r in (scene.relation, OPPOSITE[scene.relation]))
+        body = f"{names[0]} {_PLACE_EN[here][0]} and {names[1]} {_PLACE_EN[there][0]}"
+    if not colour:
+        return body if form < 0.7 else f"a picture of {body}"
+    if form < 0.35:
+        return f"{body} on {colour}" if not _is_placed(body) else f"{body}, {colour} background"
+    if form < 0.6:
+        return f"{body}, {colour} background"
+    if form < 0.8:
+        return f"on {_article(colour)} background, {body}"
+    return f"{body} on {_article(colour)} background"
+
+
+def _is_placed(body: str) -> bool:
+    return body.endswith(("left", "right", "top", "bottom", "middle"))
+
+
+def _korean(scene: Scene, form: float, rng: np.random.Generator, lexicon: Lexicon) -> str:
+    names = [
+        (f"{_SIZE_KO[o.size]} " if o.size else "") + lexicon.objects[o.name] for o in scene.objects
+    ]
+    ground = f"{lexicon.backgrounds[scene.background]} 배경" if scene.background else ""
+    if len(names) == 1:
+        place = scene.objects[0].place
+        where = _PLACE_KO[place] if place else ""
+        if where and form < 0.5:
+            body = f"{where}에 있는 {names[0]}"
+            return f"{ground} {body}" if ground else body
+        if where:
+            body = f"{where}에 {names[0]}"
+            return f"{body}, {ground}" if ground else body
+        if ground:
+            return f"{ground}의 {names[0]}" if form < 0.5 else f"{names[0]}, {ground}"
+        return names[0] if form < 0.7 else f"{names[0]} 그림"
+    first, second = names
+    if scene.relation is None:
+        body = f"{first}{_joined(first, '과', '와')} {second}"
+    else:
+        where = _RELATION_KO[scene.relation]
+        choice = rng.random()
+        if choice < 0.45:
+            body = f"{second} {where}에 있는 {first}"
+        elif choice < 0.75:
+            body = f"{first}{_joined(first, '이', '가')} {second} {where}에 있는 그림"
+        else:
+            here, there = (_PLACE_KO[_SIDE[r]] for r in (scene.relation, OPPOSITE[scene.relation]))
+            body = f"{here}에 {first}, {there}에 {second}"
+    if not ground:
+        return body
+    return f"{ground}에 {body}" if form < 0.6 else f"{body}, {ground}"
+
+
+def _noun(thing: SceneObject, lexicon: Lexicon) -> str:
+    words = f"{thing.size} {thing.name}" if thing.size else thing.name
+    return words if thing.name in lexicon.bare else _article(words)
+
+
+def _article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" and not words.startswith("uni") else f"a {words}"
+
+
+def _joined(word: str, closed: str, opened: str) -> str:
+    """The particle after a syllable with or without a final consonant."""
+    return closed if (ord(word[-1]) - 0xAC00) % 28 else opened
+
+
+def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))] if len(choices) > 1 else choices[0]
+
+
+# ---- from a caption to a record
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An object named in a text and where its words lie."""
+
+    thing: SceneObject
+    start: int
+    end: int
+
+
+def parse(text: str, lexicon: Lexicon) -> Scene | None:
+    """What a caption in either language states; None if it names no object of the lexicon.
+
+    Reads more than `say` writes; words it does not know are passed over.
+    """
+    if not isinstance(text, str):
+        return None
+    text = re.sub(r"\s+", " ", text[:2000]).strip().lower()
+    korean = re.search("[가-힣]", text) is not None
+    found = _objects(text, lexicon, korean)[:2]
+    if not found:
+        return None
+    blank = list(text)  # objects covered, so that "red circle" says nothing of the background
+    for each in found:
+        blank[each.start : each.end] = "#" * (each.end - each.start)
+    rest = "".join(blank)
+    background = _background(rest, lexicon, korean)
+    sides = _sides_ko(rest) if korean else _sides_en(rest)
+    things = tuple(each.thing for each in found)
+    if len(found) == 1:
+        place = sides[0][0] if len({side for side, *_ in sides}) == 1 else None
+        return Scene(objects=(replace(things[0], place=place),), background=background)
+    relation = (_relation_ko if korean else _relation_en)(rest, found, sides)
+    return Scene(objects=things, relation=relation, background=background)
+
+
+@lru_cache(maxsize=8)
+def _patterns(lexicon: Lexicon) -> dict[str, re.Pattern]:
+    def any_of(words) -> str:
+        return "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
+
+    english, korean = any_of(lexicon.objects), any_of(lexicon.objects.values())
+    tints, stems = any_of(lexicon.backgrounds), any_of(_stems(lexicon))
+    return {
+        "en": re.compile(rf"(?<!\w)(?:(small|little|tiny|large|big|huge) )?({english})(?!\w)"),
+        "ko": re.compile(
+            rf"(?<![가-힣])(?:(작은|큰|커다란) )?({korean})(?=(?:{_PARTICLE})?(?:[^가-힣]|$))"
+        ),
+        "ground_en": re.compile(
+            rf"(?<!\w)({tints}) background|(?<!\w)background (?:is |of )?({tints})(?!\w)"
+            rf"|(?<!\w)(?:on|against|over) (?:an? |the )?(?:plain )?({tints})(?!\w)"
+        ),
+        "ground_ko": re.compile(rf"(?<![가-힣])({stems})색? ?배경"),
+    }
+
+
+def _stems(lexicon: Lexicon) -> dict[str, str]:
+    """Korean colour words, with and without 색 -> English."""
+    out = {ko: en for en, ko in lexicon.backgrounds.items()}
+    out |= {ko + "색": en for ko, en in out.items() if not ko.endswith("색")}
+    extra = {"흰": "white", "흰색": "white", "검정": "black", "빨강": "red", "노랑": "yellow"}
+    extra |= {"파랑": "blue", "녹색": "green", "회": "gray"}
+    return out | {ko: en for ko, en in extra.items() if en in lexicon.backgrounds}
+
+
+def _objects(text: str, lexicon: Lexicon, korean: bool) -> list[_Found]:
+    names = {ko: en for en, ko in lexicon.objects.items()} if korean else None
+    out: dict[str, _Found] = {}
+    for match in _patterns(lexicon)["ko" if korean else "en"].finditer(text):
+        size, word = match.groups()
+        name = names[word] if names else word
+        if size:
+            size = "small" if size in ("small", "little", "tiny", "작은") else "large"
+        thing = SceneObject(name=name, size=size)
+        out.setdefault(name, _Found(thing, match.start(), match.end()))
+    return list(out.values())
+
+
+def _background(rest: str, lexicon: Lexicon, korean: bool) -> str | None:
+    match = _patterns(lexicon)["ground_ko" if korean else "ground_en"].search(rest)
+    if match is None:
+        return None
+    word = next(group for group in match.groups() if group)
+    return _stems(lexicon)[word] if korean else word
+
+
+def _sides_en(rest: str) -> list[tuple[str, int]]:
+    """(place, position) of every place that is said, not of relations."""
+    pattern = r"(?<!\w)(left|right|top|bottom|middle|center|centre)\b(?! of)"
+    return [
+        ("middle" if m[1].startswith("cent") else m[1], m.start())
+        for m in re.finditer(pattern, rest)
+    ]
+
+
+def _sides_ko(rest: str) -> list[tuple[str, int]]:
+    words = {"왼": "left", "오른": "right", "위": "top", "아래": "bottom"}
+    pattern = r"(?<![가-힣])(왼|오른|위|아래)(?:쪽|편)?(?:에|의|으로|$|[^가-힣])"
+    middle = r"(?<![가-힣])(?:가운데|중앙|한가운데)"
+    found = [(words[m[1]], m.start()) for m in re.finditer(pattern, rest)]
+    found += [("middle", m.start()) for m in re.finditer(middle, rest)]
+    return sorted(found, key=lambda side: side[1])
+
+
+def _relation_en(rest: str, found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
+    between = rest[found[0].end : found[1].start]
+    words = {
+        "left of": r"left of",
+        "right of": r"right of",
+        "above": r"above|on top of|over",
+        "below": r"below|under|underneath|beneath",
+    }
+    for relation, pattern in words.items():
+        if re.search(rf"\b(?:{pattern})\b", between):
+            return relation
+    return _relation_of_sides(found, sides)
+
+
+def _relation_ko(rest: str, found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
+    if len(sides) != 1:
+        return _relation_of_sides(found, sides)
+    side, at = sides[0]
+    relation = _RELATION_OF.get(side)
+    if relation is None or at < found[0].start:
+        return None
+    return relation if at > found[1].start else OPPOSITE[relation]  # "B 왼쪽에 있는 A"
+
+
+def _relation_of_sides(found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
+    """From "A on the left and B on the right", in either word order."""
+    if len(sides) != 2:
+        return None
+    first, second = (_RELATION_OF.get(side) for side, _ in sides)
+    if first is None or OPPOSITE[first] != second or sides[0][1] > found[1].start:
+        return None
+    return first

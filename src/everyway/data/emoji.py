@@ -1,0 +1,381 @@
+"""Emoji Scenes: one or two pictures of the Noto Color Emoji font on a plain coloured background.
+
+Endless, with captions in English and Korean and the ground truth beside them; scene i is a function
+of (seed, i) alone.  Every tenth unordered pair of objects is held out and never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from everyway.data.captions import Lexicon, parse, say, some
+from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
+
+FONT = "NotoColorEmoji.ttf"
+FONT_FOLDERS = (
+    "/usr/share/fonts/truetype/noto",
+    "/usr/share/fonts/noto",
+    "/usr/share/fonts/google-noto-emoji",
+    "/usr/share/fonts/google-noto-color-emoji-fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/opt/homebrew/share/fonts",
+    "~/Library/Fonts",
+    "/Library/Fonts",
+)
+
+# picture, English name, Korean name: short, unique in both languages, no colour or place in a name.
+# Pictures that look alike at twenty pixels are left out.
+_TABLE = """
+🦊 fox:여우, 🐶 dog:강아지, 🐱 cat:고양이, 🐭 mouse:쥐, 🐰 rabbit:토끼, 🐻 bear:곰,
+🐼 panda:판다, 🐨 koala:코알라, 🐯 tiger:호랑이, 🦁 lion:사자, 🐮 cow:소, 🐷 pig:돼지,
+🐸 frog:개구리, 🐵 monkey:원숭이, 🐔 chicken:닭, 🐧 penguin:펭귄, 🐦 bird:새, 🦆 duck:오리,
+🦅 eagle:독수리, 🦉 owl:부엉이, 🦇 bat:박쥐, 🐺 wolf:늑대, 🐴 horse:말, 🦄 unicorn:유니콘,
+🐝 bee:꿀벌, 🐛 caterpillar:애벌레, 🦋 butterfly:나비, 🐌 snail:달팽이, 🐞 ladybug:무당벌레,
+🐜 ant:개미, 🕷 spider:거미, 🦂 scorpion:전갈, 🐢 turtle:거북이, 🐍 snake:뱀, 🦎 lizard:도마뱀,
+🦖 dinosaur:공룡, 🐙 octopus:문어, 🦐 shrimp:새우, 🦀 crab:게, 🐡 blowfish:복어, 🐠 fish:물고기,
+🐬 dolphin:돌고래, 🐳 whale:고래, 🦈 shark:상어, 🐊 crocodile:악어, 🦓 zebra:얼룩말,
+🦍 gorilla:고릴라, 🐘 elephant:코끼리, 🦏 rhino:코뿔소, 🐫 camel:낙타, 🦒 giraffe:기린,
+🦘 kangaroo:캥거루, 🐑 sheep:양, 🦌 deer:사슴, 🐓 rooster:수탉, 🦃 turkey:칠면조,
+🦚 peacock:공작, 🦜 parrot:앵무새, 🦢 swan:백조, 🦩 flamingo:홍학, 🦝 raccoon:너구리,
+🦨 skunk:스컹크, 🦥 sloth:나무늘보, 🐿 squirrel:다람쥐, 🦔 hedgehog:고슴도치, 🐉 dragon:용,
+🍎 apple:사과, 🍐 pear:배, 🍊 tangerine:귤, 🍋 lemon:레몬, 🍌 banana:바나나, 🍉 watermelon:수박,
+🍇 grapes:포도, 🍓 strawberry:딸기, 🍒 cherries:체리, 🍑 peach:복숭아, 🍍 pineapple:파인애플,
+🥥 coconut:코코넛, 🥝 kiwi:키위, 🍅 tomato:토마토, 🍆 eggplant:가지, 🥑 avocado:아보카도,
+🥦 broccoli:브로콜리, 🥒 cucumber:오이, 🌶 pepper:고추, 🌽 corn:옥수수, 🥕 carrot:당근,
+🧄 garlic:마늘, 🧅 onion:양파, 🥔 potato:감자, 🍄 mushroom:버섯, 🥐 croissant:크루아상,
+🍞 bread:식빵, 🥨 pretzel:프레첼, 🧀 cheese:치즈, 🥚 egg:달걀, 🥞 pancakes:팬케이크,
+🧇 waffle:와플, 🍔 hamburger:햄버거, 🍟 fries:감자튀김, 🍕 pizza:피자, 🌭 hot dog:핫도그,
+🌮 taco:타코, 🍿 popcorn:팝콘, 🍙 rice ball:주먹밥, 🍣 sushi:초밥, 🍜 noodles:국수,
+🍦 ice cream:아이스크림, 🍩 doughnut:도넛, 🍪 cookie:쿠키, 🎂 cake:케이크, 🧁 cupcake:컵케이크,
+🍫 chocolate:초콜릿, 🍬 candy:사탕, 🍭 lollipop:막대사탕, 🍯 honey:꿀단지, 🥛 milk:우유,
+☕ coffee:커피, 🫖 teapot:찻주전자, 🍷 wine:포도주, 🍺 beer:맥주, 🧊 ice:얼음, 🥄 spoon:숟가락,
+🌰 chestnut:밤, 🥜 peanuts:땅콩, 🌳 tree:나무, 🌲 pine:소나무, 🌴 palm tree:야자수,
+🌵 cactus:선인장, 🍀 clover:클로버, 🍁 maple leaf:단풍잎, 🌹 rose:장미, 🌷 tulip:튤립,
+🌻 sunflower:해바라기, 🌸 blossom:벚꽃, ☀ sun:태양, 🌙 moon:달, ⭐ star:별, ☁ cloud:구름,
+🌈 rainbow:무지개, ⚡ lightning:번개, ❄ snowflake:눈송이, ⛄ snowman:눈사람, 🔥 fire:불꽃,
+💧 drop:물방울, 🌍 globe:지구, 🪐 planet:행성, 🌋 volcano:화산, ⛰ mountain:산, ⏰ clock:시계,
+⌛ hourglass:모래시계, 📱 phone:휴대전화, 💻 laptop:노트북, 📷 camera:카메라,
+📺 television:텔레비전, 📻 radio:라디오, ☎ telephone:전화기, 🔋 battery:배터리,
+💡 light bulb:전구, 🕯 candle:양초, 💎 gem:보석, 💍 ring:반지, 👑 crown:왕관, 🔧 wrench:렌치,
+🔨 hammer:망치, 🪓 axe:도끼, 🧲 magnet:자석, 🪜 ladder:사다리, 🔑 key:열쇠, 🔒 lock:자물쇠,
+🔔 bell:종, ⚓ anchor:닻, 💣 bomb:폭탄, ✂ scissors:가위, ✏ pencil:연필, 📖 book:책,
+✉ envelope:봉투, 📦 box:상자, 🎁 gift:선물, 🎈 balloon:풍선, 🎀 ribbon:리본, 🏆 trophy:트로피,
+⚽ soccer ball:축구공, 🏀 basketball:농구공, 🎾 racket:라켓, 🎲 dice:주사위, 🎯 target:과녁,
+🎸 guitar:기타, 🎹 piano:피아노, 🎻 violin:바이올린, 🎺 trumpet:트럼펫, 🥁 drum:드럼,
+🎤 microphone:마이크, 🎧 headphones:헤드폰, 🎨 palette:팔레트, 🧸 teddy bear:곰인형, 🪁 kite:연,
+🤖 robot:로봇, 👻 ghost:유령, 👽 alien:외계인, 💀 skull:해골, 🎃 pumpkin:호박, 🚗 car:자동차,
+🚌 bus:버스, 🚜 tractor:트랙터, 🚲 bicycle:자전거, 🏍 motorcycle:오토바이, 🚂 train:기차,
+✈ airplane:비행기, 🚁 helicopter:헬리콥터, 🚀 rocket:로켓, 🛸 flying saucer:비행접시,
+⛵ sailboat:돛단배, 🏠 house:집, 🏰 castle:성, ⛺ tent:텐트, 🎡 ferris wheel:관람차,
+🚦 traffic light:신호등, 🪑 chair:의자, 🛏 bed:침대, 🚪 door:문, 🛁 bathtub:욕조, 🚽 toilet:변기,
+🧹 broom:빗자루, 🧺 basket:바구니, 🪣 bucket:양동이, 🧦 socks:양말, 🧤 gloves:장갑,
+🧣 scarf:목도리, 👕 shirt:셔츠, 👖 jeans:청바지, 👗 dress:드레스, 👟 sneaker:운동화,
+👠 high heel:하이힐, 👢 boot:부츠, 👒 hat:모자, 👓 glasses:안경, 🎒 backpack:배낭,
+☂ umbrella:우산, 🦷 tooth:이빨, 🧠 brain:뇌, ❤ heart:하트, 🦴 bone:뼈, 🔬 microscope:현미경,
+🔭 telescope:망원경, 💊 pill:알약
+"""
+_ROWS = [
+    (entry.strip().split(" ", 1)[0], *entry.strip().split(" ", 1)[1].split(":"))
+    for entry in _TABLE.split(",")
+]
+CHARACTERS = {en: character for character, en, _ in _ROWS}
+KOREAN = {en: ko for _, en, ko in _ROWS}
+OBJECTS = tuple(CHARACTERS)
+COLOURS = {
+    "red": (208, 46, 48),
+    "orange": (240, 138, 44),
+    "yellow": (247, 214, 84),
+    "green": (84, 174, 92),
+    "blue": (72, 126, 224),
+    "purple": (138, 80, 188),
+    "pink": (246, 170, 200),
+    "white": (247, 247, 247),
+    "gray": (148, 152, 158),
+    "black": (34, 34, 38),
+}
+BACKGROUNDS = tuple(COLOURS)
+LEXICON = Lexicon(
+    objects=KOREAN,
+    backgrounds={
+        "red": "빨간",
+        "orange": "주황",
+        "yellow": "노란",
+        "green": "초록",
+        "blue": "파란",
+        "purple": "보라",
+        "pink": "분홍",
+        "white": "하얀",
+        "gray": "회색",
+        "black": "검은",
+    },
+    bare=frozenset(
+        "grapes cherries corn garlic bread cheese pancakes fries popcorn sushi noodles chocolate "
+        "honey milk coffee wine beer ice peanuts lightning fire scissors dice headphones socks "
+        "gloves jeans glasses broccoli candy".split()
+    ),
+)
+
+# longer side of an object as a part of the picture's side; a lone object and one of two
+_EXTENT = {1: {"small": 0.40, "large": 0.66}, 2: {"small": 0.33, "large": 0.47}}
+_TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
+_EDGE = 2 / 64  # free margin beside an object at the rim
+
+# what a recogniser has to name: head -> number of classes; `second` ends with "no object"
+HEADS = {
+    "first": len(OBJECTS),
+    "second": len(OBJECTS) + 1,
+    "first_size": len(SIZES),
+    "second_size": len(SIZES),
+    "place": len(PLACES),
+    "relation": 2,
+    "background": len(BACKGROUNDS),
+}
+IGNORE = -100  # the target of a head that does not apply
+
+
+class MissingFont(FileNotFoundError):
+    """The emoji font is not installed; the message says how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiScenes:
+    """Sample i is a function of (seed, i) alone.
+
+    size: side of the square pictures in pixels.  split: "train" never holds a held-out pair,
+    "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws half of each.
+    variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
+    """
+
+    seed: int = 0
+    size: int = 64
+    split: str = "train"
+    count: int | None = None
+    variants: int = 1
+    font: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("train", "heldout"):
+            raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
+        if self.count not in (None, 1, 2):
+            raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; choose 0 or more")
+
+    def __iter__(self) -> Iterator[Sample]:
+        index = 0
+        while True:
+            yield self.sample(index)
+            index += 1
+
+    def scene(self, index: int) -> Scene:
+        """The whole ground truth of scene `index`, left or upper object first."""
+        rng = np.random.default_rng((self.seed, index, 0))
+        count = self.count or 1 + int(rng.integers(2))
+        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+        sizes = [SIZES[i] for i in rng.integers(2, size=2)]
+        if count == 1:
+            name, place = OBJECTS[rng.integers(len(OBJECTS))], PLACES[rng.integers(len(PLACES))]
+            only = SceneObject(name=name, size=sizes[0], place=place)
+            return Scene(objects=(only,), background=background)
+        while True:
+            a, b = (OBJECTS[i] for i in rng.integers(len(OBJECTS), size=2))
+            if a != b and heldout_pair(a, b) == (self.split == "heldout"):
+                break
+        pair = (SceneObject(name=a, size=sizes[0]), SceneObject(name=b, size=sizes[1]))
+        return Scene(objects=pair, relation=RELATIONS[rng.integers(2)], background=background)
+
+    def render(self, scene: Scene, index: int = 0) -> np.ndarray:
+        """The picture (size, size, 3) uint8; `index` seeds the jitter and whatever is unstated."""
+        return self.draw(scene, index)[0]
+
+    def draw(self, scene: Scene, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The picture, and the boxes (objects, 4) int of its objects: left, top, right, bottom.
+
+        The boxes are in pixels, in the order of `scene.canonical()`.
+        """
+        rng = np.random.default_rng((self.seed, index, 1))
+        scene = _filled(scene.canonical(), rng)
+        colour = np.array(COLOURS[scene.background]) + rng.integers(-6, 7, 3)
+        canvas = np.empty((self.size, self.size, 3), np.uint8)
+        canvas[:] = np.clip(colour, 0, 255)
+        boxes = []
+        for slot, thing in enumerate(scene.objects):
+            extent = _EXTENT[len(scene.objects)][thing.size] * rng.uniform(0.96, 1.04)
+            sprite = _sprite(thing.name, max(4, round(extent * self.size)), self.font)
+            x, y = self._corner(scene, slot, sprite.shape, rng)
+            _paste(canvas, sprite, (x, y))
+            boxes.append((x, y, x + sprite.shape[1], y + sprite.shape[0]))
+        return canvas, np.array(boxes)
+
+    def sample(self, index: int, lang: str | None = None) -> Sample:
+        """Captions in both languages (English, Korean, ...), or in `lang` ("en" or "ko") alone.
+
+        The English and Korean captions of one variant state the same attributes.
+        """
+        scene = self.scene(index)
+        rng = np.random.default_rng((self.seed, index, 2))
+        captions = []
+        for _ in range(self.variants):
+            stated = some(scene, rng)
+            captions += [say(stated, rng, LEXICON, each) for each in ([lang] if lang else LANGS)]
+        return Sample(
+            image=self.render(scene, index),
+            captions=tuple(captions),
+            record=scene.to_json(),
+            key=f"emoji-{self.split}-{self.seed}-{index:08d}",
+        )
+
+    def _corner(self, scene: Scene, slot: int, shape: tuple, rng: np.random.Generator) -> tuple:
+        """(x, y) of a sprite's upper left pixel, inside the picture."""
+        height, width = shape[:2]
+        reach = 0.5 - _EDGE - 0.5 * max(height, width) / self.size
+        if scene.relation is None:
+            dx, dy = (reach * d for d in _TOWARDS[scene.objects[slot].place])
+        else:
+            along, across = 0.25 * (2 * slot - 1), rng.uniform(-0.08, 0.08)
+            dx, dy = (along, across) if scene.relation == "left of" else (across, along)
+        jitter = rng.uniform(-0.025, 0.025, 2) if scene.relation is None else (0, 0)
+        x = round((0.5 + dx + jitter[0]) * self.size - width / 2)
+        y = round((0.5 + dy + jitter[1]) * self.size - height / 2)
+        return min(max(x, 0), self.size - width), min(max(y, 0), self.size - height)
+
+
+LANGS = ("en", "ko")
+
+
+def caption(scene: Scene, rng: np.random.Generator, lang: str = "en") -> str:
+    """One of several phrasings, which may leave attributes unsaid."""
+    return say(some(scene, rng), rng, LEXICON, lang)
+
+
+def parse_caption(text: str) -> Scene | None:
+    """What a caption in either language states, or None if it names no object."""
+    return parse(text, LEXICON)
+
+
+@cache
+def heldout_pair(a: str, b: str) -> bool:
+    """Whether the unordered pair of objects is one of every ten that are never trained on."""
+    digest = hashlib.sha256("|".join(sorted((a, b))).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 10 == 0
+
+
+def targets(scene: Scene) -> dict[str, int]:
+    """head -> class of a whole scene, IGNORE where the head does not apply or is not stated."""
+    scene = scene.canonical()
+    things = scene.objects
+    two = len(things) == 2
+
+    def at(choices: tuple[str, ...], value: str | None) -> int:
+        return IGNORE if value is None else choices.index(value)
+
+    return {
+        "first": OBJECTS.index(things[0].name),
+        "second": OBJECTS.index(things[1].name) if two else len(OBJECTS),
+        "first_size": at(SIZES, things[0].size),
+        "second_size": at(SIZES, things[1].size) if two else IGNORE,
+        "place": IGNORE if two else at(PLACES, things[0].place),
+        "relation": at(RELATIONS[:2], scene.relation) if two else IGNORE,
+        "background": at(BACKGROUNDS, scene.background),
+    }
+
+
+def scene_of(classes: dict[str, int]) -> Scene:
+    """The inverse of `targets`, for the class that a recogniser chose in every head."""
+    first, second = OBJECTS[classes["first"]], classes["second"]
+    size, background = SIZES[classes["first_size"]], BACKGROUNDS[classes["background"]]
+    if second == len(OBJECTS):
+        only = SceneObject(name=first, size=size, place=PLACES[classes["place"]])
+        return Scene(objects=(only,), background=background)
+    pair = (
+        SceneObject(name=first, size=size),
+        SceneObject(name=OBJECTS[second], size=SIZES[classes["second_size"]]),
+    )
+    return Scene(objects=pair, relation=RELATIONS[classes["relation"]], background=background)
+
+
+def find_font(font: str | None = None) -> Path:
+    """The font file.  Raises MissingFont with the command that installs it."""
+    if font is not None:
+        if not Path(font).is_file():
+            raise MissingFont(f"no emoji font at {font}; give the path of a {FONT}")
+        return Path(font)
+    for folder in FONT_FOLDERS:
+        path = Path(folder).expanduser() / FONT
+        if path.is_file():
+            return path
+    raise MissingFont(
+        f"{FONT} was not found in the font folders; install it with "
+        "`apt-get install fonts-noto-color-emoji`, or give its path as font="
+    )
+
+
+def _filled(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with everything unstated drawn."""
+    two = len(scene.objects) == 2
+    things = tuple(
+        SceneObject(
+            name=thing.name,
+            size=thing.size or SIZES[rng.integers(2)],
+            place=None if two else thing.place or PLACES[rng.integers(len(PLACES))],
+        )
+        for thing in scene.objects
+    )
+    return Scene(
+        objects=things,
+        relation=(scene.relation or RELATIONS[rng.integers(2)]) if two else None,
+        background=scene.background or BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
+    )
+
+
+def _paste(canvas: np.ndarray, sprite: np.ndarray, corner: tuple[int, int]) -> None:
+    """Premultiplied over: out = colour + (1 - alpha) background."""
+    height, width = sprite.shape[:2]
+    x, y = corner
+    under = canvas[y : y + height, x : x + width]
+    through = (255 - sprite[..., 3:]).astype(np.uint16)
+    under[:] = np.minimum(sprite[..., :3] + (through * under + 127) // 255, 255)
+
+
+@cache
+def _sprite(name: str, extent: int, font: str | None) -> np.ndarray:
+    """(h, w, 4) uint8 with premultiplied alpha, its longer side `extent` pixels."""
+    picture = _artwork(font)[name]
+    scale = extent / max(picture.size)
+    shape = tuple(max(1, round(side * scale)) for side in picture.size)
+    return np.asarray(picture.resize(shape, Image.Resampling.LANCZOS))
+
+
+@cache
+def _artwork(font: str | None) -> dict[str, Image.Image]:
+    """name -> the font's bitmap, premultiplied, cut to what is not transparent."""
+    try:
+        from fontTools.ttLib import TTFont, TTLibError
+    except ImportError:
+        raise ImportError("Emoji Scenes need fontTools: pip install fonttools") from None
+    path = find_font(font)
+    try:
+        with TTFont(path, lazy=True) as file:
+            glyphs, bitmaps = file.getBestCmap(), file["CBDT"].strikeData[0]
+            pngs = {n: bitmaps[glyphs[ord(c)]].imageData for n, c in CHARACTERS.items()}
+    except (TTLibError, KeyError) as error:
+        raise MissingFont(
+            f"{path} is not a usable bitmap emoji font ({error}); install "
+            "fonts-noto-color-emoji, or give another file as font="
+        ) from None
+    out = {}
+    for name, png in pngs.items():
+        picture = Image.open(io.BytesIO(png)).convert("RGBA")
+        box = picture.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox()
+        out[name] = picture.crop(box).convert("RGBa")
+    return out

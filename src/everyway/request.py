@@ -1,0 +1,123 @@
+"""One request, in Python, on the command line and over HTTP.  The one place where strings become
+objects; torch-free, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+KINDS = (
+    "text-to-image",
+    "image-to-text",
+    "joint",
+    "image",
+    "text",
+    "vary-image",
+    "vary-text",
+    "interpolate",
+    "chain",
+)
+SAMPLER_NAMES = (
+    "dpm++2m",
+    "dpm++3m",
+    "dpm++2s",
+    "dpm++3s",
+    "dpm++fast",
+    "dpm-fast",
+    "ddim",
+    "ddpm",
+    "euler",
+    "heun",
+    "em-sde",
+    "em-ode",
+)
+NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
+NEEDS_IMAGES = {"image-to-text": 1, "vary-image": 1, "interpolate": 2}
+MAX_TEXT = 1000
+
+
+class RequestError(ValueError):
+    """A request that cannot be honoured: one line that says how to mend it."""
+
+
+class GenerateRequest(BaseModel):
+    """What to make.
+
+    kind: one of KINDS.  text: a prompt.  images: paths.  n: how many; sample k has seed + k.
+    guidance: w in u + w (c - u), 1 is off.  given_noise: clock -> time in [0, 1) at which a
+    condition is given.  frames: of an interpolation.  rounds: of a chain.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    text: str | None = None
+    images: tuple[str, ...] = ()
+    n: Annotated[int, Field(ge=1, le=10_000)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 2.5
+    sampler: str = "dpm++2m"
+    given_noise: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    frames: Annotated[int, Field(ge=2, le=1000)] = 8
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 3
+    model: str = "default"
+
+    def __init__(self, **values) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise RequestError(_one_line(error)) from None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> GenerateRequest:
+        known("task", self.kind, KINDS)
+        known("sampler", self.sampler, SAMPLER_NAMES)
+        if self.text is not None:
+            if not self.text.strip():
+                raise ValueError("the text is empty; say what to draw")
+            if len(self.text) > MAX_TEXT:
+                raise ValueError(f"the text has {len(self.text)} characters; at most {MAX_TEXT}")
+        elif self.kind in NEEDS_TEXT:
+            raise ValueError(f"{self.kind} needs a text; give one with --text")
+        needed = NEEDS_IMAGES.get(self.kind, 0)
+        if len(self.images) != needed:
+            raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
+        return self
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """`name` if it is among `names`; a RequestError with the nearest one if not."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
+    raise RequestError(f"{what} {name!r} is unknown; {hint}")
+
+
+def read_image(path: str) -> Image.Image:
+    """The picture as RGB.  Raises RequestError where there is none that can be read."""
+    if not Path(path).is_file():
+        raise RequestError(f"there is no picture at {path!r}; check the path")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        raise RequestError(
+            f"{path!r} is not a picture that can be read; give a PNG or JPEG"
+        ) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"there is no setting {where!r}; {', '.join(GenerateRequest.model_fields)} exist"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}={first['input']!r}: {message}" if where else message

@@ -1,0 +1,240 @@
+"""Trains the recogniser of Emoji Scenes on endless real scenes; run it again to go on.
+
+python -m everyway.train.recogniser --out runs/recogniser --minutes 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
+from everyway.nets.recogniser import Recogniser
+
+TEST_SEED = 900_001  # of the scenes that accuracy is measured on, used for nothing else
+
+
+def train_recogniser(
+    out: Path,
+    minutes: float = 15.0,
+    seed: int = 77,
+    batch: int = 32,
+    rate: float = 2e-3,
+    save_every: float = 60.0,
+    test: int = 2000,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Trains for `minutes` of wall clock (again if `out` holds a state) and returns the facts.
+
+    Writes recogniser.safetensors, recogniser.json and state.pt beside them, each whole or not at
+    all.  The rate falls to zero at the end of this call's minutes; a later call starts at half the
+    rate.  Precision is float32: batch norm and small logits gain nothing from less on a CPU.
+    save_every: seconds.  test: real scenes of each kind that accuracy is measured on.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)  # initial weights only
+    net = Recogniser(HEADS).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02, fused=True)
+    step, spent = _restore(out, net, optimiser)
+    peak = rate if step == 0 else 0.5 * rate
+    splits = [EmojiScenes(seed=seed), EmojiScenes(seed=seed, split="heldout", count=2)]
+    began = saved = time.monotonic()
+    running = 0.0
+    while (elapsed := time.monotonic() - began) < 60 * minutes:
+        done = elapsed / (60 * minutes)
+        warm = min(1.0, done / 0.03 + 0.02)
+        for group in optimiser.param_groups:
+            group["lr"] = peak * warm * (0.5 + 0.5 * math.cos(math.pi * done))
+        images, wanted, centres = _batch(splits, step, batch)
+        images = soften(images, np.random.default_rng((seed, step, 9)))
+        logits, look = net.train().logits_and_look(images)
+        loss = loss_of(logits, wanted) + look_loss(look, centres)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimiser.step()
+        running = 0.98 * running + 0.02 * loss.item() if running else loss.item()
+        step += 1
+        if progress and step % 50 == 0:
+            right = (logits["first"].argmax(1) == wanted["first"]).float().mean().item()
+            progress({"step": step, "loss": running, "first": right, "done": done})
+        if time.monotonic() - saved > save_every:
+            _save(out, net, optimiser, step, spent + time.monotonic() - began, None, seed)
+            saved = time.monotonic()
+    accuracy = test_accuracy(net, test) if test else None
+    return _save(out, net, optimiser, step, spent + time.monotonic() - began, accuracy, seed)
+
+
+def loss_of(logits: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
+    """The sum of the heads' cross entropies, each over the scenes to which it applies."""
+    terms = []
+    for name, scores in logits.items():
+        smooth = 0.05 if name in ("first", "second") else 0.0
+        if (wanted[name] != IGNORE).any():
+            terms.append(
+                F.cross_entropy(scores, wanted[name], ignore_index=IGNORE, label_smoothing=smooth)
+            )
+    return torch.stack(terms).sum()
+
+
+def look_loss(look: Tensor, centres: Tensor) -> Tensor:
+    """Cross entropy between where the slots look and where their objects lie.
+
+    Without it the two looks stay spread over the whole picture and no name is ever learned.
+    look: (B, 2, 64) log shares of an 8 x 8 grid.  centres: (B, 2, 2) as x, y in [0, 1], NaN where
+    there is no object.  The target of a centre is spread linearly over its four nearest cells.
+    """
+    cells = (torch.arange(8) + 0.5) / 8
+    inside = centres.nan_to_num(0.5).clamp(1 / 16, 15 / 16)  # a NaN would reach the gradient
+    near = (1 - 8 * (inside[..., None] - cells).abs()).clamp(min=0)
+    target = (near[..., 1, :, None] * near[..., 0, None, :]).flatten(2)  # (B, 2, 64) rows first
+    loss = -(target * look).sum(-1)
+    return loss[~centres.isnan().any(-1)].mean()
+
+
+def soften(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """About a third each blurred, noised or recoloured a little, as a decoder would."""
+    images = images.clone()
+    rows = torch.from_numpy(rng.random((3, len(images))) < 0.35)
+    if rows[0].any():
+        sigma = rng.uniform(0.3, 0.9)
+        taps = torch.exp(-0.5 * (torch.arange(-2, 3) / sigma) ** 2)
+        kernel = torch.outer(taps, taps) / taps.sum() ** 2
+        part = F.pad(images[rows[0]], (2, 2, 2, 2), mode="replicate")
+        images[rows[0]] = F.conv2d(part, kernel.expand(3, 1, 5, 5).contiguous(), groups=3)
+    if rows[1].any():
+        noise = rng.standard_normal((int(rows[1].sum()), *images.shape[1:]), dtype=np.float32)
+        images[rows[1]] += rng.uniform(0.02, 0.1) * torch.from_numpy(noise)
+    if rows[2].any():
+        shift = torch.from_numpy(rng.uniform(-0.06, 0.06, (int(rows[2].sum()), 3, 1, 1))).float()
+        images[rows[2]] = images[rows[2]] * rng.uniform(0.94, 1.06) + shift
+    return images.clamp(-1, 1)
+
+
+@torch.inference_mode()
+def test_accuracy(net: Recogniser, n: int = 2000, seed: int = TEST_SEED) -> dict[str, float]:
+    """Shares of fresh real scenes whose every head is right: one object, two held-out objects."""
+    net.eval()
+    out = {}
+    for kind, data in {
+        "one": EmojiScenes(seed=seed, count=1),
+        "two": EmojiScenes(seed=seed, count=2, split="heldout"),
+    }.items():
+        right: dict[str, list[Tensor]] = {name: [] for name in HEADS}
+        whole = []
+        for start in range(0, n, 100):
+            images, wanted, _ = _tensors(data, range(start, min(start + 100, n)))
+            every = torch.ones(len(images), dtype=torch.bool)
+            for name, scores in net(images).items():
+                applies = wanted[name] != IGNORE
+                hit = scores.argmax(1) == wanted[name]
+                right[name].append(hit[applies])
+                every &= hit | ~applies
+            whole.append(every)
+        named = {k: torch.cat(v) for k, v in right.items()} | {"all_correct": torch.cat(whole)}
+        out |= {
+            f"{kind}.{k}": round(v.float().mean().item(), 4) for k, v in named.items() if len(v)
+        }
+    out["all_correct"] = round((out["one.all_correct"] + out["two.all_correct"]) / 2, 4)
+    return out
+
+
+def _batch(splits: list[EmojiScenes], step: int, size: int) -> tuple:
+    """Mostly training scenes and some held-out pairs: the judge may know what no model has seen."""
+    few = size // 16
+    some = _tensors(splits[0], range(step * (size - few), (step + 1) * (size - few)))
+    rest = _tensors(splits[1], range(step * few, (step + 1) * few))
+    wanted = {k: torch.cat([some[1][k], rest[1][k]]) for k in HEADS}
+    return torch.cat([some[0], rest[0]]), wanted, torch.cat([some[2], rest[2]])
+
+
+def _tensors(data: EmojiScenes, indices: range) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """(B, 3, 64, 64) in [-1, 1], head -> (B,) targets, centres (B, 2, 2)."""
+    scenes = [data.scene(i) for i in indices]
+    drawn = [data.draw(scene, i) for scene, i in zip(scenes, indices)]
+    pixels = np.stack([image for image, _ in drawn])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    centres = np.full((len(scenes), 2, 2), np.nan, np.float32)
+    for row, (_, boxes) in zip(centres, drawn):
+        row[: len(boxes)] = (boxes[:, :2] + boxes[:, 2:]) / (2 * data.size)
+    rows = [targets(scene) for scene in scenes]
+    wanted = {name: torch.tensor([row[name] for row in rows]) for name in HEADS}
+    return images, wanted, torch.from_numpy(centres)
+
+
+def _restore(out: Path, net: Recogniser, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    path = out / "state.pt"
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    net.load_state_dict(state["net"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["seconds"]
+
+
+def _save(out, net, optimiser, step, seconds, accuracy, seed) -> dict[str, Any]:
+    state = {"net": net.state_dict(), "optimiser": optimiser.state_dict()}
+    _whole(out / "state.pt", lambda p: torch.save(state | {"step": step, "seconds": seconds}, p))
+    weights = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
+    _whole(out / "recogniser.safetensors", lambda p: save_file(weights, p))
+    facts = {
+        "steps": step,
+        "minutes": round(seconds / 60, 1),
+        "seed": seed,
+        "heads": HEADS,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "accuracy": accuracy,
+        "test_seed": TEST_SEED,
+    }
+    _whole(out / "recogniser.json", lambda p: p.write_text(json.dumps(facts, indent=2)))
+    return facts
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """The file whole, or as it was."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="train the recogniser of Emoji Scenes")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--seed", type=int, default=77)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    args = parser.parse_args()
+
+    def show(p: dict[str, Any]) -> None:
+        line = f"{p['done']:6.1%} step {p['step']} loss {p['loss']:.3f} first {p['first']:.3f}"
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    facts = train_recogniser(
+        args.out, args.minutes, args.seed, args.batch, args.rate, progress=show
+    )
+    sys.stdout.write(json.dumps(facts["accuracy"], indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
