@@ -10,19 +10,19 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def nano_run(tmp_path_factory):
-    """(facts, folder) of a nano UniDiffuser trained on shapes for about a minute."""
+    """(facts, folder) of a nano UniDiffuser trained on shapes for a minute."""
     from everyway.train.config import resolve
     from everyway.train.loop import train
 
     out = tmp_path_factory.mktemp("nano")
-    overrides = {"steps": "700", "cache": "4000", "batch": "64", "log_every": "100"}
+    overrides = {"steps": "250", "cache": "2000", "batch": "64", "log_every": "50"}
     facts = train(resolve("nano", overrides, out=str(out)))
     return facts, out / "model"
 
 
 @pytest.fixture(scope="session")
-def nano(nano_run):
-    """The loaded nano model."""
+def nano():
+    """The shipped nano model."""
     from everyway.generate import load
 
-    return load(str(nano_run[1]))
+    return load("nano")
