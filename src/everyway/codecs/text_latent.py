@@ -1,0 +1,107 @@
+"""The text latent: CLIP's states of a sentence, narrowed, and a GPT-2 that reads them as a prefix.
+
+Source: Bao et al. 2023, arXiv 2303.06555 (77 x 64 with CLIP L/14 and GPT-2 small).  Ours is
+whitened a channel over the tokens that are not padding, and padding is exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from everyway.codecs.encoders import TextStates
+from everyway.codecs.text_tokens import Tokens
+from everyway.codecs.whiten import Whiten
+
+SMALL_DECODER = {
+    "n_embd": 128,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 48,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GPT2_SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50258}
+
+
+class TextLatent(nn.Module):
+    """Sentences <-> (B, length, dim).
+
+    tokenizer: the JSON of a tokenizer.  text, decoder: the settings of a CLIPTextConfig and of a
+    GPT2Config; their vocabularies are set from the tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        length: int,
+        dim: int,
+        text: Mapping[str, Any],
+        decoder: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.tokens = Tokens(tokenizer, length)
+        vocab = {"vocab_size": len(self.tokens)}
+        self.states = TextStates({**text, **vocab})
+        self.narrow = nn.Linear(text["hidden_size"], dim)
+        self.whiten = Whiten(dim)
+        self.widen = nn.Linear(dim, decoder["n_embd"])
+        self.decoder = GPT2LMHeadModel(GPT2Config(**{**decoder, **vocab}))
+
+    def encode(self, raw: Sequence[str]) -> Tensor:
+        """Raises PromptError for texts that cannot be read."""
+        ids = self.tokens.encode(raw).to(self.narrow.weight.device)
+        return self.whiten(self.narrow(self.states(ids))) * self.tokens.mask(ids)[..., None]
+
+    def decode(self, state: Tensor) -> list[str]:
+        """The likeliest token after each one read (greedy)."""
+        ids = self.decoder.generate(
+            inputs_embeds=self.widen(state.float()),
+            attention_mask=state.new_ones(state.shape[:2], dtype=torch.long),
+            max_new_tokens=self.tokens.length,
+            do_sample=False,
+            eos_token_id=self.tokens.end,
+            pad_token_id=self.tokens.pad,
+        )
+        return self.tokens.decode(ids)
+
+    def loss(self, states: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
+        """Cross entropy of reading ids (B, L) back from their latent with `noise` added.
+
+        states (B, L, hidden): of a frozen TextStates.  The latent is whitened by the batch's own
+        statistics, so that it cannot outgrow the noise; `measure` fixes them afterwards.
+        """
+        mask = self.tokens.mask(ids)
+        latent = self.narrow(states)
+        real = latent[mask]
+        latent = (latent - real.mean(0)) / real.std(0).clamp_min(1e-6) * mask[..., None]
+        prefix = self.widen(latent + noise)
+        former = self.decoder.transformer.wte(ids[:, :-1])
+        logits = self.decoder(inputs_embeds=torch.cat([prefix, former], 1)).logits
+        logits = logits[:, prefix.shape[1] - 1 :]
+        return F.cross_entropy(logits[mask], ids[mask])
+
+    @torch.no_grad()
+    def measure(self, texts: Sequence[str]) -> None:
+        """Fix the whitening from `texts`."""
+        ids = self.tokens.encode(texts)
+        self.whiten.measure(self.narrow(self.states(ids))[self.tokens.mask(ids)])
+
+
+@torch.no_grad()
+def exact_share(codec: TextLatent, texts: Sequence[str], sigma: float, seed: int = 0) -> float:
+    """The share of `texts` read back exactly from their latents with noise of size `sigma`."""
+    latent = codec.encode(texts)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+    read = codec.decode(latent + sigma * noise)
+    plain = codec.tokens.decode(codec.tokens.encode(texts))
+    return sum(a == b for a, b in zip(read, plain)) / len(texts)

@@ -1,0 +1,89 @@
+"""Text as token ids: one shared BPE for every language, trained on the captions (`tokenizers`)."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+PAD, END, UNKNOWN = "[pad]", "[end]", "[unk]"
+SPECIAL = (PAD, END, UNKNOWN)  # ids 0, 1, 2
+
+
+class PromptError(ValueError):
+    """A text that a model cannot read; the message says how to mend it."""
+
+
+class Tokens:
+    """Sentences <-> ids (B, length) int64: the tokens, one end mark, padding.
+
+    spec: the JSON of a `tokenizers.Tokenizer` whose first three ids are padding, end and unknown.
+    Texts are lower-cased, normalised (NFKC), and their white space is folded.
+    """
+
+    def __init__(self, spec: str, length: int) -> None:
+        self.tokenizer = Tokenizer.from_str(spec)
+        self.length = length
+        self.pad, self.end, self.unknown = (self.tokenizer.token_to_id(t) for t in SPECIAL)
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Raises PromptError for an empty text, a too long one, and one with no known character."""
+        out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            ids = self.tokenizer.encode(text).ids
+            known = [i for i in ids if i != self.unknown]
+            if not text.strip():
+                raise PromptError("the text is empty; say what to draw, such as 'a fox on blue'")
+            if len(ids) >= self.length:
+                raise PromptError(
+                    f"the text has {len(ids)} tokens and this model reads at most "
+                    f"{self.length - 1}; shorten it"
+                )
+            if not known:
+                raise PromptError(f"this model knows no character of {text[:40]!r}")
+            row[: len(ids)] = torch.tensor(ids)
+            row[len(ids)] = self.end
+        return out
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Text up to each row's end mark."""
+        rows = []
+        for row in ids.tolist():
+            stop = row.index(self.end) if self.end in row else len(row)
+            rows.append([i for i in row[:stop] if i not in (self.pad, self.unknown)])
+        return [self.tokenizer.decode(row).strip() for row in rows]
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """(B, length) bool: the tokens and their end mark, not the padding."""
+        return ids != self.pad
+
+
+def train_tokens(texts: Iterable[str], size: int = 2000) -> str:
+    """The JSON of a BPE with `size` tokens; every ASCII letter, digit and mark is one of them."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace(prepend_scheme="first")]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=[*string.ascii_lowercase, *string.digits, *string.punctuation, "▁"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()

@@ -1,0 +1,213 @@
+"""Trains the codecs of `mini` on Emoji Scenes, a part at a time; run a part again to go on.
+
+python -m everyway.train.codecs tokenizer --out runs/codecs
+python -m everyway.train.codecs image --out runs/codecs --minutes 60
+python -m everyway.train.codecs image_embed --out runs/codecs --minutes 40
+python -m everyway.train.codecs text --out runs/codecs --minutes 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from everyway.checkpoints.store import StoreError, write_text
+from everyway.codecs.encoders import SMALL_TEXT, SMALL_VISION, Contrastive
+from everyway.codecs.image_vae import SMALL, ImageVAE, psnr, reconstruction_loss
+from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
+from everyway.codecs.text_tokens import Tokens, train_tokens
+from everyway.data.emoji import EmojiScenes
+from everyway.train.fit import Report, fit
+
+LENGTH, DIM = 24, 32  # of the text latent
+TEST_SEED = 700_001  # of the scenes that codecs are measured on, used for nothing else
+KL = 1e-4 / 1024  # weight of the posterior's summed divergence: 1e-4 an element
+LATENT_NOISE = 0.1  # of a latent's own spread, added while the decoder learns
+TEXT_NOISE = 0.5  # the text decoder reads through noise of sigma uniform in [0, 0.5]
+
+
+def train_tokenizer(out: Path, seed: int = 11, captions: int = 40_000, size: int = 2000) -> str:
+    """The shared BPE of both languages, into tokenizer.json."""
+    data = EmojiScenes(seed=seed)
+    spec = train_tokens((c for i in range(captions // 2) for c in data.sample(i).captions), size)
+    write_text(out / "tokenizer.json", spec)
+    return spec
+
+
+def train_image(out: Path, minutes: float, seed: int = 12, batch: int = 16, report: Report = print):
+    """The autoencoder.  Returns facts, psnr_db of unseen scenes among them."""
+    torch.manual_seed(seed)
+    config = {"autoencoder": SMALL, "fold": 4}
+    codec = ImageVAE(**config)
+    data = EmojiScenes(seed=seed)
+
+    def loss_at(step: int) -> Tensor:
+        wanted = pictures(data, range(step * batch, (step + 1) * batch))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        posterior = codec.posterior(wanted)
+        latent = posterior.sample(generator)
+        spread = latent.detach().std((0, 2, 3), keepdim=True)
+        latent = latent + LATENT_NOISE * spread * torch.randn(latent.shape, generator=generator)
+        made = codec.reconstruct(latent)
+        return reconstruction_loss(made, wanted) + KL * posterior.kl().mean()
+
+    facts = fit(codec, loss_at, out / "image.state.safetensors", minutes=minutes, lr=1e-3,
+                report=report)  # fmt: skip
+    with torch.no_grad():
+        sample = pictures(data, range(10**6, 10**6 + 1000))
+        latents = torch.cat([codec.posterior(part).mean for part in sample.split(50)])
+        codec.whiten.measure(latents.movedim(1, -1).flatten(0, 2))
+        unseen = pictures(EmojiScenes(seed=TEST_SEED), range(200))
+        made = torch.cat([codec.decode(codec.encode(part)) for part in unseen.split(50)])
+    facts["psnr_db"] = round(psnr(made, unseen).item(), 2)
+    return _save(out, "image", codec, config, facts)
+
+
+def train_image_embed(
+    out: Path, minutes: float, seed: int = 13, batch: int = 128, report: Report = print
+):
+    """CLIP: both towers against each other.  Returns facts, how many of 100 pictures find their own
+    English and Korean captions among them."""
+    torch.manual_seed(seed)
+    tokens = Tokens(_tokenizer(out), LENGTH)
+    net = Contrastive(SMALL_VISION, {**SMALL_TEXT, "vocab_size": len(tokens)})
+    data = EmojiScenes(seed=seed)
+
+    def loss_at(step: int) -> Tensor:
+        samples = [data.sample(i) for i in range(step * batch, (step + 1) * batch)]
+        texts = [s.captions[i % 2] for i, s in enumerate(samples)]
+        return net(_stacked([s.image for s in samples]), tokens.encode(texts), tokens.end)
+
+    facts = fit(net, loss_at, out / "contrastive.state.safetensors", minutes=minutes, lr=1e-3,
+                report=report)  # fmt: skip
+    with torch.no_grad():
+        sample = pictures(data, range(10**6, 10**6 + 2000))
+        features = torch.cat([net.image.features(part) for part in sample.split(100)])
+        net.image.whiten.measure(features)
+        unseen = [EmojiScenes(seed=TEST_SEED).sample(i) for i in range(500)]
+        for number, language in enumerate(("en", "ko")):
+            facts[f"retrieval_{language}"] = _retrieval(net, tokens, unseen, number)
+    write_text(out / "contrastive.json", json.dumps(facts))
+    _weights(out / "contrastive.safetensors", net)
+    return _save(out, "image_embed", net.image, {"vision": SMALL_VISION}, facts)
+
+
+def train_text(out: Path, minutes: float, seed: int = 14, batch: int = 128, report: Report = print):
+    """The text latent over CLIP's frozen text states.  Returns facts: the exact shares at sigma
+    0 and 0.3 (the gate is 0.99)."""
+    torch.manual_seed(seed)
+    spec = _tokenizer(out)
+    config = {
+        "tokenizer": spec,
+        "length": LENGTH,
+        "dim": DIM,
+        "text": SMALL_TEXT,
+        "decoder": SMALL_DECODER,
+    }
+    codec = TextLatent(**config)
+    contrastive = out / "contrastive.safetensors"
+    if not contrastive.exists():
+        raise StoreError(f"{contrastive} is missing; train image_embed before text")
+    towers = load_file(contrastive)
+    codec.states.load_state_dict(
+        {k.removeprefix("text."): v for k, v in towers.items() if k.startswith("text.")}
+    )
+    codec.states.requires_grad_(False)
+    data = EmojiScenes(seed=seed)
+
+    def loss_at(step: int) -> Tensor:
+        ids = codec.tokens.encode(captions(data, range(step * batch, (step + 1) * batch)))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        sigma = TEXT_NOISE * torch.rand(batch, 1, 1, generator=generator)
+        noise = sigma * torch.randn(batch, LENGTH, DIM, generator=generator)
+        with torch.no_grad():
+            states = codec.states(ids)
+        return codec.loss(states, ids, noise)
+
+    facts = fit(codec, loss_at, out / "text.state.safetensors", minutes=minutes, lr=2e-3,
+                report=report)  # fmt: skip
+    codec.measure(captions(data, range(10**6, 10**6 + 4000)))
+    unseen = captions(EmojiScenes(seed=TEST_SEED), range(1000))
+    for sigma in (0.0, 0.3):
+        facts[f"exact_at_{sigma}"] = exact_share(codec, unseen, sigma)
+    return _save(out, "text", codec, config, facts)
+
+
+PARTS = {"image": train_image, "image_embed": train_image_embed, "text": train_text}
+
+
+def pictures(data: EmojiScenes, indices: range) -> Tensor:
+    """(B, 3, 64, 64) in [-1, 1]."""
+    return _stacked([data.render(data.scene(i), i) for i in indices])
+
+
+def captions(data: EmojiScenes, indices: range) -> list[str]:
+    """One caption a scene, the languages in turn."""
+    return [data.sample(i, lang=("en", "ko")[i % 2]).captions[0] for i in indices]
+
+
+def _stacked(images: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -> float:
+    """The share of pictures whose own caption is the likeliest of a hundred."""
+    right = 0
+    for start in range(0, len(samples), 100):
+        part = samples[start : start + 100]
+        a = net.image.features(_stacked([s.image for s in part]))
+        ids = tokens.encode([s.captions[language] for s in part])
+        b = nn.functional.normalize(net.sentence(ids, tokens.end), dim=-1)
+        right += int(((a @ b.T).argmax(1) == torch.arange(len(part))).sum())
+    return right / len(samples)
+
+
+def _tokenizer(out: Path) -> str:
+    path = out / "tokenizer.json"
+    return path.read_text(encoding="utf-8") if path.exists() else train_tokenizer(out)
+
+
+def _save(out: Path, name: str, codec: nn.Module, config: dict, facts: dict) -> dict[str, Any]:
+    _weights(out / f"{name}.safetensors", codec)
+    write_text(out / f"{name}.json", json.dumps(config, ensure_ascii=False))
+    write_text(out / f"{name}.facts.json", json.dumps(facts))
+    return facts
+
+
+def _weights(path: Path, module: nn.Module) -> None:
+    """float32; a model folder rounds them to bf16."""
+    partial = path.with_suffix(".partial")
+    save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, partial)
+    partial.replace(path)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="train the codecs of mini")
+    parser.add_argument("part", choices=["tokenizer", *PARTS])
+    parser.add_argument("--out", type=Path, default=Path("runs/codecs"))
+    parser.add_argument("--minutes", type=float, default=30.0, help="in all, over every session")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def say(line: str) -> None:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    if args.part == "tokenizer":
+        say(f"{len(Tokens(train_tokenizer(args.out), LENGTH))} tokens")
+    else:
+        say(json.dumps(PARTS[args.part](args.out, args.minutes, report=say)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
