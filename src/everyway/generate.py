@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from everyway.checkpoints import store
 from everyway.contracts import Bundle, Query
 from everyway.guidance import guided
 from everyway.request import GenerateRequest, read_image
-from everyway.sampling.loop import absent_states, sample
+from everyway.sampling.loop import Progress, absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import SAMPLERS
 from everyway.system import System
@@ -32,6 +32,7 @@ from everyway.tasks import (
     TEXT_TO_IMAGE,
     Task,
     given_noisy,
+    named_task,
     times_for,
 )
 
@@ -55,9 +56,13 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """One thing made.  seed: of this sample alone.  facts: what reproduces and explains it."""
+    """One thing made.  seed: of this sample alone.  facts: what reproduces and explains it.
+
+    index: among all results.  part: among those of this sample (a chain, an interpolation).
+    """
 
     index: int
+    part: int
     seed: int
     image: Image.Image | None
     text: str | None
@@ -130,10 +135,45 @@ class Model:
             if request.kind == "interpolate":
                 return
 
+    def each(
+        self,
+        task: str,
+        seeds: Sequence[int],
+        *,
+        text: Sequence[str] | None = None,
+        image: Sequence[Image.Image] | None = None,
+        steps: int = 25,
+        guidance: float = 2.5,
+        sampler: str = "dpm++2m",
+        batch: int = BATCH,
+    ) -> list[Result]:
+        """One result a seed, each with its own text or picture: many conditions at once.
+
+        Result k is what `generate` gives for that condition and seed.
+        """
+        chosen, size = named_task(task), self.image_size
+        out: list[Result] = []
+        for start in range(0, len(seeds), batch):
+            cut = slice(start, start + batch)
+            raw: dict[str, Any] = {} if text is None else {"text": list(text[cut])}
+            if image is not None:
+                raw["image"] = torch.stack([_to_tensor(i, size) for i in image[cut]])
+            noise, began = PerSampleNoise(list(seeds[cut])), time.monotonic()
+            run = self._sample(chosen, self._encoded(raw), noise, steps, guidance, sampler)
+            last = final(run)
+            facts = self._record(chosen, time.monotonic() - began, last.calls)
+            out += self._results(last.states, seeds[cut], start, facts)
+        return out
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures that this model reads."""
+        return int(self.facts.get("image_size", 64))
+
     def _raw(self, request: GenerateRequest) -> dict[str, Any]:
         raw: dict[str, Any] = {}
         if request.images:
-            size = int(self.facts.get("image_size", 64))
+            size = self.image_size
             raw["image"] = torch.stack([_to_tensor(read_image(p), size) for p in request.images])
         if request.text is not None:
             raw["text"] = [request.text]
@@ -142,7 +182,7 @@ class Model:
     def _batch(self, request, stages, raw, rows: range) -> Iterator[Preview | Result]:
         together = request.kind == "interpolate"  # its frames share one seed and two pictures
         seeds = [request.seed + (0 if together else k) for k in rows]
-        carried = self.system.encode(raw)
+        carried = self._encoded(raw)
         if not together:
             carried = {k: v.expand(len(rows), *v.shape[1:]) for k, v in carried.items()}
         began, shown, noise = time.monotonic(), 0, PerSampleNoise(seeds)
@@ -152,29 +192,33 @@ class Model:
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
-            for progress in self._sample(request, stage.task, carried, noise):
+            how = (request.steps, request.guidance, request.sampler)
+            for progress in self._sample(stage.task, carried, noise, *how):
                 yield Preview(number + 1, len(stages), progress.step, progress.steps)
             generated = [m.name for c in stage.task.generated for m in self.system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
             if not stage.shown:
                 continue
-            decoded = self._decode({name: carried[name] for name in generated})
             facts = self._record(stage.task, time.monotonic() - began, progress.calls)
+            made = self._results({name: carried[name] for name in generated}, seeds, 0, facts)
             for k, row in enumerate(rows):
-                yield Result(
-                    index=row * self._shown(stages) + shown,
-                    seed=seeds[k],
-                    image=_to_image(decoded["image"][k]) if "image" in decoded else None,
-                    text=decoded["text"][k] if "text" in decoded else None,
-                    facts=facts,
-                )
+                part = row if together else shown
+                yield replace(made[k], index=row * self._shown(stages) + shown, part=part)
             shown += 1
 
     @staticmethod
     def _shown(stages: tuple[Stage, ...]) -> int:
         return sum(stage.shown for stage in stages)
 
-    def _sample(self, request: GenerateRequest, task: Task, carried: Carry, noise) -> Iterator:
+    def _encoded(self, raw: Mapping[str, Any]) -> Carry:
+        """Row by row, so that a condition's state does not depend on its batch."""
+        count = max((len(v) for v in raw.values()), default=0)
+        rows = [self.system.encode({k: v[i : i + 1] for k, v in raw.items()}) for i in range(count)]
+        return {k: torch.cat([row[k] for row in rows]) for k in rows[0]} if rows else {}
+
+    def _sample(
+        self, task: Task, carried: Carry, noise, steps: int, guidance: float, sampler: str
+    ) -> Iterator[Progress]:
         """The sampling loop of one stage."""
         system, shapes = self.system, self.system.shapes(len(noise.seeds))
         states = {
@@ -187,16 +231,30 @@ class Model:
                 states[name] = carried[f"start.{name}"]
         absent = absent_states(system.processes, noise)
         return sample(
-            guided(system.denoiser(), task, system.clocks, request.guidance, absent),
+            guided(system.denoiser(), task, system.clocks, guidance, absent),
             processes=system.processes,
             clocks=system.clocks,
             task=task,
             states=states,
             shapes=shapes,
             noise=noise,
-            steps=request.steps,
-            sampler=request.sampler,
+            steps=steps,
+            sampler=sampler,
         )
+
+    def _results(self, made: Bundle, seeds: Sequence[int], first: int, facts: dict) -> list[Result]:
+        decoded = self._decode(made)
+        return [
+            Result(
+                index=first + k,
+                part=0,
+                seed=seed,
+                image=_to_image(decoded["image"][k]) if "image" in decoded else None,
+                text=decoded["text"][k] if "text" in decoded else None,
+                facts=facts,
+            )
+            for k, seed in enumerate(seeds)
+        ]
 
     def _decode(self, made: Bundle) -> dict[str, Any]:
         """Row by row, so that a sample's pixels and words do not depend on its batch."""

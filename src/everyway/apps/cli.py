@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _exit_code(error: Exception) -> int | None:
     """2 for the user's mistakes, 1 for failures of files and disks, None for our own faults."""
-    from everyway.request import RequestError
-
-    if isinstance(error, (UsageError, RequestError)):
+    if isinstance(error, ValueError):  # every refusal of a request, setting, prompt or folder
         return 2
-    mistakes = ("ModelError", "ConfigError", "ValueError")
     failures = ("StoreError", "StateError", "FileError")
-    name = type(error).__name__
-    if name in mistakes:
-        return 2
-    return 1 if name in failures or isinstance(error, OSError) else None
+    return 1 if type(error).__name__ in failures or isinstance(error, OSError) else None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -154,17 +149,20 @@ def _train_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _data_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("what", help="shapes")
-    p.add_argument("--out", required=True)
+    p.add_argument("what", help="emoji or shapes (written to --out), or check")
+    p.add_argument("path", nargs="?", help="the folder that check reads")
+    p.add_argument("--out", help="where samples, or the contact sheet of check, are written")
     p.add_argument("-n", type=int, default=100)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--json", action="store_true", help="the report of check as one JSON object")
     p.set_defaults(run=_data)
 
 
 def _evaluate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("model")
-    p.add_argument("--suite", default="shapes")
-    p.add_argument("-n", type=int, default=200)
+    p.add_argument("--suite", help="scenes or shapes; by default what the model was trained on")
+    p.add_argument("-n", type=int, default=1000, help="scenes a row")
+    p.add_argument("--rows", help="only these rows, such as t2i.one,i2t.one")
     p.add_argument("--seed", type=int, default=1_000_000)
     p.add_argument("--steps", type=int, default=25)
     p.add_argument("--guidance", type=float, default=2.5)
@@ -276,15 +274,15 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
     from everyway.apps import files
     from everyway.generate import Result, load
 
-    out, rows, model = Path(args.out), [], None
+    out, rows, models = Path(args.out), [], {}
     done = files.finished(out) if skip else set()
     for request in requests:
         if skip and files.key(request) in done:
             _say(args, f"skipped, as it exists: {request.text or request.kind}")
             continue
-        if model is None or model.name != request.model:
-            model = load(request.model, args.device)
-        for event in model.run(request):
+        if request.model not in models:
+            models = {request.model: load(request.model, args.device)}  # one at a time
+        for event in models[request.model].run(request):
             if isinstance(event, Result):
                 row = files.save_result(out, files.next_number(out), event, request)
                 rows.append(row)
@@ -307,13 +305,11 @@ def _replay(args: argparse.Namespace) -> int:
     path = Path(args.picture)
     record = files.read_record(path)
     request = GenerateRequest(**record["request"])
-    if "index_in_request" in record["facts"] or request.kind in ("chain", "interpolate"):
-        raise UsageError(f"{request.kind} results are replayed by their whole request, not alone")
     model = load(args.model or request.model)
     if model.hash != record["facts"]["model_hash"]:
         made_by = record["facts"]["model_hash"]
         raise UsageError(f"{path} was made by model {made_by}, this one is {model.hash}")
-    made = model.generate(request)[0].image
+    made = model.generate(request)[record["part"]].image
     if files.same_pixels(path, made):
         print(f"{path}: the same picture, bit for bit")
         return 0
@@ -340,14 +336,33 @@ def _train(args: argparse.Namespace) -> int:
     config = resolve(args.preset, overrides, args.out, budget)
     from everyway.train.loop import train
 
-    def progress(p) -> None:
-        losses = "  ".join(f"{k} {v:.4f}" for k, v in p.losses.items())
-        if not args.quiet:
-            print(f"step {p.step}  {losses}  {p.samples_a_second:.0f} samples/s", flush=True)
-
-    facts = train(config, progress)
+    with _progress(config.steps, args.quiet) as progress:
+        facts = train(config, progress)
     print(json.dumps(facts))
     return 130 if facts["stopped"] else 0
+
+
+@contextmanager
+def _progress(steps: int, quiet: bool):
+    """A bar on a terminal, plain lines elsewhere, nothing if quiet."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def losses(p) -> str:
+        return "  ".join(f"{k} {v:.4f}" for k, v in p.losses.items())
+
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+    elif not console.is_terminal:
+        yield lambda p: print(
+            f"step {p.step}  {losses(p)}  {p.samples_a_second:.0f} samples/s", flush=True
+        )
+    else:
+        columns = (TextColumn("step {task.completed}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+            job = bar.add_task("", total=steps)
+            yield lambda p: bar.update(job, completed=p.step, description=losses(p))
 
 
 def seconds(text: str) -> float:
@@ -359,18 +374,54 @@ def seconds(text: str) -> float:
 
 
 def _data(args: argparse.Namespace) -> int:
+    from everyway.data import folder
     from everyway.request import known
 
-    known("data set", args.what, ("shapes",))
+    known("data command", args.what, ("emoji", "shapes", "check"))
+    if args.what == "check":
+        return _check(args)
+    if args.path is not None:
+        raise UsageError(f"data {args.what} takes no path; it writes to --out")
     if args.n < 1:
         raise UsageError(f"-n {args.n}: at least 1 sample")
-    from everyway.data.folder import write_folder
-    from everyway.data.shapes import Shapes
+    if args.what == "emoji":
+        from everyway.data.emoji import EmojiScenes
 
-    data = Shapes(seed=args.seed, size=64)
-    write_folder(Path(args.out), (data.sample(i) for i in range(args.n)))
-    print(f"{args.n} samples in {args.out}")
+        data = EmojiScenes(seed=args.seed)
+    else:
+        from everyway.data.shapes import Shapes
+
+        data = Shapes(seed=args.seed, size=64)
+    out = Path(args.out or f"out/{args.what}")
+    folder.write_folder(out, (data.sample(i) for i in range(args.n)))
+    print(f"{args.n} samples in {out}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    """What a folder holds and what is wrong with it; exit code 1 if anything is."""
+    from everyway.data import folder
+
+    if args.path is None:
+        raise UsageError("data check needs a folder: everyway data check PATH")
+    report = folder.check(Path(args.path))
+    if args.json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+        return 0 if report.good else 1
+    print(f"{report.images} pictures, {report.captions} captions, {report.records} records")
+    print("sizes: " + (", ".join(f"{k} ({n})" for k, n in report.sizes.items()) or "none"))
+    for name, reason in report.unreadable:
+        print(f"cannot be read: {name} ({reason})")
+    for name in report.missing_captions:
+        print(f"no caption: {name}")
+    for name in report.stray_captions:
+        print(f"a caption without its picture: {name}")
+    if args.out and report.sheet is not None:
+        path = Path(args.out) / "contact-sheet.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report.sheet.save(path)
+        print(f"contact sheet: {path}")
+    return 0 if report.good else 1
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -378,7 +429,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from everyway.metrics.report import evaluate
 
     settings = {k: getattr(args, k) for k in ("n", "seed", "steps", "guidance", "sampler")}
-    report = evaluate(load(args.model), args.suite, **settings)
+    model = load(args.model)
+    own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
+    rows = args.rows.split(",") if args.rows else ()
+    report = evaluate(model, args.suite or own, rows=rows, **settings)
     if args.json:
         print(json.dumps(report))
         return 0

@@ -6,92 +6,151 @@ recogniser sees in it, right or wrong.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.apps import files
-from everyway.data.shapes import parse
+from everyway.apps.sheet import Cell, Section, sheet
 from everyway.generate import Model, Result, load
-from everyway.metrics import shapes
+from everyway.metrics.judge import Judge, judge_of
 
-PROMPTS = (
-    "a red circle left on white",
-    "a green square right on black",
-    "a yellow ring middle on blue",
-    "a blue cross top on yellow",
-)
 SEED = 0
 
 
 def demo(name: str, out: Path, tell: Callable[[str], None]) -> Path:
-    """Writes OUT/demo.png and the pictures it needs under OUT/demo/; returns the sheet's path."""
+    """Writes OUT/demo.png, and what is on it under OUT/demo/; returns the sheet's path."""
     began = time.monotonic()
     model = load(name)
     tell(f"{model.name} ({model.hash}) loaded in {time.monotonic() - began:.1f} s")
-    rows = []
-    parts = out / "demo"
-    drawn: list[Path] = []
-
-    def run(title: str, cells: Callable[[], list]) -> None:
+    show = _Show(model=model, judge=judge_of(model), out=out / "demo")
+    show.out.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for title, cells in USES.items():
         start = time.monotonic()
-        rows.append((title, cells()))
-        tell(f"{title:34} {time.monotonic() - start:6.2f} s")
-
-    def prompted() -> list:
-        cells = []
-        for index, prompt in enumerate(PROMPTS):
-            made = make(model, "text-to-image", text=prompt)[0]
-            path = parts / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.image.save(path)
-            drawn.append(path)
-            cells.append((made.image, mark(prompt, made)))
-        return cells
-
-    def described() -> list:
-        cells = []
-        for path in drawn:
-            made = make(model, "image-to-text", images=(str(path),))[0]
-            cells.append((files.open_image(path), made.text))
-        return cells
-
-    def pairs(kind: str, **inputs) -> list:
-        return [(r.image, r.text or "") for r in make(model, kind, **inputs)]
-
-    def noisy() -> list:
-        made = make(model, "text-to-image", text=PROMPTS[0], n=4, given_noise={"text": 0.3})
-        return [(r.image, mark(PROMPTS[0], r)) for r in made]
-
-    def chain() -> list:
-        made = make(model, "chain", text=PROMPTS[1], rounds=2)
-        return [(r.image, r.text or "") for r in made]
-
-    run("text to image", prompted)
-    run("image to text", described)
-    run("joint: a picture and its caption", lambda: pairs("joint", n=4))
-    run("image alone", lambda: pairs("image", n=4))
-    run("text alone", lambda: pairs("text", n=4))
-    run("variations of a picture", lambda: pairs("vary-image", n=4, images=(str(drawn[0]),)))
-    run("variations of a text", lambda: pairs("vary-text", n=4, text=PROMPTS[2]))
-    run("a condition that is itself noisy", noisy)
-    run("Gibbs chain", chain)
-    run(
-        "interpolation of two pictures",
-        lambda: pairs("interpolate", frames=4, images=(str(drawn[0]), str(drawn[1]))),
-    )
+        sections.append(Section(title=title, cells=cells(show)))
+        tell(f"{title:32} {time.monotonic() - start:6.2f} s")
     path = out / "demo.png"
-    files.sheet(rows).save(path)
+    sheet(sections).save(path)
+    files.append_line(show.out / "texts.jsonl", json.dumps(show.texts, ensure_ascii=False))
     tell(f"{path} in {time.monotonic() - began:.1f} s")
     return path
 
 
-def make(model: Model, kind: str, **inputs) -> list[Result]:
-    return model.generate(kind=kind, seed=SEED, **inputs)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Show:
+    """A model, its judge, where files go, and the pictures that later uses take as given."""
+
+    model: Model
+    judge: Judge
+    out: Path
+    drawn: list[Path] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def make(self, kind: str, **inputs) -> list[Result]:
+        return self.model.generate(kind=kind, seed=SEED, **inputs)
+
+    def given(self, index: int) -> Cell:
+        return Cell(image=files.open_image(self.drawn[index]), given=True)
+
+    def words(self, text: str) -> str:
+        """A text as the sheet can draw it: Korean is told by what it states, in English."""
+        self.texts.append(text)
+        if text.isascii():
+            return text
+        stated = self.judge.parse(text)
+        return f"[ko] {self.judge.spell(stated)}" if stated else "[ko]"
+
+    def asked(self, prompt: str, made: Result) -> Cell:
+        """A prompted picture, its prompt, and what the recogniser sees where that is wrong."""
+        seen = self.judge.read([made.image])[0]
+        right = all(self.judge.compare(self.judge.parse(prompt), seen).values())
+        said = self.words(prompt) if right else f"{self.words(prompt)} (seen: "
+        return Cell(
+            image=made.image,
+            text=said if right else said + self.judge.spell(seen) + ")",
+            right=right,
+        )
+
+    def told(self, made: Sequence[Result]) -> list[Cell]:
+        return [Cell(image=r.image, text=self.words(r.text or "")) for r in made]
 
 
-def mark(prompt: str, made: Result) -> str:
-    """What was asked for, and whether the recogniser sees it."""
-    stated, seen = parse(prompt), shapes.read(made.image)
-    wrong = [f"{seen[a]}" for a, right in shapes.score(stated, seen).items() if not right]
-    return "right" if not wrong else "wrong: " + ", ".join(wrong)
+def _text_to_image(show: _Show) -> list[Cell]:
+    cells = []
+    for index, prompt in enumerate(show.judge.prompts):
+        made = show.make("text-to-image", text=prompt)[0]
+        show.drawn.append(show.out / f"{index}.png")
+        made.image.save(show.drawn[-1])
+        cells.append(show.asked(prompt, made))
+    return cells
+
+
+def _image_to_text(show: _Show) -> list[Cell]:
+    cells = []
+    for path in show.drawn:
+        image, text = (
+            files.open_image(path),
+            show.make("image-to-text", images=(str(path),))[0].text,
+        )
+        stated, seen = show.judge.parse(text), show.judge.read([image])[0]
+        right = all(show.judge.compare(stated, seen).values())
+        cells.append(Cell(image=image, text=show.words(text), right=right))
+    return cells
+
+
+def _joint(show: _Show) -> list[Cell]:
+    made = show.make("joint", n=4)
+    seen = show.judge.read([r.image for r in made])
+    agree = [
+        all(show.judge.compare(show.judge.parse(r.text), s).values()) for r, s in zip(made, seen)
+    ]
+    return [Cell(image=r.image, text=show.words(r.text), right=a) for r, a in zip(made, agree)]
+
+
+def _noisy_condition(show: _Show) -> list[Cell]:
+    prompt, cells = show.judge.prompts[0], []
+    for level in (0.2, 0.4, 0.6, 0.8):
+        made = show.make("text-to-image", text=prompt, given_noise={"text": level})[0]
+        cells.append(Cell(image=made.image, text=f"the caption's time is {level}"))
+    return cells
+
+
+def _vary_image(show: _Show) -> list[Cell]:
+    return [show.given(0), *show.told(show.make("vary-image", n=3, images=(str(show.drawn[0]),)))]
+
+
+def _vary_text(show: _Show) -> list[Cell]:
+    text = show.judge.prompts[2]
+    given = Cell(text=show.words(text), given=True)
+    return [given, *show.told(show.make("vary-text", n=3, text=text))]
+
+
+def _chain(show: _Show) -> list[Cell]:
+    text = show.judge.prompts[1]
+    made = show.make("chain", text=text, rounds=3)
+    cells = [Cell(text=show.words(text), given=True)]
+    for drawn, said in zip(made[0::2], made[1::2]):
+        cells.append(Cell(image=drawn.image, text=show.words(said.text)))
+    return cells
+
+
+def _interpolation(show: _Show) -> list[Cell]:
+    pictures = (str(show.drawn[0]), str(show.drawn[1]))
+    return show.told(show.make("interpolate", frames=4, images=pictures))
+
+
+USES: dict[str, Callable[[_Show], list[Cell]]] = {
+    "text to image": _text_to_image,
+    "image to text": _image_to_text,
+    "joint: a picture and its caption": _joint,
+    "image alone": lambda show: show.told(show.make("image", n=4)),
+    "text alone": lambda show: show.told(show.make("text", n=4)),
+    "variations of a picture": _vary_image,
+    "variations of a text": _vary_text,
+    "a condition that is itself noisy": _noisy_condition,
+    "Gibbs chain": _chain,
+    "interpolation of two pictures": _interpolation,
+}

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from everyway.generate import Result
 from everyway.request import GenerateRequest, RequestError
@@ -20,7 +20,7 @@ class FileError(RuntimeError):
 def save_result(out: Path, number: int, result: Result, request: GenerateRequest) -> dict[str, Any]:
     """OUT/00000.png (if there is a picture) and a line in OUT/results.jsonl; returns that line."""
     sample = request.model_copy(update={"n": 1, "seed": result.seed})
-    row: dict[str, Any] = {"index": number, "seed": result.seed}
+    row: dict[str, Any] = {"index": number, "seed": result.seed, "part": result.part}
     if result.text is not None:
         row["text"] = result.text
     row |= {"facts": result.facts, "request": sample.model_dump()}
@@ -89,31 +89,6 @@ def next_number(out: Path) -> int:
     if not rows.exists():
         return 0
     return sum(1 for _ in rows.open(encoding="utf-8"))
-
-
-def sheet(rows: list[tuple[str, list[tuple[Image.Image | None, str]]]], side: int = 128):
-    """A labelled sheet: a title a row, then its cells of a picture above words."""
-    title, words, gap = 18, 16, 6
-    columns = max(len(cells) for _, cells in rows)
-    width = columns * (side + gap) + gap
-    height = len(rows) * (title + side + words + gap) + gap
-    page = Image.new("RGB", (max(width, 420), height), "white")
-    pen = ImageDraw.Draw(page)
-    y = gap
-    for name, cells in rows:
-        pen.text((gap, y), name, fill="black")
-        for column, (image, text) in enumerate(cells):
-            x = gap + column * (side + gap)
-            if image is not None:
-                page.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y + title))
-            pen.text((x, y + title + side + 1), ascii_only(text), fill="#333333")
-        y += title + side + words + gap
-    return page
-
-
-def ascii_only(text: str) -> str:
-    """What the built-in font can draw."""
-    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def key(request: GenerateRequest) -> str:

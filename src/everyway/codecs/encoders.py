@@ -135,5 +135,3 @@ def prepared(images: Tensor, side: int) -> Tensor:
         images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
     return ((images.clamp(-1, 1) + 1) / 2 - mean) / std
-
-

@@ -1,4 +1,4 @@
-"""Whitening: latents with mean 0 and variance 1 a channel, which is what a diffusion starts from."""
+"""Whitening: latents with mean 0 and variance 1 a channel, as a diffusion wants them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Whiten(nn.Module):
-    """(x - shift) / scale along one axis.  Identity until `measure` is called or weights are loaded.
+    """(x - shift) / scale along one axis; the identity until `measure` or loaded weights.
 
     channels: size of the axis.  axis: which one, counted without the batch (0 for (B, C, H, W),
     -1 for (B, L, C)).

@@ -1,97 +1,152 @@
 """Scores of a model with the whole protocol beside them.
 
 A generated picture is read by a recogniser whose own accuracy on real pictures stands in the same
-report; captions are parsed back to records; only what a prompt states is scored.
+report; captions are parsed back to records; only what a prompt or caption states is scored.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from everyway.data.shapes import Shapes, parse
+from everyway.data.emoji import EmojiScenes
+from everyway.data.sample import Sample, Scene
+from everyway.data.shapes import Shapes
 from everyway.generate import Model
-from everyway.metrics import shapes
-from everyway.request import GenerateRequest
+from everyway.metrics.judge import JUDGES, Judge, Seen
 
-Seen = dict[str, bool]
+Row = tuple[str, list[Seen]]
 
 
 def evaluate(
     model: Model,
-    suite: str = "shapes",
-    n: int = 200,
+    suite: str = "scenes",
+    n: int = 1000,
     seed: int = 1_000_000,
     steps: int = 25,
     guidance: float = 2.5,
     sampler: str = "dpm++2m",
+    rows: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """rows: t2i, i2t, joint and recogniser, each attribute -> {value, low, high, n}.
+    """`ROW.all_correct` for every row, and under `rows` each attribute with its interval.
 
-    n: scenes a row.  seed: of the scenes and samples; training uses others.
-    Raises ValueError for an unknown suite.
+    n: scenes a row.  seed: of the scenes and samples; training uses others.  rows: only these.
+    Raises ValueError for an unknown suite or row.
     """
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} is unknown; choose one of {', '.join(SUITES)}")
     if n < 1:
         raise ValueError(f"n is {n}; at least 1 scene is needed")
-    settings = dict(seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+    names, run = SUITES[suite]
+    wrong = set(rows) - set(names)
+    if wrong:
+        raise ValueError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
+    settings = dict(steps=steps, guidance=guidance, sampler=sampler)
     began = time.monotonic()
-    rows = {name: summarise(list(row)) for name, row in SUITES[suite](model, n, settings)}
-    protocol = settings | {"n": n, "seconds": round(time.monotonic() - began, 1)}
+    table = {row: summarise(seen) for row, seen in run(model, n, seed, settings, rows or names)}
+    protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
     return {
         "model": model.name,
         "model_hash": model.hash,
         "suite": suite,
-        "rows": rows,
+        **{f"{row}.all_correct": cells["all_correct"]["value"] for row, cells in table.items()},
+        "rows": table,
         "protocol": protocol,
     }
 
 
-def shapes_suite(model: Model, n: int, settings: dict) -> Iterator[tuple[str, Iterator[Seen]]]:
+SHAPES_ROWS = ("t2i", "i2t", "joint", "recogniser")
+SCENES_ROWS = (
+    "t2i.one",
+    "t2i.two",
+    "t2i.ko.one",
+    "t2i.ko.two",
+    "i2t.one",
+    "i2t.two",
+    "joint",
+    "recogniser",
+)
+
+
+def shapes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Iterator[Row]:
     """The rows of the built-in coloured shapes."""
-    data = Shapes(seed=settings["seed"], languages=("en",))
-    scenes = [data.sample(index) for index in range(n)]
-
-    def ask(kind: str, index: int, **inputs):
-        seed = settings["seed"] + index
-        request = GenerateRequest(kind=kind, **settings | {"seed": seed}, **inputs)
-        return model.generate(request)[0]
-
-    def t2i() -> Iterator[Seen]:
-        for index, scene in enumerate(scenes):
-            made = ask("text-to-image", index, text=scene.captions[0])
-            yield shapes.score(scene.record, shapes.read(made.image))
-
-    def i2t() -> Iterator[Seen]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "scene.png"
-            for index, scene in enumerate(scenes):
-                Image.fromarray(scene.image).save(path)
-                made = ask("image-to-text", index, images=(str(path),))
-                yield shapes.score(scene.record, parse(made.text))
-
-    def joint() -> Iterator[Seen]:
-        for index in range(n):
-            made = ask("joint", index)
-            said = parse(made.text)
-            seen = shapes.score(said, shapes.read(made.image))
-            yield seen or dict.fromkeys(shapes.ATTRIBUTES, False)  # a caption that says nothing
-
-    def real() -> Iterator[Seen]:
-        for scene in scenes:
-            yield shapes.score(scene.record, shapes.read(scene.image))
-
-    yield from {"t2i": t2i(), "i2t": i2t(), "joint": joint(), "recogniser": real()}.items()
+    data = Shapes(seed=seed, languages=("en",))
+    samples = [data.sample(index) for index in range(n)]
+    ask = _Asker(model, JUDGES["shapes"], seed, settings)
+    for row in rows:
+        match row:
+            case "t2i":
+                yield row, ask.t2i([s.captions[0] for s in samples])
+            case "i2t":
+                yield row, ask.i2t(samples, [s.record for s in samples])
+            case "joint":
+                yield row, ask.joint(n)
+            case "recogniser":
+                yield row, ask.real(samples, [s.record for s in samples])
 
 
-SUITES: dict[str, Callable] = {"shapes": shapes_suite}
+def scenes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Iterator[Row]:
+    """One object; two objects whose pair no model has met; both languages on the same scenes."""
+    sets = {
+        "one": EmojiScenes(seed=seed, count=1),
+        "two": EmojiScenes(seed=seed, count=2, split="heldout"),
+    }
+    samples = {name: [data.sample(i) for i in range(n)] for name, data in sets.items()}
+    truths = {name: [Scene.from_json(s.record) for s in part] for name, part in samples.items()}
+    ask = _Asker(model, JUDGES["emoji"], seed, settings)
+    for row in rows:
+        task, *language, kind = row.split(".") if "." in row else (row, "one")
+        match task:
+            case "t2i":
+                which = 1 if language else 0  # the Korean caption of a scene states the same
+                yield row, ask.t2i([s.captions[which] for s in samples[kind]])
+            case "i2t":
+                yield row, ask.i2t(samples[kind], truths[kind])
+            case "joint":
+                yield row, ask.joint(n)
+            case "recogniser":
+                every = samples["one"] + samples["two"]
+                yield row, ask.real(every, truths["one"] + truths["two"])
+
+
+SUITES = {"scenes": (SCENES_ROWS, scenes_suite), "shapes": (SHAPES_ROWS, shapes_suite)}
+
+
+class _Asker:
+    """Asks a model n times and has a judge compare what was asked, said and seen."""
+
+    def __init__(self, model: Model, judge: Judge, seed: int, settings: dict) -> None:
+        self.model, self.judge, self.seed, self.settings = model, judge, seed, settings
+
+    def t2i(self, prompts: list[str]) -> list[Seen]:
+        made = self._each("text-to-image", len(prompts), text=prompts)
+        seen = self.judge.read([r.image for r in made])
+        return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
+
+    def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
+        pictures = [Image.fromarray(s.image) for s in samples]
+        made = self._each("image-to-text", len(samples), image=pictures)
+        return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
+
+    def joint(self, n: int) -> list[Seen]:
+        made = self._each("joint", n)
+        seen = self.judge.read([r.image for r in made])
+        return [self.judge.compare(self.judge.parse(r.text), s) for r, s in zip(made, seen)]
+
+    def real(self, samples: list[Sample], truths: list) -> list[Seen]:
+        """The judge on real pictures, every attribute stated."""
+        seen = self.judge.read([Image.fromarray(s.image) for s in samples])
+        return [self.judge.compare(t, s) for t, s in zip(truths, seen)]
+
+    @torch.inference_mode()
+    def _each(self, task: str, n: int, **given) -> list:
+        seeds = [self.seed + k for k in range(n)]
+        return self.model.each(task, seeds, **given, **self.settings)
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class UViTConfig:
 
     skip: "concat" | "add" | "none".  time_mlp: a small network after the time's sinusoid.
     conv: a 3x3 convolution after the patches are put together.  time_scale: tau = time_scale * t.
+    init: "small" is the published one, positions at 0.02; "unit" starts every embedding at unit
+    variance and positions as sinusoids of like size, so that a short training learns where things
+    are (the small one had not after 190,000 samples; docs/LOG.md).
     """
 
     layout: Layout
@@ -53,6 +56,7 @@ class UViTConfig:
     time_mlp: bool = False
     conv: bool = True
     time_scale: float = 1000.0
+    init: str = "small"
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
@@ -61,6 +65,8 @@ class UViTConfig:
             raise ValueError(f"norm {self.norm!r} is unknown; choose pre or post")
         if self.skip not in ("concat", "add", "none"):
             raise ValueError(f"skip {self.skip!r} is unknown; choose concat, add or none")
+        if self.init not in ("small", "unit"):
+            raise ValueError(f"init {self.init!r} is unknown; choose small or unit")
 
     def to_json(self) -> dict[str, Any]:
         layout = [{"kind": type(s).__name__, **asdict(s)} for s in self.layout]
@@ -141,6 +147,10 @@ class UViT(nn.Module):
         )
         self.apply(_initialise)
         nn.init.trunc_normal_(self.positions, std=0.02)
+        if config.init == "unit":
+            self.embed.apply(_unit_variance)
+            fixed = [s for s in config.layout if not isinstance(s, Flag)]
+            self.positions.data += torch.cat([start_positions(s, dim) for s in fixed])
 
     def forward(
         self,
@@ -219,6 +229,22 @@ class UViT(nn.Module):
 
 def _key(stream: Stream) -> str:
     return f"time_{stream.clock}" if isinstance(stream, TimeToken) else stream.name
+
+
+def start_positions(stream: Stream, dim: int) -> Tensor:
+    """(length, dim): sinusoids of a patch's row and column, or of the place in a sequence."""
+    if not isinstance(stream, Patches):
+        return sinusoid(torch.arange(stream.length, dtype=torch.float64), dim)
+    places = 4.0 * torch.arange(stream.side, dtype=torch.float64)
+    one = sinusoid(places, dim // 2)
+    row, column = one[:, None].expand(-1, stream.side, -1), one[None].expand(stream.side, -1, -1)
+    return torch.cat([row, column], -1).flatten(0, 1)
+
+
+def _unit_variance(module: nn.Module) -> None:
+    """Outputs of about unit variance for inputs of unit variance."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
 def _initialise(module: nn.Module) -> None:

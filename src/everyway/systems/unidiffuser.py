@@ -70,6 +70,7 @@ class UniDiffuserConfig:
             norm=self.norm,
             time_mlp=self.time_mlp,
             conv=False,
+            init="unit",
             layout=layout,
         )
 

@@ -27,6 +27,7 @@ class TrainConfig:
     codecs: folder with the trained codecs.  init: a model folder to start the weights from.
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
     seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
+    optimiser: "adamw", or "muon" for the matrices inside the blocks (AdamW for the rest).
     precision: "auto" measures bf16 and float32 once and takes the faster; or "bf16" | "fp32".
     """
 
@@ -41,6 +42,7 @@ class TrainConfig:
     steps: int = 1000
     budget_s: float = 0.0
     batch: int = 64
+    optimiser: str = "muon"
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
@@ -63,6 +65,8 @@ class TrainConfig:
             raise ConfigError(f"lr is {self.lr}; it must be above 0")
         if not 0 <= self.cooldown <= 1:
             raise ConfigError(f"cooldown is {self.cooldown}; it is a fraction from 0 to 1")
+        if self.optimiser not in ("adamw", "muon"):
+            raise ConfigError(f"optimiser is {self.optimiser!r}; choose adamw or muon")
         if self.times not in ("uniform", "tasks"):
             raise ConfigError(f"times is {self.times!r}; choose uniform or tasks")
         if self.precision not in ("auto", "bf16", "fp32"):

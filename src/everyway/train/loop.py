@@ -26,8 +26,13 @@ from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
+from everyway.train.muon import Muon
 from everyway.train.state import TrainState
 
+OPTIMISERS = {
+    "adamw": lambda network, **settings: torch.optim.AdamW(network.parameters(), **settings),
+    "muon": Muon,
+}
 TIMES = {"uniform": uniform_times, "tasks": mixture_times}
 """How training times are drawn: the whole square of the paper, or half on the lines of tasks."""
 
@@ -52,8 +57,8 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     _claim(out, config)
     system, latents = sources.prepare(config)
     network = system.network
-    optimiser = torch.optim.AdamW(
-        network.parameters(),
+    optimiser = OPTIMISERS[config.optimiser](
+        network,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,

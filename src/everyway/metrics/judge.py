@@ -1,0 +1,82 @@
+"""How pictures and captions of one kind of data are read back and compared: the only view that the
+scene score and the demo have of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from everyway.data import emoji
+from everyway.data import shapes as shapes_data
+from everyway.metrics import scenes, shapes
+
+Seen = dict[str, bool]
+RECOGNISER = Path(__file__).parent.parent / "shipped" / "recogniser"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """read: pictures -> what each shows.  parse: a caption -> what it states, or None.
+
+    score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
+    words, given what was stated.  prompts: of the demo, fixed.
+    """
+
+    read: Callable[[Sequence[Image.Image]], list[Any]]
+    parse: Callable[[str], Any | None]
+    score: Callable[[Any, Any | None], Seen]
+    spell: Callable[[Any], str]
+    prompts: tuple[str, ...]
+
+    def compare(self, stated: Any | None, seen: Any | None) -> Seen:
+        """`score`, where a caption that names nothing is simply wrong."""
+        return {"object": False} if stated is None else self.score(stated, seen)
+
+
+@cache
+def _recogniser():
+    return scenes.load(RECOGNISER)
+
+
+def _spell_scene(scene) -> str:
+    things = [" ".join(filter(None, (o.size, o.name, o.place))) for o in scene.objects]
+    ground = f" on {scene.background}" if scene.background else ""
+    return f" {scene.relation or 'and'} ".join(things) + ground
+
+
+JUDGES: dict[str, Judge] = {
+    "shapes": Judge(
+        read=lambda pictures: [shapes.read(p) for p in pictures],
+        parse=lambda text: shapes_data.parse(text) or None,
+        score=lambda stated, seen: shapes.score(stated, seen or {}),
+        spell=lambda seen: " ".join(seen.values()),
+        prompts=(
+            "a red circle left on white",
+            "a green square right on black",
+            "a yellow ring middle on blue",
+            "a blue cross top on yellow",
+        ),
+    ),
+    "emoji": Judge(
+        read=lambda pictures: scenes.read(_recogniser(), pictures),
+        parse=emoji.parse_caption,
+        score=scenes.score,
+        spell=_spell_scene,
+        prompts=(
+            "a large fox on the left, blue background",
+            "a small pizza in the middle on a green background",
+            "a cactus left of a rocket on yellow",
+            "분홍 배경에 큰 여우",
+        ),
+    ),
+}
+
+
+def judge_of(model) -> Judge:
+    """The judge of the data that a model was trained on; shapes where its folder does not say."""
+    return JUDGES[model.facts.get("training", {}).get("data", "shapes")]
