@@ -49,8 +49,8 @@ def test_only_what_is_stated_is_scored():
 
 
 def test_it_trains_saves_goes_on_and_loads(tmp_path):
-    first = train_recogniser(tmp_path, minutes=0.05, batch=16, test=20)
-    again = train_recogniser(tmp_path, minutes=0.03, batch=16, test=0)
+    first = train_recogniser(tmp_path, minutes=0.03, batch=16, test=20)
+    again = train_recogniser(tmp_path, minutes=0.06, batch=16, test=0)
     assert again["steps"] > first["steps"] > 0 and 0 <= first["accuracy"]["all_correct"] <= 1
     net = load(tmp_path)
     pictures = [EmojiScenes(seed=3).sample(i).image for i in range(3)]

@@ -45,7 +45,7 @@ class Tokens:
                     f"the text has {len(ids)} tokens and this model reads at most "
                     f"{self.length - 1}; shorten it"
                 )
-            if not known:
+            if not self.tokenizer.decode(known).strip():
                 raise PromptError(f"this model knows no character of {text[:40]!r}")
             row[: len(ids)] = torch.tensor(ids)
             row[len(ids)] = self.end

@@ -37,6 +37,8 @@ class Muon(torch.optim.AdamW):
             state = self.state[p]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(p)
+                state["step"] = torch.zeros(())  # Adam wants one of every parameter it restores
+            state["step"] += 1
             state["momentum"].lerp_(p.grad, 1 - self.momentum)
             update = p.grad.lerp(state["momentum"], self.momentum)
             p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -1,17 +1,13 @@
 """Trains the recogniser of Emoji Scenes on endless real scenes; run it again to go on.
 
-python -m everyway.train.recogniser --out runs/recogniser --minutes 15
+python -m everyway.train.recogniser --out runs/recogniser --minutes 25
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +17,66 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from everyway.checkpoints.store import write_text
 from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
 from everyway.nets.recogniser import Recogniser
+from everyway.train.fit import Report, fit
 
 TEST_SEED = 900_001  # of the scenes that accuracy is measured on, used for nothing else
 
 
 def train_recogniser(
     out: Path,
-    minutes: float = 15.0,
+    minutes: float = 25.0,
     seed: int = 77,
     batch: int = 32,
-    rate: float = 2e-3,
-    save_every: float = 60.0,
+    lr: float = 2e-3,
     test: int = 2000,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    report: Report = print,
 ) -> dict[str, Any]:
-    """Trains for `minutes` of wall clock (again if `out` holds a state) and returns the facts.
+    """Trains until `out` has had `minutes` in all and returns the facts, accuracy among them.
 
-    Writes recogniser.safetensors, recogniser.json and state.pt beside them, each whole or not at
-    all.  The rate falls to zero at the end of this call's minutes; a later call starts at half the
-    rate.  Precision is float32: batch norm and small logits gain nothing from less on a CPU.
-    save_every: seconds.  test: real scenes of each kind that accuracy is measured on.
+    Writes recogniser.safetensors and recogniser.json beside the training state, each whole or not
+    at all.  Like every model, it never sees a held-out pair.  Precision is float32: batch norm and
+    small logits gain nothing from less on a CPU.  test: real scenes of each kind to measure on.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)  # initial weights only
     net = Recogniser(HEADS).to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02, fused=True)
-    step, spent = _restore(out, net, optimiser)
-    peak = rate if step == 0 else 0.5 * rate
-    data = EmojiScenes(seed=seed)  # like every model, it never sees a held-out pair
-    began = saved = time.monotonic()
-    running = 0.0
-    while (elapsed := time.monotonic() - began) < 60 * minutes:
-        done = elapsed / (60 * minutes)
-        warm = min(1.0, done / 0.03 + 0.02)
-        for group in optimiser.param_groups:
-            group["lr"] = peak * warm * (0.5 + 0.5 * math.cos(math.pi * done))
+    data = EmojiScenes(seed=seed)
+
+    def loss_at(step: int) -> Tensor:
         images, wanted, centres = _tensors(data, range(step * batch, (step + 1) * batch))
         images = soften(images, np.random.default_rng((seed, step, 9)))
-        logits, look = net.train().logits_and_look(images)
-        loss = loss_of(logits, wanted) + look_loss(look, centres)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
-        running = 0.98 * running + 0.02 * loss.item() if running else loss.item()
-        step += 1
-        if progress and step % 50 == 0:
-            right = (logits["first"].argmax(1) == wanted["first"]).float().mean().item()
-            progress({"step": step, "loss": running, "first": right, "done": done})
-        if time.monotonic() - saved > save_every:
-            _save(out, net, optimiser, step, spent + time.monotonic() - began, None, seed)
-            saved = time.monotonic()
-    accuracy = test_accuracy(net, test) if test else None
-    return _save(out, net, optimiser, step, spent + time.monotonic() - began, accuracy, seed)
+        logits, look = net.logits_and_look(images)
+        return loss_of(logits, wanted) + look_loss(look, centres)
+
+    done = fit(
+        net,
+        loss_at,
+        out / "state.safetensors",
+        minutes=minutes,
+        lr=lr,
+        weight_decay=0.02,
+        report=report,
+    )
+    facts = done | {
+        "seed": seed,
+        "heads": HEADS,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "accuracy": test_accuracy(net, test) if test else None,
+        "test_seed": TEST_SEED,
+    }
+    weights = {
+        k: (v.bfloat16() if v.is_floating_point() else v).contiguous().clone()
+        for k, v in net.state_dict().items()
+    }
+    partial = out / "recogniser.partial"
+    save_file(weights, partial)
+    partial.replace(out / "recogniser.safetensors")
+    write_text(out / "recogniser.json", json.dumps(facts, indent=2))
+    return facts
 
 
 def loss_of(logits: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
@@ -167,63 +167,20 @@ def _tensors(data: EmojiScenes, indices: range) -> tuple[Tensor, dict[str, Tenso
     return images, wanted, torch.from_numpy(centres)
 
 
-def _restore(out: Path, net: Recogniser, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
-    path = out / "state.pt"
-    if not path.exists():
-        return 0, 0.0
-    state = torch.load(path, weights_only=True)
-    net.load_state_dict(state["net"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["step"], state["seconds"]
-
-
-def _save(out, net, optimiser, step, seconds, accuracy, seed) -> dict[str, Any]:
-    state = {"net": net.state_dict(), "optimiser": optimiser.state_dict()}
-    _whole(out / "state.pt", lambda p: torch.save(state | {"step": step, "seconds": seconds}, p))
-    weights = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
-    _whole(out / "recogniser.safetensors", lambda p: save_file(weights, p))
-    facts = {
-        "steps": step,
-        "minutes": round(seconds / 60, 1),
-        "seed": seed,
-        "heads": HEADS,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "accuracy": accuracy,
-        "test_seed": TEST_SEED,
-    }
-    _whole(out / "recogniser.json", lambda p: p.write_text(json.dumps(facts, indent=2)))
-    return facts
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """The file whole, or as it was."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="train the recogniser of Emoji Scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=float, default=25.0, help="in all, over every session")
     parser.add_argument("--seed", type=int, default=77)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()
 
-    def show(p: dict[str, Any]) -> None:
-        line = f"{p['done']:6.1%} step {p['step']} loss {p['loss']:.3f} first {p['first']:.3f}"
+    def say(line: str) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    facts = train_recogniser(
-        args.out, args.minutes, args.seed, args.batch, args.rate, progress=show
-    )
-    sys.stdout.write(json.dumps(facts["accuracy"], indent=2) + "\n")
+    facts = train_recogniser(args.out, args.minutes, args.seed, report=say)
+    say(json.dumps(facts["accuracy"], indent=2))
     return 0
 
 
