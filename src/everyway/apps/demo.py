@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.apps import files
-from everyway.apps.sheet import Cell, Section, sheet
 from everyway.generate import Model, Result, load
 from everyway.metrics.judge import Judge, judge_of
+from everyway.sheet import Cell, Section, sheet
 
 SEED = 0
 

@@ -28,6 +28,8 @@ class TrainConfig:
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
     seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
     optimiser: "adamw", or "muon" for the matrices inside the blocks (AdamW for the rest).
+    sample_every: steps between grids of samples in every direction; 0 draws none.
+    device: "auto" takes a GPU if there is one.
     precision: "auto" measures bf16 and float32 once and takes the faster; or "bf16" | "fp32".
     """
 
@@ -53,6 +55,7 @@ class TrainConfig:
     ema: float = 0.9995
     times: str = "tasks"
     precision: str = "auto"
+    device: str = "auto"
     save_every_s: float = 120.0
     sample_every: int = 0
     log_every: int = 20

@@ -27,6 +27,7 @@ from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
 from everyway.train.muon import Muon
+from everyway.train.parallel import World, join
 from everyway.train.state import TrainState
 
 OPTIMISERS = {
@@ -53,10 +54,12 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     Returns facts: step, seconds, losses, model (the folder), stopped (True after Ctrl-C).
     Raises ConfigError when the run folder holds another configuration.
     """
-    out = Path(config.out)
-    _claim(out, config)
-    system, latents = sources.prepare(config)
-    network = system.network
+    world, out = join(), Path(config.out)
+    if world.first:
+        _claim(out, config)
+    device = torch.device(config.device if config.device != "auto" else _best_device())
+    system, latents = sources.prepare(config, world)
+    network = system.network.to(device)
     optimiser = OPTIMISERS[config.optimiser](
         network,
         lr=config.lr,
@@ -68,19 +71,22 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     path = out / "state.safetensors"
     if path.exists():
         state.restore(path)
-    autocast = _autocast(config.precision)
-    log = _Log(out, config.log_every)
+    log = _Log(out, config.log_every, world.first)
     saved = time.monotonic()
     with _polite_stop() as stopped:
-        for facts in _steps(state, system, latents, config, autocast):
+        for facts in _steps(state, system, latents, config, world):
             log.add(state, facts, config, progress)
-            if time.monotonic() - saved > config.save_every_s:
+            if world.first and time.monotonic() - saved > config.save_every_s:
                 state.save(path, config.to_json())
                 saved = time.monotonic()
-            if stopped.is_set():
+            if config.sample_every and world.first and state.step % config.sample_every == 0:
+                show(system, state, config)
+            if world.agreed(stopped.is_set()):
                 break
-    state.save(path, config.to_json())
-    model = export(system, state, config, log.means)
+    model = out / "model"
+    if world.first:
+        state.save(path, config.to_json())
+        export(system, state, config, log.means)
     return {
         "step": state.step,
         "seconds": round(state.seconds, 1),
@@ -91,29 +97,34 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
 
 
 def _steps(
-    state: TrainState, system: System, latents: Latents, config: TrainConfig, autocast
+    state: TrainState, system: System, latents: Latents, config: TrainConfig, world: World
 ) -> Iterator[dict[str, torch.Tensor]]:
     """One optimiser step an item; yields its detached per-modality mean losses."""
     state.network.train()
+    parameters = list(state.network.parameters())
+    device, share = parameters[0].device, world.share(config.batch)
+    autocast = _autocast(config.precision, device)
     while not _finished(state, config):
         began = time.monotonic()
         rate = config.lr * rate_factor(state.step, state.cooldown_from, config)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        source = torch.Generator().manual_seed(config.seed * 1_000_003 + state.step)
-        x0 = latents.batch(config.batch, source)
-        noise = StreamNoise(source)
-        times = TIMES[config.times](noise, ("image", "text"), config.batch)
+        seed = config.seed * 1_000_003 + state.step * world.size + world.rank
+        source = torch.Generator().manual_seed(seed)
+        x0 = {k: v.to(device) for k, v in latents.batch(share, source).items()}
+        noise = StreamNoise(_on(device, source, seed))
+        times = TIMES[config.times](noise, ("image", "text"), share)
         with autocast():
             per_modality = objective.losses(system, x0, times, noise)
             loss = objective.total(system, per_modality)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
+        world.average(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         state.optimiser.step()
         state.ema.update(state.network, state.step)
         state.step += 1
-        state.seconds += time.monotonic() - began
+        state.seconds = world.agreed(state.seconds + time.monotonic() - began)
         yield {k: v.detach().mean() for k, v in per_modality.items()}
 
 
@@ -142,6 +153,17 @@ def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
     else:
         length = config.steps * config.cooldown
     return warm * max(0.02, 1 - (step - cooldown_from) / max(1.0, length))
+
+
+def show(system: System, state: TrainState, config: TrainConfig) -> Path:
+    """A sheet of samples in every direction, OUT/samples/STEP.png."""
+    from everyway.train.samples import samples
+
+    path = Path(config.out) / "samples" / f"{state.step:07d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = sources.open_data(config.data, config.seed)
+    samples(system, state.ema, data, {"training": {"data": config.data}}).save(path)
+    return path
 
 
 def export(system: System, state: TrainState, config: TrainConfig, losses: dict) -> Path:
@@ -175,11 +197,23 @@ def fast_precision() -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
-def _autocast(precision: str):
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision) or fast_precision()
+def _autocast(precision: str, device: torch.device):
+    """A context in which the network runs in bf16, or one that changes nothing."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else fast_precision()
     if dtype is torch.float32:
         return nullcontext
-    return lambda: torch.autocast("cpu", dtype)
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _on(device: torch.device, source: torch.Generator, seed: int) -> torch.Generator:
+    """The batch's own generator on a CPU; on a GPU one that draws there."""
+    return source if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
 
 
 def _claim(out: Path, config: TrainConfig) -> None:
@@ -221,22 +255,27 @@ def _polite_stop() -> Iterator[threading.Event]:
 class _Log:
     """Running means of the losses, as JSON lines and (where installed) TensorBoard scalars."""
 
-    def __init__(self, out: Path, every: int) -> None:
-        self.path, self.every = out / "log.jsonl", every
+    def __init__(self, out: Path, every: int, first: bool = True) -> None:
+        self.path, self.every, self.first, self.board = out / "log.jsonl", every, first, None
         self.sums: dict[str, torch.Tensor] = {}
         self.count, self.since, self.means = 0, time.monotonic(), {}
+        if not first:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(out / "tensorboard"))
         except ImportError:
-            self.board = None
+            pass  # an extra; the JSON lines hold the same numbers
 
     def add(self, state: TrainState, losses: dict[str, torch.Tensor], config, progress) -> None:
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value
+            self.sums[name] = self.sums.get(name, 0) + value
         self.count += 1
         if state.step % self.every:
+            return
+        if not self.first:
+            self.sums, self.count = {}, 0
             return
         self.means = {k: round(float(v) / self.count, 5) for k, v in self.sums.items()}
         speed = self.count * config.batch / (time.monotonic() - self.since)

@@ -14,11 +14,12 @@ from everyway.data.latents import Latents
 from everyway.system import System
 from everyway.systems import unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
+from everyway.train.parallel import World
 
 LANGUAGES = ("en", "ko")
 
 
-def prepare(config: TrainConfig) -> tuple[System, Latents]:
+def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
     """The system to train, its network seeded by config.seed or taken from config.init."""
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
     system = build_system(config)
@@ -27,6 +28,10 @@ def prepare(config: TrainConfig) -> tuple[System, Latents]:
 
         _, tensors, _ = store.load(Path(config.init))
         system.network.load_state_dict({k: v.float() for k, v in tensors["network"].items()})
+    if world and world.size > 1:
+        if world.first:
+            cached(system, config)
+        world.agreed(0.0)  # the others wait for the file
     return system, cached(system, config)
 
 

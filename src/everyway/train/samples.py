@@ -1,0 +1,45 @@
+"""What a training shows on its way: a sheet of samples in every direction, from the EMA weights."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+
+from everyway.generate import Model
+from everyway.sheet import Cell, Section, sheet
+from everyway.system import System
+from everyway.tasks import TASKS
+from everyway.train.ema import EMA
+
+COUNT = 6
+FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come from
+
+
+def samples(system: System, ema: EMA, data, facts: dict, steps: int = 15) -> Image.Image:
+    """One row a task of the system; the same prompts, pictures and seeds every time."""
+    network = system.network
+    live = {k: v.clone() for k, v in network.state_dict().items()}
+    mode = network.training
+    network.load_state_dict(ema.weights)
+    network.eval()
+    try:
+        model = Model(name="training", hash="", system=system, facts=facts)
+        unseen = [data.sample(FIRST + k) for k in range(COUNT)]
+        sections = [_row(model, name, unseen, steps) for name in system.tasks if name in TASKS]
+    finally:
+        network.load_state_dict(live)
+        network.train(mode)
+    return sheet(sections, across=1)
+
+
+@torch.no_grad()
+def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
+    given = {}
+    if "text" in TASKS[task].given:
+        given["text"] = [s.captions[0] for s in unseen]
+    if "image" in TASKS[task].given:
+        given["image"] = [Image.fromarray(s.image) for s in unseen]
+    made = model.each(task, range(COUNT), steps=steps, **given)
+    pictures = given.get("image") or [r.image for r in made]
+    words = given.get("text") or [r.text or "" for r in made]
+    return Section(title=task, cells=[Cell(image=i, text=w) for i, w in zip(pictures, words)])
