@@ -124,7 +124,8 @@ def test_the_text_decoder_learns(codecs, spec):
     for step in range(40):
         texts = [data.sample(i, "en").captions[0] for i in range(16 * step, 16 * step + 16)]
         ids = codec.tokens.encode(texts)
-        loss = codec.loss(codec.states(ids), ids, 0.2 * torch.randn(16, 24, 16))
+        latent = codec.latent_in_training(codec.states(ids), ids)
+        loss = codec.loss(latent + 0.2 * torch.randn(16, 24, 16), ids)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

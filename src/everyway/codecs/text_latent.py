@@ -59,8 +59,19 @@ class TextLatent(nn.Module):
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""
-        ids = self.tokens.encode(raw).to(self.narrow.weight.device)
+        return self.latent(self.tokens.encode(raw).to(self.narrow.weight.device))
+
+    def latent(self, ids: Tensor) -> Tensor:
+        """(B, length, dim) of ids (B, length); padding is zero."""
         return self.whiten(self.narrow(self.states(ids))) * self.tokens.mask(ids)[..., None]
+
+    def latent_in_training(self, states: Tensor, ids: Tensor) -> Tensor:
+        """The same from states (B, length, hidden) of a frozen TextStates, whitened by the batch's
+        own statistics, so that it cannot outgrow the noise; `measure` fixes them afterwards."""
+        mask = self.tokens.mask(ids)
+        latent = self.narrow(states)
+        real = latent[mask]
+        return (latent - real.mean(0)) / real.std(0).clamp_min(1e-6) * mask[..., None]
 
     def decode(self, state: Tensor) -> list[str]:
         """The likeliest token after each one read (greedy)."""
@@ -74,21 +85,15 @@ class TextLatent(nn.Module):
         )
         return self.tokens.decode(ids)
 
-    def loss(self, states: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
-        """Cross entropy of reading ids (B, L) back from their latent with `noise` added.
-
-        states (B, L, hidden): of a frozen TextStates.  The latent is whitened by the batch's own
-        statistics, so that it cannot outgrow the noise; `measure` fixes them afterwards.
-        """
-        mask = self.tokens.mask(ids)
-        latent = self.narrow(states)
-        real = latent[mask]
-        latent = (latent - real.mean(0)) / real.std(0).clamp_min(1e-6) * mask[..., None]
-        prefix = self.widen(latent + noise)
-        former = self.decoder.transformer.wte(ids[:, :-1])
-        logits = self.decoder(inputs_embeds=torch.cat([prefix, former], 1)).logits
-        logits = logits[:, prefix.shape[1] - 1 :]
-        return F.cross_entropy(logits[mask], ids[mask])
+    def loss(self, latent: Tensor, ids: Tensor) -> Tensor:
+        """Cross entropy of reading ids (B, length) back from their latent, noise and all."""
+        mask, prefix = self.tokens.mask(ids), self.widen(latent)
+        longest = int(mask.sum(1).max())  # nothing is read beyond the batch's last end mark
+        former = self.decoder.transformer.wte(ids[:, : longest - 1])
+        hidden = self.decoder.transformer(inputs_embeds=torch.cat([prefix, former], 1))
+        hidden = hidden.last_hidden_state[:, prefix.shape[1] - 1 :]  # (B, longest, n_embd)
+        mask, ids = mask[:, :longest], ids[:, :longest]
+        return F.cross_entropy(self.decoder.lm_head(hidden[mask]), ids[mask])
 
     @torch.no_grad()
     def measure(self, texts: Sequence[str]) -> None:

@@ -101,9 +101,9 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
         embed_dim=64,
         text_length=24,
         text_dim=32,
-        dim=256,
+        dim=192,
         depth=8,
-        heads=4,
+        heads=3,
         codecs="trained",
         codec_config=codec_config,
     )

@@ -42,29 +42,46 @@ def train_tokenizer(out: Path, seed: int = 11, captions: int = 40_000, size: int
     return spec
 
 
-def train_image(out: Path, minutes: float, seed: int = 12, batch: int = 16, report: Report = print):
-    """The autoencoder.  Returns facts, psnr_db of unseen scenes among them."""
+def train_image(
+    out: Path,
+    minutes: float,
+    decoder: bool = False,
+    seed: int = 12,
+    batch: int = 16,
+    report: Report = print,
+) -> dict[str, Any]:
+    """The autoencoder.  Returns facts, psnr_db of unseen scenes among them.
+
+    decoder: train only what follows the latent, which stays as it is in `out`.
+    """
     torch.manual_seed(seed)
     config = {"autoencoder": SMALL, "fold": 4}
-    codec = ImageVAE(**config)
-    data = EmojiScenes(seed=seed)
+    codec, name = ImageVAE(**config), "image"
+    if decoder:
+        name = "image.decoder"
+        codec = _frozen(out, "image", codec)
+        codec.autoencoder.decoder.requires_grad_(True)
+        codec.autoencoder.post_quant_conv.requires_grad_(True)
+    data = EmojiScenes(seed=seed + decoder)
 
     def loss_at(step: int) -> Tensor:
         wanted = pictures(data, range(step * batch, (step + 1) * batch))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        posterior = codec.posterior(wanted)
+        with torch.set_grad_enabled(not decoder):
+            posterior = codec.posterior(wanted)
         latent = posterior.sample(generator)
         spread = latent.detach().std((0, 2, 3), keepdim=True)
         latent = latent + LATENT_NOISE * spread * torch.randn(latent.shape, generator=generator)
         made = codec.reconstruct(latent)
         return reconstruction_loss(made, wanted) + KL * posterior.kl().mean()
 
-    facts = fit(codec, loss_at, out / "image.state.safetensors", minutes=minutes, lr=1e-3,
+    facts = fit(codec, loss_at, out / f"{name}.state.safetensors", minutes=minutes, lr=1e-3,
                 report=report)  # fmt: skip
     with torch.no_grad():
-        sample = pictures(data, range(10**6, 10**6 + 1000))
-        latents = torch.cat([codec.posterior(part).mean for part in sample.split(50)])
-        codec.whiten.measure(latents.movedim(1, -1).flatten(0, 2))
+        if not decoder:
+            sample = pictures(data, range(10**6, 10**6 + 1000))
+            latents = torch.cat([codec.posterior(part).mean for part in sample.split(50)])
+            codec.whiten.measure(latents.movedim(1, -1).flatten(0, 2))
         unseen = pictures(EmojiScenes(seed=TEST_SEED), range(200))
         made = torch.cat([codec.decode(codec.encode(part)) for part in unseen.split(50)])
     facts["psnr_db"] = round(psnr(made, unseen).item(), 2)
@@ -100,28 +117,34 @@ def train_image_embed(
     return _save(out, "image_embed", net.image, {"vision": SMALL_VISION}, facts)
 
 
-def train_text(out: Path, minutes: float, seed: int = 14, batch: int = 128, report: Report = print):
+def train_text(
+    out: Path,
+    minutes: float,
+    decoder: bool = False,
+    seed: int = 14,
+    batch: int = 128,
+    report: Report = print,
+) -> dict[str, Any]:
     """The text latent over CLIP's frozen text states.  Returns facts: the exact shares at sigma
-    0 and 0.3 (the gate is 0.99)."""
+    0 and 0.3 (the gate is 0.99).  decoder: as in `train_image`."""
     torch.manual_seed(seed)
-    spec = _tokenizer(out)
     config = {
-        "tokenizer": spec,
+        "tokenizer": _tokenizer(out),
         "length": LENGTH,
         "dim": DIM,
         "text": SMALL_TEXT,
         "decoder": SMALL_DECODER,
     }
-    codec = TextLatent(**config)
-    contrastive = out / "contrastive.safetensors"
-    if not contrastive.exists():
-        raise StoreError(f"{contrastive} is missing; train image_embed before text")
-    towers = load_file(contrastive)
-    codec.states.load_state_dict(
-        {k.removeprefix("text."): v for k, v in towers.items() if k.startswith("text.")}
-    )
-    codec.states.requires_grad_(False)
-    data = EmojiScenes(seed=seed)
+    codec, name = TextLatent(**config), "text"
+    if decoder:
+        name = "text.decoder"
+        codec = _frozen(out, "text", codec)
+        codec.widen.requires_grad_(True)
+        codec.decoder.requires_grad_(True)
+    else:
+        codec.states.load_state_dict(_text_tower(out))
+        codec.states.requires_grad_(False)
+    data = EmojiScenes(seed=seed + decoder)
 
     def loss_at(step: int) -> Tensor:
         ids = codec.tokens.encode(captions(data, range(step * batch, (step + 1) * batch)))
@@ -129,12 +152,14 @@ def train_text(out: Path, minutes: float, seed: int = 14, batch: int = 128, repo
         sigma = TEXT_NOISE * torch.rand(batch, 1, 1, generator=generator)
         noise = sigma * torch.randn(batch, LENGTH, DIM, generator=generator)
         with torch.no_grad():
-            states = codec.states(ids)
-        return codec.loss(states, ids, noise)
+            states = codec.latent(ids) if decoder else codec.states(ids)
+        latent = states if decoder else codec.latent_in_training(states, ids)
+        return codec.loss(latent + noise, ids)
 
-    facts = fit(codec, loss_at, out / "text.state.safetensors", minutes=minutes, lr=2e-3,
+    facts = fit(codec, loss_at, out / f"{name}.state.safetensors", minutes=minutes, lr=2e-3,
                 report=report)  # fmt: skip
-    codec.measure(captions(data, range(10**6, 10**6 + 4000)))
+    if not decoder:
+        codec.measure(captions(data, range(10**6, 10**6 + 4000)))
     unseen = captions(EmojiScenes(seed=TEST_SEED), range(1000))
     for sigma in (0.0, 0.3):
         facts[f"exact_at_{sigma}"] = exact_share(codec, unseen, sigma)
@@ -170,6 +195,23 @@ def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -
     return right / len(samples)
 
 
+def _text_tower(out: Path) -> dict[str, Tensor]:
+    path = out / "contrastive.safetensors"
+    if not path.exists():
+        raise StoreError(f"{path} is missing; train image_embed before text")
+    tower = {k: v for k, v in load_file(path).items() if k.startswith("text.")}
+    return {k.removeprefix("text."): v for k, v in tower.items()}
+
+
+def _frozen(out: Path, name: str, codec: nn.Module) -> nn.Module:
+    """The codec as `out` has it, nothing of it to be trained yet."""
+    path = out / f"{name}.safetensors"
+    if not path.exists():
+        raise StoreError(f"{path} is missing; train {name} before its decoder alone")
+    codec.load_state_dict(load_file(path))
+    return codec.requires_grad_(False)
+
+
 def _tokenizer(out: Path) -> str:
     path = out / "tokenizer.json"
     return path.read_text(encoding="utf-8") if path.exists() else train_tokenizer(out)
@@ -195,7 +237,14 @@ def main() -> int:
     parser.add_argument("part", choices=["tokenizer", *PARTS])
     parser.add_argument("--out", type=Path, default=Path("runs/codecs"))
     parser.add_argument("--minutes", type=float, default=30.0, help="in all, over every session")
+    parser.add_argument(
+        "--decoder",
+        action="store_true",
+        help="only what follows the latent (image, text), which a trained system depends on",
+    )
     args = parser.parse_args()
+    if args.decoder and args.part not in ("image", "text"):
+        parser.error(f"{args.part} has no decoder")
     args.out.mkdir(parents=True, exist_ok=True)
 
     def say(line: str) -> None:
@@ -205,7 +254,8 @@ def main() -> int:
     if args.part == "tokenizer":
         say(f"{len(Tokens(train_tokenizer(args.out), LENGTH))} tokens")
     else:
-        say(json.dumps(PARTS[args.part](args.out, args.minutes, report=say)))
+        settings = {"decoder": True} if args.decoder else {}
+        say(json.dumps(PARTS[args.part](args.out, args.minutes, report=say, **settings)))
     return 0
 
 

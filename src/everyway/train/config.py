@@ -24,7 +24,8 @@ class TrainConfig:
 
     system: a name in everyway.systems.SYSTEMS.  preset: of that system.
     data: "emoji", "shapes", or a folder.  cache: scenes whose latents are cached (0: made anew).
-    codecs: folder with the trained codecs.  init: a model folder to start the weights from.
+    codecs: folder with the trained codecs.
+    init: a model (name or folder) to start from, codecs and weights; the optimiser starts afresh.
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
     seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
     optimiser: "adamw", or "muon" for the matrices inside the blocks (AdamW for the rest).
@@ -84,10 +85,11 @@ PRESETS: dict[str, TrainConfig] = {
     "mini": TrainConfig(
         preset="mini",
         data="emoji",
-        cache=60_000,
-        steps=100_000,
-        batch=128,
-        warmup=200,
+        cache=24_000,
+        steps=200_000,
+        batch=64,
+        lr=2e-3,
+        warmup=100,
         codecs="runs/codecs",
         out="runs/mini",
     ),

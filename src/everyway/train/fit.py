@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def fit(
     if state_file.exists():
         state.restore(state_file)
     module.train()
-    saved, mean = time.monotonic(), 0.0
+    saved, mean = time.monotonic(), math.nan
     while (done := state.seconds / (60 * minutes)) < 1:
         began = time.monotonic()
         rate = min(1.0, (state.step + 1) / warmup) * min(1.0, max(0.02, (1 - done) / cooldown))
@@ -56,7 +57,7 @@ def fit(
         state.ema.update(module, state.step)
         state.step += 1
         state.seconds += time.monotonic() - began
-        mean = loss.item() if state.step == 1 else 0.99 * mean + 0.01 * loss.item()
+        mean = loss.item() if math.isnan(mean) else 0.99 * mean + 0.01 * loss.item()
         if state.step % 50 == 0:
             report(f"{done:6.1%}  step {state.step}  loss {mean:.4f}")
         if time.monotonic() - saved > save_every_s:

@@ -22,17 +22,21 @@ LANGUAGES = ("en", "ko")
 def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
     """The system to train, its network seeded by config.seed or taken from config.init."""
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
-    system = build_system(config)
-    if config.init:
-        from everyway.checkpoints import store
-
-        _, tensors, _ = store.load(Path(config.init))
-        system.network.load_state_dict({k: v.float() for k, v in tensors["network"].items()})
+    system = started_from(config.init) if config.init else build_system(config)
     if world and world.size > 1:
         if world.first:
             cached(system, config)
         world.agreed(0.0)  # the others wait for the file
     return system, cached(system, config)
+
+
+def started_from(model: str) -> System:
+    """A model's own system, codecs and all, its network ready to be trained on."""
+    from everyway.generate import load
+
+    system = load(model, device="cpu").system
+    system.network.requires_grad_(True)
+    return system
 
 
 def build_system(config: TrainConfig) -> System:
@@ -70,7 +74,7 @@ def open_data(name: str, seed: int):
     if name == "emoji":
         from everyway.data.emoji import EmojiScenes
 
-        return EmojiScenes(seed=seed)
+        return EmojiScenes(seed=seed, variants=2)
     raise ConfigError(f"data {name!r} is unknown; choose shapes or emoji")
 
 
