@@ -22,6 +22,7 @@ from everyway.codecs.text_latent import GPT2_SMALL, TextLatent, exact_share
 from everyway.codecs.text_tokens import PromptError, Tokens, train_tokens
 from everyway.codecs.whiten import Whiten
 from everyway.data.emoji import EmojiScenes
+from everyway.train.codecs import config_of, restore
 
 VISION = {
     "hidden_size": 32,
@@ -160,16 +161,16 @@ def test_a_folder_of_codecs_is_read_back(tmp_path, config, codecs):
         (tmp_path / f"{name}.json").write_text(json.dumps(config[name]))
         weights = {k: v.contiguous().clone() for k, v in codec.state_dict().items()}
         save_file(weights, tmp_path / f"{name}.safetensors")
-    again = bundle.build(bundle.config_of(tmp_path))
-    bundle.restore(tmp_path, again)
+    again = bundle.build(config_of(tmp_path))
+    restore(tmp_path, again)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     assert torch.equal(again["image"].encode(x), codecs["image"].encode(x))
     assert torch.equal(again["text"].encode(["a fox"]), codecs["text"].encode(["a fox"]))
     (tmp_path / "text.safetensors").unlink()
     with pytest.raises(StoreError, match="train the codecs first"):
-        bundle.restore(tmp_path, again)
+        restore(tmp_path, again)
     with pytest.raises(StoreError, match="train the codecs first"):
-        bundle.config_of(tmp_path / "nowhere")
+        config_of(tmp_path / "nowhere")
 
 
 def test_full_sizes_plug_into_the_same_classes():

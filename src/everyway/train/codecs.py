@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,29 @@ def train_text(
 PARTS = {"image": train_image, "image_embed": train_image_embed, "text": train_text}
 
 
+def config_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """modality -> settings of the codecs that `folder` holds, for `codecs.bundle.build`.
+
+    Raises StoreError where one is missing.
+    """
+    return {n: json.loads(_made(folder, f"{n}.json").read_text("utf-8")) for n in PARTS}
+
+
+def restore(folder: Path, codecs: Mapping[str, nn.Module]) -> None:
+    """Load the weights of `folder` into codecs built from its `config_of`."""
+    for name, codec in codecs.items():
+        codec.load_state_dict(load_file(_made(folder, f"{name}.safetensors")))
+
+
+def _made(folder: Path, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise StoreError(
+            f"{path} is missing; train the codecs first: python -m everyway.train.codecs --help"
+        )
+    return path
+
+
 def pictures(data: EmojiScenes, indices: range) -> Tensor:
     """(B, 3, 64, 64) in [-1, 1]."""
     return _stacked([data.render(data.scene(i), i) for i in indices])
@@ -196,19 +220,14 @@ def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -
 
 
 def _text_tower(out: Path) -> dict[str, Tensor]:
-    path = out / "contrastive.safetensors"
-    if not path.exists():
-        raise StoreError(f"{path} is missing; train image_embed before text")
-    tower = {k: v for k, v in load_file(path).items() if k.startswith("text.")}
+    weights = load_file(_made(out, "contrastive.safetensors"))
+    tower = {k: v for k, v in weights.items() if k.startswith("text.")}
     return {k.removeprefix("text."): v for k, v in tower.items()}
 
 
 def _frozen(out: Path, name: str, codec: nn.Module) -> nn.Module:
     """The codec as `out` has it, nothing of it to be trained yet."""
-    path = out / f"{name}.safetensors"
-    if not path.exists():
-        raise StoreError(f"{path} is missing; train {name} before its decoder alone")
-    codec.load_state_dict(load_file(path))
+    codec.load_state_dict(load_file(_made(out, f"{name}.safetensors")))
     return codec.requires_grad_(False)
 
 

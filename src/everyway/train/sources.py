@@ -44,11 +44,11 @@ def build_system(config: TrainConfig) -> System:
     if config.preset == "nano":
         return unidiffuser.build(unidiffuser.nano(vocabulary(config)))
     if config.preset == "mini":
-        from everyway.codecs import bundle
+        from everyway.train.codecs import config_of, restore
 
         folder = Path(config.codecs)
-        system = unidiffuser.build(unidiffuser.mini(bundle.config_of(folder)))
-        bundle.restore(folder, {n: m.codec for n, m in system.modalities.items()})
+        system = unidiffuser.build(unidiffuser.mini(config_of(folder)))
+        restore(folder, {n: m.codec for n, m in system.modalities.items()})
         return system
     raise ConfigError(f"preset {config.preset!r} is unknown; choose nano or mini")
 
