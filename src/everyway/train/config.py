@@ -81,14 +81,14 @@ class TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "nano": TrainConfig(preset="nano", data="shapes", steps=1500, out="runs/nano"),
+    "nano": TrainConfig(preset="nano", data="shapes", steps=1500, lr=5e-3, out="runs/nano"),
     "mini": TrainConfig(
         preset="mini",
         data="emoji",
         cache=24_000,
         steps=200_000,
         batch=64,
-        lr=2e-3,
+        lr=5e-3,
         warmup=100,
         codecs="runs/codecs",
         out="runs/mini",
