@@ -68,6 +68,10 @@ class Noise(Protocol):
         """Uniform float32 draws in [0, 1) of `shape` (B, ...)."""
         ...
 
+    def choose(self, name: str, weights: Tensor, counts: Tensor) -> Tensor:
+        """counts (B,) places a row of weights (B, L), without replacement: (B, L) bool."""
+        ...
+
 
 class Process(Protocol):
     """How one modality is corrupted, and what a network's raw output says about the clean state."""
@@ -86,6 +90,10 @@ class Process(Protocol):
 
     def to_clean(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean estimate that the raw network output means, in float32 or better."""
+        ...
+
+    def combine(self, conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
+        """Two clean estimates guided with weight w (B,); w = 1 gives the conditional one."""
         ...
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:

@@ -9,13 +9,16 @@ Sources: Ho and Salimans, 2022, arXiv 2207.12598; Bao et al., 2023, arXiv 2303.0
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Denoise, Query, expand_times
+from everyway.contracts import Bundle, Contexts, Denoise, Process, Query, expand_times
 from everyway.tasks import Task
+
+OFF = 1e-3
+"""A weight this near to 1 is 1: the second query is not asked."""
 
 AbsentNoise = Callable[[str, tuple[int, ...]], Tensor]
 """(modality, shape (B, ...)) -> a fresh state at t = 1."""
@@ -50,15 +53,24 @@ def branches(task: Task) -> tuple[Branch, ...]:
     return ()
 
 
-def combine(conditional: Bundle, unconditional: Bundle, w: float | Tensor) -> Bundle:
-    """u + w (c - u) for the modalities of `unconditional`, c itself for the others.
+def combine(
+    conditional: Bundle,
+    unconditional: Bundle,
+    w: float | Tensor,
+    processes: Mapping[str, Process] | None = None,
+) -> Bundle:
+    """The modalities of `unconditional` as their process combines them, c itself for the others.
 
-    w: a number, or one per sample (B,).
+    w: a number, or one per sample (B,).  A modality without a process is u + w (c - u).
     """
     made = dict(conditional)
     for name, u in unconditional.items():
-        weight = expand_times(w, u).to(u.dtype) if isinstance(w, Tensor) else w
-        made[name] = u + weight * (conditional[name] - u)
+        weight = w if isinstance(w, Tensor) else torch.full((len(u),), w, dtype=torch.float64)
+        weight = weight.to(u.device)
+        if processes and name in processes:
+            made[name] = processes[name].combine(conditional[name], u, weight)
+        else:
+            made[name] = u + expand_times(weight, u).to(u.dtype) * (conditional[name] - u)
     return made
 
 
@@ -67,6 +79,7 @@ class Guided:
     """A contracts.Denoise that asks another one with and without the condition, and combines.
 
     interval: times of the generated clocks, ends included, where w counts; outside it w is 1.
+    processes: modality -> the process that knows how its estimates combine.
     """
 
     denoise: Denoise
@@ -76,6 +89,7 @@ class Guided:
     absent_noise: AbsentNoise
     interval: tuple[float, float] = (0.0, 1.0)
     null_contexts: Contexts | None = None
+    processes: Mapping[str, Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -94,7 +108,7 @@ class Guided:
 
     def forwards(self, query: Query) -> int:
         """How many network forwards the answer to `query` costs."""
-        if bool((self.weights(query) == 1.0).all()):
+        if bool(((self.weights(query) - 1.0).abs() < OFF).all()):
             return 1
         return 1 + len(branches(self.task))
 
@@ -134,7 +148,7 @@ class Guided:
         for query, (first, count) in zip(queries, spans, strict=True):
             made = answers[first]
             for answer in answers[first + 1 : first + 1 + count]:
-                made = combine(made, answer, self.weights(query))
+                made = combine(made, answer, self.weights(query), self.processes)
             out.append(made)
         return out
 
@@ -148,6 +162,7 @@ def guided(
     *,
     interval: tuple[float, float] = (0.0, 1.0),
     null_contexts: Contexts | None = None,
+    processes: Mapping[str, Process] | None = None,
 ) -> Denoise:
     """`denoise` with guidance w (1 = off); `denoise` itself where that changes nothing."""
     made = Guided(
@@ -158,5 +173,6 @@ def guided(
         absent_noise=absent_noise,
         interval=interval,
         null_contexts=null_contexts,
+        processes=processes or {},
     )
-    return denoise if w == 1.0 or not branches(task) else made
+    return denoise if abs(w - 1.0) < OFF or not branches(task) else made

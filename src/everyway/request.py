@@ -31,6 +31,9 @@ SAMPLER_NAMES = (
     "dpm-fast",
     "ddim",
     "ddpm",
+    "ancestral",
+    "purity",
+    "fast-stride",
     "euler",
     "heun",
     "em-sde",
@@ -119,5 +122,6 @@ def _one_line(error: ValidationError) -> str:
     where = ".".join(str(p) for p in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"there is no setting {where!r}; {', '.join(GenerateRequest.model_fields)} exist"
+    where = " ".join(where.split())
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}={first['input']!r}: {message}" if where else message

@@ -13,7 +13,8 @@ from everyway.sampling.noise import StreamNoise
 from everyway.sampling.solvers import SAMPLERS, ddim
 
 MEAN, STD = 0.5, 0.4
-STEPS = {"ddpm": 400, "em-sde": 400, "em-ode": 400, "euler": 200, "ddim": 200}
+ANCESTRAL = ("ddpm", "ancestral", "purity", "fast-stride", "em-sde", "em-ode")
+STEPS = {"euler": 200, "ddim": 200} | dict.fromkeys(ANCESTRAL, 400)
 
 
 def run(denoise, process, sampler, steps, shape, seed=0, **options):

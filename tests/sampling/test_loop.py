@@ -137,25 +137,6 @@ def test_progress_records():
     assert set(records[0].clean) == {"image", "embed", "text"}
 
 
-def test_token_modalities_wait_for_inner_times():
-    """A modality with its own kernel moves once a step, at the step's own time."""
-    task, seen = JOINT, []
-
-    def denoise(queries):
-        seen.extend((float(q.times["image"][0]), float(q.times["text"][0])) for q in queries)
-        return DENOISE(queries)
-
-    def kernel(x, clean, t, s, noise, name):
-        return clean if s < 0.5 else x
-
-    last = final(run(task, [1], denoise=denoise, steps=4, sampler="heun", kernels={"text": kernel}))
-    assert seen[2][0] < seen[2][1] == seen[1][1] and last.states["text"].shape == (1, 1)
-    text_only = task.replace(image=given_noisy(0.0))
-    given = {"image": POINTS["image"][:1], "embed": POINTS["embed"][:1]}
-    last = final(run(text_only, [1], given, steps=4, kernels={"text": kernel}))
-    assert float(last.states["text"]) == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -63,3 +63,34 @@ def filled(key: str, *shape: int):
     """The normal draw that the golden files are made from."""
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     return torch.randn(shape, generator=generator)
+
+
+def picture_and_word(processes, table, points, std: float):
+    """Exact denoiser of a word w ~ table over K words, and x | w ~ N(points[w], std^2).
+
+    processes: x Gaussian, word mask-and-replace; each word is one token.  Clocks have their names.
+    """
+
+    def denoise(queries):
+        out = []
+        for query in queries:
+            x, word = query.states["x"], query.states["word"]
+            alpha, sigma = processes["x"].schedule.alpha_sigma(query.times["x"])
+            alpha, sigma = (v[:, None].double() for v in (alpha, sigma))  # (B, 1)
+            spread = (alpha**2 * std**2 + sigma**2).sqrt()
+            seen = -0.5 * ((x.double() - alpha * points) / spread) ** 2 - spread.log()  # (B, K)
+            process = processes["word"]
+            stay, replaced, mask = (r[:, None] for r in process.cumulative(query.times["word"]))
+            told = replaced + stay * torch.nn.functional.one_hot(word[:, 0], len(table) + 1)[:, :-1]
+            told = torch.where(word == process.mask, mask, told)
+            log_w = (table.log() + seen + told.log()).log_softmax(-1)  # (B, K)
+            gain = std**2 * alpha / spread**2
+            means = points + gain * (x.double() - alpha * points)  # of x0 for every word
+            clean = {
+                "x": (log_w.exp() * means).sum(-1, keepdim=True).float(),
+                "word": torch.nn.functional.pad(log_w.float(), (0, 1), value=-70.0)[:, None],
+            }
+            out.append({name: clean[name] for name in query.keep})
+        return out
+
+    return denoise

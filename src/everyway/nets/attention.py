@@ -39,3 +39,21 @@ class SelfAttention(nn.Module):
         if read is not None:
             q = q[:, :, read]
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class CrossAttention(nn.Module):
+    """Separate q, k, v, all with biases; k and v read a context of any width (x itself: self)."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(context_dim, dim)
+        self.v = nn.Linear(context_dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, D), context (B, M, C), all of it attended to -> (B, N, D)."""
+        parts = self.q(x), self.k(context), self.v(context)
+        q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)

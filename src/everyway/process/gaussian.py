@@ -192,6 +192,11 @@ class GaussianProcess:
         x_t = working(x_t)
         return self.parameterisation.to_clean(raw.to(x_t.dtype), x_t, *self._at(t, x_t))
 
+    def combine(self, conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
+        """u + w (c - u); w (B,)."""
+        weight = expand_times(w, conditional).to(conditional)
+        return unconditional + weight * (conditional - unconditional)
+
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
         """Mean over elements of (raw - target)^2, (B,) float32."""
         x0 = working(x0)

@@ -96,12 +96,17 @@ def lognormal_times(
 
 @dataclass(frozen=True)
 class Step:
-    """From time t down to s with `budget` network evaluations: one at t, the others at `inner`."""
+    """From time t down to s with `budget` network evaluations: one at t, the others at `inner`.
+
+    share: of the masked tokens, how many a kernel that chooses positions writes; None leaves it to
+    the chain.  Such a kernel may take several steps at one t (s = t).
+    """
 
     t: float
     s: float
     budget: int = 1
     inner: tuple[float, ...] = ()
+    share: float | None = None
 
 
 Grid = Callable[[Schedule, int, float, float], Tensor]

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Noise, Process, Query
-from everyway.process.schedules import CosineVP, Schedule
+from everyway.process.mask_replace import MaskReplace
+from everyway.process.schedules import Schedule
 from everyway.process.times import GRIDS, Step
 from everyway.sampling.solvers import Memory, Sampler, dynamic_threshold, named_sampler
 from everyway.tasks import Task, times_for
 
-TokenKernel = Callable[[Tensor, Tensor, float, float, Noise, str], Tensor]
-"""(x_t, clean estimate, t, s, noise, name) -> x_s, for modalities without a Gaussian schedule."""
+Pin = Callable[[Bundle, float], Bundle]
+"""(generated states, their time) -> the states with what is known put in its place."""
+
+Move = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
+"""(x_t, clean estimate, step, noise, name) -> x_s: a token modality under the run's sampler."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,17 +98,19 @@ def sample(
     absent: str = "redraw",
     contexts: Contexts | None = None,
     thresholds: Mapping[str, float] | None = None,
-    kernels: Mapping[str, TokenKernel] | None = None,
+    t_start: float = 1.0,
+    pin: Pin | None = None,
     device: torch.device | str | None = None,
 ) -> Iterator[Progress]:
     """Sample `task`, yielding a record after every step; the last one holds the result.
 
-    states: given clean states, and any generated state at t = 1; the other generated states are
+    states: given clean states, and any generated state at t_start; the other generated states are
         drawn from their priors in `shapes` (modality -> (B, ...)).
     grid, t_end: of the sampler unless told: "time", "logsnr" or "quadratic"; the last time.
     absent: "redraw" draws absent states at every evaluation, "hold" once.
     thresholds: modality -> quantile for dynamic thresholding.
-    kernels: how modalities without a Gaussian schedule move.
+    t_start: where the run begins; below 1 it needs the generated states there.
+    pin: puts what is known of the generated states in its place, before and after every step.
     A bad argument raises ValueError here, before the first step.
     """
     chosen = named_sampler(sampler) if isinstance(sampler, str) else sampler
@@ -115,13 +122,14 @@ def sample(
         raise ValueError(f"grid {grid!r} is unknown; choose one of {', '.join(GRIDS)}")
     if not 0.0 <= t_end < 1.0:
         raise ValueError(f"t_end must be in [0, 1), got {t_end!r}")
+    if not t_end < t_start <= 1.0:
+        raise ValueError(f"t_start must be in (t_end, 1], got {t_start!r}")
     if absent not in ("redraw", "hold"):
         raise ValueError(f"absent {absent!r} is unknown; choose redraw or hold")
     shapes = {**(shapes or {}), **{name: tuple(x.shape) for name, x in states.items()}}
     roles = {name: task.roles[clock] for name, clock in clocks.items() if clock in task.roles}
     if device is None and states:
         device = next(iter(states.values())).device
-    kernels = kernels or {}
 
     fresh = absent_states(processes, noise, device)
     moving, kept, redrawn = {}, {}, {}
@@ -147,18 +155,24 @@ def sample(
                 redrawn[name] = shapes[name]
         elif name in states:
             moving[name] = states[name].to(device)
+        elif t_start < 1:
+            raise ValueError(f"a run from t = {t_start:g} needs the state {name!r} at that time")
         else:
             moving[name] = process.prior(process.draw(noise, name, shapes[name])).to(device)
+    if pin:
+        moving = pin(moving, t_start)
     schedules: dict[str, Schedule] = {}
+    moves: dict[str, Move] = {}
     for name in moving:
-        if name in kernels:
-            continue
-        schedule = getattr(processes[name], "schedule", None)
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"modality {name!r} has no Gaussian schedule; give it a kernel")
-        schedules[name] = schedule
-    lead = next(iter(schedules.values()), CosineVP())  # only kernels: any schedule lays the grid
-    plan = chosen.plan(steps, grid, t_end, lead)
+        process = processes[name]
+        if isinstance(process, MaskReplace):
+            moves[name] = partial(chosen.tokens.kernel, process)
+        else:
+            schedules[name] = process.schedule
+    if schedules:
+        plan = chosen.plan(steps, grid, (t_start, t_end), next(iter(schedules.values())))
+    else:
+        plan = _plan_of_tokens(chosen, steps, moving, processes, t_start)
     if chosen.name.startswith("em-"):
         for schedule in schedules.values():
             schedule.rate(1.0)  # refuses schedules without one, before the first step
@@ -174,7 +188,20 @@ def sample(
         generated=tuple(moving),
         quantiles=thresholds or {},
     )
-    return _steps(run, chosen, plan, moving, schedules, kernels, noise)
+    return _steps(run, chosen, plan, moving, schedules, moves, noise, pin)
+
+
+def _plan_of_tokens(
+    sampler: Sampler,
+    steps: int,
+    states: Bundle,
+    processes: Mapping[str, Process],
+    t_start: float,
+) -> tuple[Step, ...]:
+    """The steps of a run of tokens alone, laid by the chain of the first modality."""
+    name, x = next(iter(states.items()))
+    masked = int((x == processes[name].mask).sum(1).max())
+    return sampler.tokens.plan(processes[name], steps, masked, t_start)
 
 
 def _steps(
@@ -183,8 +210,9 @@ def _steps(
     plan: tuple[Step, ...],
     states: Bundle,
     schedules: Mapping[str, Schedule],
-    kernels: Mapping[str, TokenKernel],
+    moves: Mapping[str, Move],
     noise: Noise,
+    pin: Pin | None,
 ) -> Iterator[Progress]:
     cost = getattr(run.denoise, "forwards", lambda query: 1)
     memory: Memory = ()
@@ -213,8 +241,10 @@ def _steps(
             at_start.update(run.ask(query))
             after = {}
         for n, x in tokens.items():
-            after[n] = kernels[n](x, at_start[n], step.t, step.s, noise, n)
+            after[n] = moves[n](x, at_start[n], step, noise, n)
         states = {n: after[n] for n in states}
+        if pin:
+            states = pin(states, step.s)
         yield Progress(
             step=number, steps=len(plan), t=step.s, states=states, clean=at_start, calls=calls
         )

@@ -15,6 +15,16 @@ def mixed_seed(seed: int, name: str) -> int:
     return ((high << 32) | low) & (2**63 - 1)
 
 
+def _choose(weights: Tensor, counts: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Row by row; a row with nothing to choose draws nothing."""
+    chosen = torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
+    for row, n, generator in zip(range(len(weights)), counts.tolist(), generators, strict=True):
+        if n > 0:
+            places = torch.multinomial(weights[row], n, generator=generator)
+            chosen[row, places] = True
+    return chosen
+
+
 class PerSampleNoise:
     """One CPU generator per (sample, name): sample k is the same whatever batch it comes in.
 
@@ -46,6 +56,10 @@ class PerSampleNoise:
         """Uniform float32 in [0, 1), (B, ...) on the CPU."""
         return torch.stack([torch.rand(shape[1:], generator=g) for g in self._of(name, shape)])
 
+    def choose(self, name: str, weights: Tensor, counts: Tensor) -> Tensor:
+        """counts (B,) places a row of weights (B, L), without replacement: (B, L) bool, CPU."""
+        return _choose(weights.cpu(), counts, self._of(name, tuple(weights.shape)))
+
 
 class StreamNoise:
     """One stream for everything, in the order of the calls; names are ignored."""
@@ -60,3 +74,8 @@ class StreamNoise:
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform float32 in [0, 1), (B, ...) on the generator's device."""
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+    def choose(self, name: str, weights: Tensor, counts: Tensor) -> Tensor:
+        """counts (B,) places a row of weights (B, L), without replacement: (B, L) bool."""
+        weights = weights.to(self.generator.device)
+        return _choose(weights, counts, [self.generator] * len(weights))

@@ -18,6 +18,7 @@ from everyway.process.schedules import Schedule
 from everyway.process.times import GRIDS, Step, first_time
 from everyway.sampling import gaussian_kernels as kernels
 from everyway.sampling.gaussian_kernels import Point, point
+from everyway.sampling.token_kernels import ANCESTRAL, LEAPS, Tokens, purity
 
 Evaluate = Callable[[Bundle, float], Bundle]
 """(states, t) -> clean estimates of the same modalities."""
@@ -37,8 +38,11 @@ class Moved:
     memory: Memory = ()
 
 
-Plan = Callable[[int, str, float, Schedule], tuple[Step, ...]]
-"""(steps, grid, t_end, lead schedule) -> the steps."""
+Span = tuple[float, float]
+"""The first and the last time of a run."""
+
+Plan = Callable[[int, str, Span, Schedule], tuple[Step, ...]]
+"""(steps, grid, span, lead schedule) -> the steps."""
 
 Move = Callable[[Evaluate, Bundle, Step, Memory, Schedules, Noise], Moved]
 
@@ -48,6 +52,7 @@ class Sampler:
     """A named solver with the grid and the last time it uses unless told otherwise.
 
     about: one line for people.  stochastic: whether it draws noise on the way.
+    tokens: what it does to token modalities.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Sampler:
     grid: str = "time"
     t_end: float = 0.0
     stochastic: bool = False
+    tokens: Tokens = ANCESTRAL
 
 
 def dynamic_threshold(clean: Tensor, quantile: float = 0.995, floor: float = 1.0) -> Tensor:
@@ -78,25 +84,25 @@ def _cells(times: Tensor) -> list[tuple[float, float]]:
     return list(zip(values, values[1:], strict=False))
 
 
-def plan_cells(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+def plan_cells(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """One evaluation per cell of the grid."""
-    return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, 1.0, t_end)))
+    return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, *span)))
 
 
-def plan_heun(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
+def plan_heun(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """Two evaluations per cell, one where either end has no finite slope."""
     last = float(lead.alpha_sigma(1.0)[0])
     return tuple(
         Step(t, s, 1) if s == 0 or (t == 1 and last == 0) else Step(t, s, 2, (s,))
-        for t, s in _cells(GRIDS[grid](lead, steps, 1.0, t_end))
+        for t, s in _cells(GRIDS[grid](lead, steps, *span))
     )
 
 
-def plan_to_zero(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
-    """`steps` grid times from 1 to t_end, then a last step to 0 (Euler-Maruyama's layout)."""
+def plan_to_zero(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    """`steps` grid times over the span, then a last step to 0 (Euler-Maruyama's layout)."""
     if steps < 2:
         raise ValueError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
-    times = GRIDS[grid](lead, steps - 1, 1.0, t_end).tolist()
+    times = GRIDS[grid](lead, steps - 1, *span).tolist()
     return tuple(Step(t, s) for t, s in zip(times, [*times[1:], 0.0], strict=True))
 
 
@@ -114,17 +120,20 @@ def fast_orders(steps: int, order: int) -> tuple[int, ...]:
     return (1,) * steps
 
 
-def _above_zero(name: str, t_end: float) -> None:
+def _above_zero(span: Span, lead: Schedule) -> Span:
+    """The span, from where there is some signal to where there is some noise."""
+    t_start, t_end = span
     if t_end <= 0:
-        raise ValueError(f"single-step {name} needs t_end above 0, got {t_end:g}; try 0.001")
+        raise ValueError(f"single-step DPM-Solver needs t_end above 0, got {t_end:g}; try 0.001")
+    return min(t_start, first_time(lead)), t_end
 
 
 def plan_fast(order: int) -> Plan:
     """A grid of `steps` cells; a step of order k jumps k cells and asks at the times it skips."""
 
-    def plan(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
-        _above_zero("DPM-Solver", t_end)
-        times = GRIDS[grid](lead, steps, first_time(lead), t_end).tolist()
+    def plan(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+        t_start, t_end = _above_zero(span, lead)
+        times = GRIDS[grid](lead, steps, t_start, t_end).tolist()
         made, start = [], 0
         for k in fast_orders(steps, order):
             inner = tuple(times[start + 1 : start + k])
@@ -141,12 +150,12 @@ def plan_single(order: int, fast: bool = False) -> Plan:
     All steps have `order` (steps // order of them), or those of `fast_orders` when fast.
     """
 
-    def plan(steps: int, grid: str, t_end: float, lead: Schedule) -> tuple[Step, ...]:
-        _above_zero("DPM-Solver", t_end)
+    def plan(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+        t_start, t_end = _above_zero(span, lead)
         if not fast and steps < order:
             raise ValueError(f"a single-step solver of order {order} needs {order} steps or more")
         orders = fast_orders(steps, order) if fast else (order,) * (steps // order)
-        cells = _cells(GRIDS[grid](lead, len(orders), first_time(lead), t_end))
+        cells = _cells(GRIDS[grid](lead, len(orders), t_start, t_end))
         made = []
         for (t, s), k in zip(cells, orders, strict=True):
             low, high = float(lead.lam(t)), float(lead.lam(s))
@@ -452,6 +461,29 @@ _ALL = (
         move=move_ddpm,
         about="ancestral, many steps",
         stochastic=True,
+    ),
+    Sampler(
+        name="ancestral",
+        plan=plan_cells,
+        move=move_ddpm,
+        about="the chain of tokens run backwards, exactly for any stride (as ddpm for others)",
+        stochastic=True,
+    ),
+    Sampler(
+        name="purity",
+        plan=plan_cells,
+        move=move_ddpm,
+        about="tokens a few at a time, the surest first; the best for tokens",
+        stochastic=True,
+        tokens=purity(),
+    ),
+    Sampler(
+        name="fast-stride",
+        plan=plan_cells,
+        move=move_ddpm,
+        about="tokens as in the published fast sampler, to compare with ancestral",
+        stochastic=True,
+        tokens=LEAPS,
     ),
     Sampler(name="euler", plan=plan_cells, move=move_ddim(0.0), about="probability flow, order 1"),
     Sampler(name="heun", plan=plan_heun, move=move_heun, about="two evaluations a step, order 2"),

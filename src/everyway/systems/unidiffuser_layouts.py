@@ -1,4 +1,4 @@
-"""UniDiffuser v0 and v1 as published: network configurations and the released tensor names.
+"""UniDiffuser v0 and v1 as published: network configurations, the released and diffusers' names.
 
 Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale",
 2023, arXiv 2303.06555.
@@ -6,7 +6,12 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 
 from __future__ import annotations
 
-from everyway.checkpoints.keymap import Table
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViTConfig
 from everyway.systems.uvit import blocks, both
@@ -59,3 +64,89 @@ KEYMAP: Table = (
     *both("head.text", "text_out"),
 )
 """(ours, the released) names of every UniDiffuser tensor."""
+
+_INNER = (
+    *((f"attn.{p}.{w}", f"attn1.to_{p}.{w}") for p in "qkv" for w in ("weight", "bias")),
+    *both("attn.proj", "attn1.to_out.0"),
+    *both("norm_attn", "norm1"),
+    *both("fc1", "ff.net.0.proj"),
+    *both("fc2", "ff.net.2"),
+    *both("norm_mlp", "norm3"),
+)
+_SKIP = (*both("skip_linear", "skip.skip_linear"), *both("norm_skip", "skip.norm"))
+_IN, _MID, _OUT = (f"transformer.transformer_{p}" for p in ("in_blocks", "mid_block", "out_blocks"))
+
+DIFFUSERS_KEYMAP: Table = (
+    ("positions", "pos_embed"),
+    ("flag_positions.data_type", "data_type_pos_embed_token"),
+    ("embed.data_type.weight", "data_type_token_embedding.weight"),
+    *both("embed.image", "vae_img_in.proj"),
+    *both("embed.text", "text_in"),
+    *both("embed.image_embed", "clip_img_in"),
+    *both("embed.time_image.0", "timestep_img_embed.linear_1"),
+    *both("embed.time_image.2", "timestep_img_embed.linear_2"),
+    *both("embed.time_text.0", "timestep_text_embed.linear_1"),
+    *both("embed.time_text.2", "timestep_text_embed.linear_2"),
+    *((f"ins.{{i}}.{a}", f"{_IN}.{{i}}.{b}") for a, b in _INNER),
+    *((f"mid.{a}", f"{_MID}.{b}") for a, b in _INNER),
+    *((f"outs.{{i}}.{a}", f"{_OUT}.{{i}}.block.{b}") for a, b in _INNER),
+    *((f"outs.{{i}}.{a}", f"{_OUT}.{{i}}.{b}") for a, b in _SKIP),
+    *both("norm", "transformer.norm_out"),
+    *both("head.image", "vae_img_out"),
+    *both("head.image_embed", "clip_img_out"),
+    *both("head.text", "text_out"),
+)
+"""(ours with q, k and v apart, diffusers') names of every tensor of a post-norm UniDiffuser."""
+
+DIFFUSERS_UNUSED = {
+    f"transformer.pos_embed.proj.{p}": f"vae_img_in.proj.{p}" for p in ("weight", "bias")
+}
+"""Tensors that diffusers stores and never reads -> the ones they are copies of."""
+
+
+def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict -> that of diffusers' UniDiffuserModel.
+
+    Its q, k and v are tensors of their own, and it stores a copy of the patch embedding that it
+    never reads.  No two tensors share memory.  Raises LayoutError for names unknown there.
+    """
+    theirs = to_theirs(_split(state), DIFFUSERS_KEYMAP)
+    copied = {k: source for k, source in DIFFUSERS_UNUSED.items() if source in theirs}
+    return theirs | {k: theirs[source].clone() for k, source in copied.items()}
+
+
+def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of diffusers' UniDiffuserModel -> ours; its unused tensors are left out.
+
+    Raises LayoutError for unknown names, and for an attention that lacks its q, k or v.
+    """
+    used = {name: tensor for name, tensor in state.items() if name not in DIFFUSERS_UNUSED}
+    return _fused(to_ours(used, DIFFUSERS_KEYMAP))
+
+
+def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every attn.qkv (3 D, ...) as attn.q, attn.k and attn.v (D, ...)."""
+    made = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." not in name:
+            made[name] = tensor
+            continue
+        for part, rows in zip("qkv", tensor.chunk(3)):
+            made[name.replace(".qkv.", f".{part}.")] = rows.clone()
+    return made
+
+
+def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every attn.q, attn.k and attn.v as attn.qkv, in this order."""
+    made: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        block, found, rest = name.partition(".attn.")
+        part, _, kind = rest.partition(".")
+        if found and part in ("q", "k", "v"):
+            parts.setdefault(f"{block}.attn.qkv.{kind}", {})[part] = tensor
+        else:
+            made[name] = tensor
+    if broken := sorted(name for name, three in parts.items() if len(three) < 3):
+        raise LayoutError(f"the file lacks q, k or v of {', '.join(broken[:8])}")
+    return made | {k: torch.cat([three[p] for p in "qkv"]) for k, three in parts.items()}

@@ -1,0 +1,198 @@
+"""Mask-and-replace: limits, Bayes by brute force, the authors' tables and posteriors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everyway.process.mask_replace import (
+    ABSORBING,
+    IMPOSSIBLE,
+    PAPER,
+    RELEASED,
+    UNIFORM,
+    MaskReplace,
+    TokenRates,
+    sample,
+)
+from everyway.sampling.noise import PerSampleNoise
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vq"
+CHAINS = {"released": RELEASED, "paper": PAPER, "absorbing": ABSORBING, "uniform": UNIFORM}
+
+
+def at(index: int, steps: int, batch: int = 1) -> torch.Tensor:
+    """The time of the papers' index -1..T-1."""
+    return torch.full((batch,), (index + 1) / steps, dtype=torch.float64)
+
+
+def matrix(process: MaskReplace, rates) -> torch.Tensor:
+    """(K + 1, K + 1) float64: column j is the law of what class j turns into."""
+    stay, replaced, mask = (float(rate[0]) for rate in rates)
+    k = process.classes
+    out = torch.full((k + 1, k + 1), replaced, dtype=torch.float64)
+    out[:k, :k] += stay * torch.eye(k, dtype=torch.float64)
+    out[k, :k], out[:k, k], out[k, k] = mask, 0.0, 1.0
+    return out
+
+
+@pytest.mark.parametrize("rates", CHAINS.values(), ids=CHAINS)
+def test_one_step_matrices_multiply_to_the_closed_form(rates):
+    process = MaskReplace(classes=5, steps=20, rates=rates)
+    product = torch.eye(6, dtype=torch.float64)
+    for i in range(20):
+        product = matrix(process, process.stride(at(i, 20), at(i - 1, 20))) @ product
+        closed = matrix(process, process.cumulative(at(i, 20)))
+        torch.testing.assert_close(product[:, :5], closed[:, :5], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(closed.sum(0), torch.ones(6, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rates", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("ends", [(0.05, 0.0), (0.6, 0.55), (1.0, 0.35), (0.5, 0.0), (0.73, 0.211)])
+def test_posterior_is_bayes_by_brute_force(rates, ends):
+    process = MaskReplace(classes=4, steps=20, rates=rates)
+    t, s = (torch.tensor([e], dtype=torch.float64) for e in ends)
+    q_t, q_s = (matrix(process, process.cumulative(u)) for u in (t, s))
+    q_ts = matrix(process, process.stride(t, s))
+    p_x0 = torch.randn(4, generator=torch.Generator().manual_seed(0)).double().softmax(0)
+    for x_t in range(5):
+        if q_t[x_t, :4].sum() == 0:
+            continue  # this chain never masks
+        joint = q_ts[x_t][:, None] * q_s[:, :4]  # (x_s, x_0), what is proportional to the law
+        possible = q_t[x_t, :4] > 1e-12  # the estimate counts where x_t can have come from
+        law = p_x0 * possible / (p_x0 * possible).sum()
+        exact = (joint[:, possible] / q_t[x_t, :4][possible] * law[possible]).sum(1)
+        log_x0 = torch.cat([p_x0.log(), torch.tensor([-70.0])]).float()[None, None]
+        made = process.posterior(log_x0, torch.tensor([[x_t]]), t, s)[0, 0].double().exp()
+        torch.testing.assert_close(made, exact, rtol=2e-5, atol=1e-7)
+        assert float(made.sum()) == pytest.approx(1.0, abs=2e-5)
+
+
+def test_limits():
+    process = MaskReplace(classes=7, steps=10)
+    noise = PerSampleNoise([1, 2, 3])
+    x0 = torch.randint(0, 7, (3, 40), generator=torch.Generator().manual_seed(0))
+    draw = process.draw(noise, "image", (3, 40))
+    assert torch.equal(process.corrupt(x0, draw, torch.zeros(3)), x0)
+    assert (process.corrupt(x0, draw, torch.ones(3)) == process.mask).all()
+    assert (process.prior(draw) == process.mask).all()
+    uniform = MaskReplace(classes=7, steps=10, rates=UNIFORM)
+    assert set(uniform.prior(draw).flatten().tolist()) == set(range(7))
+
+
+def test_corrupted_shares_follow_the_rates():
+    process = MaskReplace(classes=3, steps=10, rates=PAPER)
+    x0 = torch.zeros(50, 400, dtype=torch.long)
+    t = torch.full((50,), 0.63, dtype=torch.float64)
+    x_t = process.corrupt(x0, process.draw(PerSampleNoise(list(range(50))), "x", x0.shape), t)
+    stay, replaced, mask = (float(r[0]) for r in process.cumulative(t))
+    found = torch.bincount(x_t.flatten(), minlength=4) / x0.numel()
+    expected = torch.tensor([stay + replaced, replaced, replaced, mask])
+    assert (found - expected).abs().max() < 4 * (0.25 / x0.numel()) ** 0.5
+
+
+def test_bad_settings_are_told():
+    with pytest.raises(ValueError, match="2 or more"):
+        MaskReplace(classes=1)
+    with pytest.raises(ValueError, match="at most 1"):
+        TokenRates(stay=(0.9, 0.5), mask=(0.2, 0.2))
+
+
+# -- the authors' numbers -----------------------------------------------------------------------
+
+
+def digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(
+        values.numpy().astype(values.numpy().dtype.newbyteorder("<")).tobytes()
+    ).hexdigest()
+
+
+def test_schedules_by_sha256():
+    expected = json.loads((GOLDEN / "a_schedule_sha256.json").read_text())
+    seen = 0
+    for key, value in expected.items():
+        if key.startswith("f32."):
+            continue
+        steps, classes, name = (part.lstrip("TK") for part in key.split("."))
+        process = MaskReplace(classes=int(classes), steps=int(steps))
+        t = torch.cat([at(i, int(steps)) for i in range(int(steps))])
+        log, name = name.startswith("log_"), name.removeprefix("log_")
+        if name.endswith("tt"):  # the authors keep the identity of "before the first" at the end
+            rates = process.cumulative(torch.cat([t, torch.zeros(1)]))
+        else:
+            rates = process.stride(t, torch.cat([torch.zeros(1), t[:-1]]))
+        made = rates["abc".index(name[0])]
+        assert digest(made.log() if log else made) == value, key
+        seen += 1
+    assert seen == 240
+
+
+def authors(file, key):
+    """(B, C, L) of the authors as (B, L, C)."""
+    return torch.from_numpy(file[key]).transpose(1, 2)
+
+
+@pytest.mark.parametrize("case", ["t0", "t1", "t2", "t37", "t50", "t98", "t99", "tmix"])
+def test_posteriors_are_the_authors(case):
+    with np.load(GOLDEN / "b_posterior.npz") as file:
+        process = MaskReplace(classes=20, steps=100)
+        x0, x_t = (torch.from_numpy(file[k]) for k in ("x0", "xt"))
+        log_x0, one_hot = authors(file, "log_x0"), process.log_one_hot(x0)
+        index = torch.tensor([5, 63, 99] if case == "tmix" else [int(case[1:])] * 3)
+        t, s = (index + 1) / 100, index / 100
+        made = {
+            "q_pred_from_onehot_x0": process.forward_log(one_hot, process.cumulative(t)),
+            "q_pred_from_log_x0": process.forward_log(log_x0, process.cumulative(t)),
+            "q_pred_one_timestep": process.forward_log(
+                process.log_one_hot(x_t), process.stride(t, s)
+            ),
+            "q_posterior_model": process.posterior(log_x0, x_t, t, s),
+            "q_posterior_true": process.posterior(one_hot, x_t, t, s),
+        }
+        found = 0
+        for name, value in made.items():
+            if f"{case}.{name}" in file:
+                expected = authors(file, f"{case}.{name}")
+                torch.testing.assert_close(value, expected, rtol=0, atol=2e-5)
+                found += 1
+        assert found == (1 if case == "tmix" else 5)
+
+
+def test_start_and_many_classes():
+    with np.load(GOLDEN / "b_posterior.npz") as file:
+        process = MaskReplace(classes=20, steps=100)
+        log_x0, masked = authors(file, "log_x0"), torch.full((3, 16), 20)
+        one = torch.ones(3, dtype=torch.float64)
+        key = next(
+            k
+            for k in file.files
+            if k.startswith("start_allmask") and "post" in k and k.count(".") == 2
+        )
+        made = process.posterior(log_x0, masked, one, one - 0.01)
+        torch.testing.assert_close(made, authors(file, key), rtol=0, atol=2e-5)
+        assert float(process.log_one_hot(masked).min()) == pytest.approx(IMPOSSIBLE)
+
+
+def test_a_perfect_and_a_blind_network():
+    process = MaskReplace(classes=6, steps=50, auxiliary=0.1)
+    x0 = torch.randint(0, 6, (8, 12), generator=torch.Generator().manual_seed(3))
+    draw = process.draw(PerSampleNoise(list(range(8))), "x", (8, 12))
+    t = torch.arange(1, 9, dtype=torch.float64) / 50
+    perfect = 200.0 * torch.nn.functional.one_hot(x0, 6).float()
+    assert process.loss(perfect, x0, draw, t).abs().max() < 1e-3
+    blind = torch.zeros(8, 12, 6)
+    parts = process.loss_parts(blind, x0, draw, t)
+    torch.testing.assert_close(parts["auxiliary"], torch.full((8,), 12 * np.log(6)).float())
+    assert (process.loss(blind, x0, draw, t) > 0).all()
+
+
+def test_sample_follows_the_law():
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draw = torch.rand(1, 40_000, 4, generator=torch.Generator().manual_seed(0))
+    found = torch.bincount(sample(p.log().expand(1, 40_000, 4), draw).flatten()) / 40_000
+    assert (found - p).abs().max() < 4 * (0.25 / 40_000) ** 0.5

@@ -1,0 +1,147 @@
+"""What the documents show runs, what they name exists, and the examples are short and quick.
+
+A fenced Python block after the comment `<!-- not run -->` is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from everyway.apps import cli
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+NOT_RUN = "<!-- not run -->"
+TO_BE_WRITTEN = {"codecs/sound.py", "systems/mine.py", "tests/systems/test_mine.py"}
+WRITTEN_BY_US = {"config.json"}  # in every model folder and run folder
+SUFFIXES = "py|md|sh|json|toml|png|jsonl|safetensors"
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def each(documents: list[Path]):
+    return pytest.mark.parametrize("document", documents, ids=name)
+
+
+def blocks(document: Path) -> list[tuple[str, int, str, bool]]:
+    """(language, number of the first line, text, whether it is run) of every fenced block."""
+    found, fence, last, text = [], None, "", []
+    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
+        if fence is None and line.lstrip().startswith("```"):
+            fence, text = (line.strip().strip("`"), number + 1, last != NOT_RUN), []
+        elif fence is not None and line.strip() == "```":
+            found.append((fence[0], fence[1], "\n".join(text), fence[2]))
+            fence = None
+        elif fence is not None:
+            text.append(line)
+        if line.strip():
+            last = line.strip()
+    assert fence is None, f"{document}: a block is not closed"
+    return found
+
+
+def prose(document: Path) -> str:
+    """The document without its fenced blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of its shell blocks, without comments and prompts."""
+    lines = []
+    for language, _, text, _ in blocks(document):
+        if language in ("", "sh", "bash", "shell", "console"):
+            for line in text.replace("\\\n", " ").splitlines():
+                words = line.split(" #")[0].strip().removeprefix("$ ")
+                lines += [words] if words and not words.startswith("#") else []
+    return lines
+
+
+# -- code -------------------------------------------------------------------------------------
+
+
+def has_python(document: Path) -> bool:
+    return any(language == "python" for language, *_ in blocks(document))
+
+
+@each([d for d in DOCUMENTS if has_python(d)])
+def test_python_blocks_run(document, tmp_path, monkeypatch):
+    """In one namespace a document, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__document__"}
+    for language, line, text, run in blocks(document):
+        if language == "python" and run:
+            exec(compile("\n" * (line - 1) + text, name(document), "exec"), namespace)
+
+
+def test_a_block_is_found_run_or_left_out(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n```python\nx = 1\n```\n{NOT_RUN}\n\n```python\ny\n```\n```\nls\n```\n")
+    python = [("python", 3, "x = 1", True), ("python", 8, "y", False)]
+    assert blocks(page) == [*python, ("", 11, "ls", True)]
+    assert commands(page) == ["ls"] and "x = 1" not in prose(page)
+
+
+@each(DOCUMENTS)
+def test_commands_are_understood(document):
+    """`everyway ...` by the real parser, `make` by its targets, scripts and examples by name."""
+    spans = re.findall(r"`(everyway [a-z][^`\n]*)`", prose(document))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for line in [*commands(document), *spans]:
+        words = shlex.split(line)
+        if "everyway.apps.cli" in words:
+            words = ["everyway", *words[words.index("everyway.apps.cli") + 1 :]]
+        if words[0] == "everyway":
+            cli.parser().parse_args(words[1:])  # raises UsageError
+        elif words[0] == "make":
+            assert set(words[1:]) <= targets, line
+        elif words[0] == "python" and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file(), line
+        elif words[0].endswith(".sh"):
+            assert (ROOT / words[0]).stat().st_mode & 0o111, line
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+@each(DOCUMENTS)
+def test_links_lead_somewhere(document):
+    text = prose(document)
+    links = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    inside = [link.partition("#")[0] for link in links if "://" not in link]
+    assert [link for link in inside if link and not (document.parent / link).exists()] == []
+
+
+@each(DOCUMENTS)
+def test_files_named_in_code_exist(document):
+    """`names.py` and `folders/` from the root, the package or the document's folder."""
+    spans = re.findall(rf"`([\w./-]+(?:\.(?:{SUFFIXES})|/))`", prose(document))
+    places = (ROOT, ROOT / "src/everyway", document.parent)
+    wanted = {s for s in spans if not s.startswith(("out/", "runs/"))}
+    wanted -= TO_BE_WRITTEN | WRITTEN_BY_US
+    assert {s for s in wanted if not any((place / s).exists() for place in places)} == set()
+
+
+def test_what_a_reader_is_told_to_write_is_not_there():
+    places = (ROOT, ROOT / "src/everyway")
+    assert not [p for p in TO_BE_WRITTEN if any((place / p).exists() for place in places)]
+
+
+# -- examples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+def test_examples_are_short_and_run(example, tmp_path):
+    assert len(example.read_text(encoding="utf-8").splitlines()) < 80
+    done = subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0 and done.stdout, done.stderr

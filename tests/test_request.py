@@ -1,0 +1,151 @@
+"""One request: there and back as JSON, and one clear line for every bad value."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from everyway import request
+from everyway.request import GenerateRequest, RequestError, known, read_image
+
+GOOD = {
+    "text-to-image": {"text": "a fox on blue", "n": 3, "seed": 2**62 - 1, "guidance": 1 / 3},
+    "image-to-text": {"images": ("a.png",), "given_noise": {"image": 0.25}, "steps": 1000},
+    "joint": {"sampler": "em-sde", "n": 10_000},
+    "image": {"guidance": 0.0, "model": "runs/여우/model"},
+    "text": {"seed": 0},
+    "vary-image": {"images": ("그림.png",)},
+    "vary-text": {"text": "파란 배경의 여우\n"},
+    "interpolate": {"images": ("a.png", "b.png"), "frames": 2},
+    "chain": {"text": "x" * request.MAX_TEXT, "rounds": 1000},
+}
+
+
+def refused(**settings) -> str:
+    """The one line that says what is wrong."""
+    with pytest.raises(RequestError) as caught:
+        GenerateRequest(**settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", request.KINDS)
+def test_json_there_and_back(kind):
+    made = GenerateRequest(kind=kind, **GOOD[kind])
+    text = made.model_dump_json()
+    assert GenerateRequest(**json.loads(text)) == made
+    assert GenerateRequest(**json.loads(json.dumps(made.model_dump()))) == made
+    assert GenerateRequest(**json.loads(text)).model_dump_json() == text
+
+
+def test_a_request_cannot_be_changed():
+    made = GenerateRequest(kind="joint")
+    with pytest.raises(ValueError):
+        made.n = 2
+    assert made.n == 1
+
+
+BAD = {
+    "no kind": ({}, "kind"),
+    "kind": ({"kind": "jont"}, "did you mean 'joint'?"),
+    "strange kind": ({"kind": "fly\nhigh"}, "choose one of text-to-image, image-to-text"),
+    "kind of a wrong kind": ({"kind": None}, "kind=None"),
+    "sampler": ({"sampler": "eulr"}, "did you mean 'euler'?"),
+    "sampler of a wrong kind": ({"sampler": 3}, "sampler=3"),
+    "n 0": ({"n": 0}, "n=0"),
+    "n too large": ({"n": 10_001}, "n=10001"),
+    "n not whole": ({"n": 2.5}, "n=2.5"),
+    "n not a number": ({"n": "many"}, "n='many'"),
+    "n nothing": ({"n": None}, "n=None"),
+    "seed": ({"seed": -1}, "seed=-1"),
+    "seed too large": ({"seed": 2**62}, "seed=4611686018427387904"),
+    "steps": ({"steps": 0}, "steps=0"),
+    "steps too many": ({"steps": 1001}, "steps=1001"),
+    "guidance": ({"guidance": -0.1}, "guidance=-0.1"),
+    "guidance too large": ({"guidance": 100.5}, "guidance=100.5"),
+    "guidance nan": ({"guidance": float("nan")}, "guidance=nan"),
+    "guidance inf": ({"guidance": float("inf")}, "guidance=inf"),
+    "frames": ({"frames": 1}, "frames=1"),
+    "rounds": ({"rounds": 0}, "rounds=0"),
+    "noise 1": ({"given_noise": {"text": 1.0}}, "given_noise.text=1.0"),
+    "noise below 0": ({"given_noise": {"text": -0.1}}, "given_noise.text=-0.1"),
+    "noise nan": ({"given_noise": {"text": float("nan")}}, "given_noise.text=nan"),
+    "noise of a strange clock": ({"given_noise": {"te\nxt": 2}}, "given_noise"),
+    "noise of a wrong kind": ({"given_noise": [0.5]}, "given_noise=[0.5]"),
+    "model": ({"model": 3}, "model=3"),
+    "text of a wrong kind": ({"text": 5}, "text=5"),
+    "empty text": ({"text": " \n\t"}, "the text is empty"),
+    "long text": ({"text": "x" * 1001}, "1001 characters; at most 1000"),
+    "images as one text": ({"images": "a.png"}, "images='a.png'"),
+    "images of a wrong kind": ({"images": [3]}, "images.0=3"),
+    "images not wanted": ({"images": ["a.png"]}, "joint takes 0 image(s), got 1"),
+    "unknown setting": ({"wings": 2}, "there is no setting 'wings'; kind, text, images"),
+    "strange setting": ({"wi\nngs": 2}, "there is no setting"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_is_one_clear_line(name):
+    values, said = BAD[name]
+    base = {} if name == "no kind" else {"kind": "joint"}
+    assert said in refused(**base | values)
+
+
+@pytest.mark.parametrize("kind", request.NEEDS_TEXT)
+def test_a_text_is_needed(kind):
+    assert f"{kind} needs a text" in refused(kind=kind)
+
+
+@pytest.mark.parametrize("kind, needed", request.NEEDS_IMAGES.items())
+def test_the_right_number_of_pictures_is_needed(kind, needed):
+    for count in {0, needed + 1}:
+        line = refused(kind=kind, images=("a.png",) * count)
+        assert f"{kind} takes {needed} image(s), got {count}" in line
+
+
+def test_the_names_here_are_those_of_the_parts_below():
+    """Written twice, because this module is free of torch."""
+    from everyway.sampling.solvers import SAMPLERS
+    from everyway.tasks import TASKS
+
+    assert request.SAMPLER_NAMES == tuple(SAMPLERS)
+    assert request.KINDS[: len(TASKS)] == tuple(TASKS)
+    assert {*request.NEEDS_TEXT, *request.NEEDS_IMAGES} <= set(request.KINDS)
+
+
+def test_every_kind_has_a_plan():
+    from everyway.generate import plan
+
+    for kind in request.KINDS:
+        stages = plan(GenerateRequest(kind=kind, **GOOD[kind]))
+        assert stages and stages[-1].shown
+
+
+def test_known_names():
+    assert known("task", "joint", iter(["image", "joint"])) == "joint"
+    with pytest.raises(RequestError, match="task 'moon' is unknown; choose one of image, joint"):
+        known("task", "moon", ["image", "joint"])
+
+
+def test_pictures_are_read_as_rgb(tmp_path):
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (3, 2), (10, 20, 30, 0)).save(path)
+    made = read_image(str(path))
+    assert made.mode == "RGB" and made.size == (3, 2) and made.getpixel((0, 0)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a picture", "cut"])
+def test_an_unreadable_picture_is_one_line(tmp_path, content):
+    path = tmp_path / "bad.png"
+    if content == "cut":
+        Image.effect_noise((64, 64), 50).save(path)
+        content = path.read_bytes()[:500]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RequestError) as caught:
+        read_image(str(path))
+    assert "bad.png" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(RequestError, match="there is no picture"):
+        read_image(str(tmp_path))
