@@ -1,18 +1,47 @@
 #!/usr/bin/env bash
 # Trains `mini` again from nothing: tokenizer, codecs, recogniser, then the one transformer.
 # Needs: pip install -e ".[train]" and the Debian package fonts-noto-color-emoji.
-# Every line may be interrupted and run again; each goes on from where it stopped.
-# HOURS scales the whole recipe (10 CPU hours by default).
+# Interrupt it anywhere and run it again: every part goes on from where it stopped, a part that has
+# had its time only writes its files again, and a minute or two of work is lost at most.
+#
+#   HOURS=10      of the whole recipe; every part has its share
+#   PROCESSES=2   of the transformer's training: one a core (a divisor of 64), 1 on a GPU
+#   RUNS=runs     folder of everything it writes
+#   PYTHON=.venv/bin/python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 HOURS=${HOURS:-10}
+PROCESSES=${PROCESSES:-$(($(getconf _NPROCESSORS_ONLN) > 1 ? 2 : 1))}
+RUNS=${RUNS:-runs}
 PYTHON=${PYTHON:-.venv/bin/python}
-minutes() { awk "BEGIN { printf \"%d\", $HOURS * 6 * $1 }"; } # tenths of the budget -> minutes
 
-$PYTHON -m everyway.train.codecs tokenizer --out runs/codecs
-$PYTHON -m everyway.train.codecs vae --out runs/codecs --minutes "$(minutes 1)"
-$PYTHON -m everyway.train.codecs clip --out runs/codecs --minutes "$(minutes 0.7)"
-$PYTHON -m everyway.train.codecs text --out runs/codecs --minutes "$(minutes 0.5)"
-$PYTHON -m everyway.train.recogniser --out runs/recogniser --minutes "$(minutes 0.3)"
-.venv/bin/everyway train mini --out runs/mini --budget "$(minutes 7)m"
-.venv/bin/everyway evaluate runs/mini/model --suite scenes --json
+minutes() { LC_ALL=C awk "BEGIN { printf \"%.2f\", $HOURS * 0.6 * $1 }"; } # per cent of HOURS
+codec() { "$PYTHON" -m everyway.train.codecs "$@" --out "$RUNS/codecs"; }
+
+# A decoder is trained on alone behind its latent, which stays: the transformer depends on the
+# latent only.  Text comes after image_embed, whose text tower it reads.
+[ -f "$RUNS/codecs/tokenizer.json" ] || codec tokenizer
+codec image --minutes "$(minutes 10)"
+codec image --decoder --minutes "$(minutes 5)"
+codec image_embed --minutes "$(minutes 6)"
+codec text --minutes "$(minutes 4)"
+codec text --decoder --minutes "$(minutes 9)"
+"$PYTHON" -m everyway.train.recogniser --out "$RUNS/recogniser" --minutes "$(minutes 5)"
+
+# Two processes of one thread beat one process of two threads (docs/LOG.md).
+launch=("$PYTHON")
+if [ "$PROCESSES" -gt 1 ]; then
+  launch=(env OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --nproc-per-node "$PROCESSES")
+fi
+"${launch[@]}" -m everyway.apps.cli train mini --out "$RUNS/mini" --set "codecs=$RUNS/codecs" \
+  --budget "$(minutes 59)m"
+"$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini/model" --suite scenes --json
+
+cat <<END
+
+To ship this model, put it into the package, and its recogniser with it:
+  rm -rf src/everyway/shipped/mini && cp -r $RUNS/mini/model src/everyway/shipped/mini
+  cp $RUNS/recogniser/recogniser.{json,safetensors} src/everyway/shipped/recogniser/
+To go on from a shipped model, with fresh samples:
+  everyway train mini --set init=mini --set seed=1 --out $RUNS/mini-2
+END

@@ -24,6 +24,7 @@ LAYERS = {
     "objective": 4,
     "guidance": 4,
     "sampling": 4,
+    "controls": 4,
     "systems": 5,
     "request": 6,
     "sheet": 6,

@@ -16,6 +16,14 @@ GOOD = {
     "joint": {"sampler": "em-sde", "n": 10_000},
     "image": {"guidance": 0.0, "model": "runs/여우/model"},
     "text": {"seed": 0},
+    "inpaint": {"images": ("a.png",), "mask": "m.png", "text": "a pear", "truncation": 0.86},
+    "image-to-image": {
+        "images": ("a.png",),
+        "strength": 0.5,
+        "sampler": "purity",
+        "purity_weight": 1.0,
+        "tokens_per_step": 5,
+    },
     "vary-image": {"images": ("그림.png",)},
     "vary-text": {"text": "파란 배경의 여우\n"},
     "interpolate": {"images": ("a.png", "b.png"), "frames": 2},
@@ -101,7 +109,8 @@ def test_a_text_is_needed(kind):
 @pytest.mark.parametrize("kind, needed", request.NEEDS_IMAGES.items())
 def test_the_right_number_of_pictures_is_needed(kind, needed):
     for count in {0, needed + 1}:
-        line = refused(kind=kind, images=("a.png",) * count)
+        mask = "m.png" if kind == "inpaint" else None
+        line = refused(kind=kind, images=("a.png",) * count, mask=mask)
         assert f"{kind} takes {needed} image(s), got {count}" in line
 
 
@@ -117,9 +126,10 @@ def test_the_names_here_are_those_of_the_parts_below():
 
 def test_every_kind_has_a_plan():
     from everyway.generate import plan
+    from everyway.tasks import TASKS
 
     for kind in request.KINDS:
-        stages = plan(GenerateRequest(kind=kind, **GOOD[kind]))
+        stages = plan(GenerateRequest(kind=kind, **GOOD[kind]), TASKS)
         assert stages and stages[-1].shown
 
 

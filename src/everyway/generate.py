@@ -9,32 +9,30 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from everyway import __version__
 from everyway.checkpoints import store
-from everyway.contracts import Bundle, Query
+from everyway.contracts import Bundle, Context, Contexts, Denoise
+from everyway.controls.interpolation import slerp, start_states
+from everyway.controls.masks import free_places, pinned
 from everyway.guidance import guided
+from everyway.process.mask_replace import MaskReplace
 from everyway.request import GenerateRequest, read_image
 from everyway.sampling.loop import Progress, absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
-from everyway.sampling.solvers import SAMPLERS
+from everyway.sampling.solvers import Sampler, named_sampler
+from everyway.sampling.token_kernels import Truncated, purity
 from everyway.system import System
 from everyway.systems import builder
-from everyway.tasks import (
-    IMAGE_TO_TEXT,
-    TASKS,
-    TEXT_TO_IMAGE,
-    Task,
-    given_noisy,
-    named_task,
-    times_for,
-)
+from everyway.tasks import Task, given_noisy
 
 SHIPPED = Path(__file__).parent / "shipped"
 BATCH = 16  # samples in flight; results stream out batch by batch
@@ -46,12 +44,16 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class Preview:
-    """Where a run is: step of steps in stage of stages (all counted from 1)."""
+    """Where a run is: step of steps in stage of stages (all counted from 1).
+
+    progress: the states and clean estimates there, which `Model.frame` can show.
+    """
 
     stage: int
     stages: int
     step: int
     steps: int
+    progress: Progress = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,34 +80,56 @@ class Stage:
 
     prepare: may change what is carried before the loop (interpolation does).
     shown: whether this stage's states become results.
+    begin: the time at which the loop begins, from what is carried (picture to picture).
+    masked: whether only the places that the request's mask frees are drawn.
     """
 
     task: Task
     prepare: Callable[[Carry, Model, GenerateRequest], Carry] | None = None
     shown: bool = True
+    begin: float = 1.0
+    masked: bool = False
 
 
-def plan(request: GenerateRequest) -> tuple[Stage, ...]:
-    """The stages of a request."""
+def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
+    """The stages of a request, out of a system's own tasks.
+
+    Raises ModelError where the system has no such task.
+    """
+
+    def task(name: str) -> Task:
+        if name not in tasks:
+            raise ModelError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
+        return tasks[name]
+
     kind = request.kind
-    if kind in TASKS:
-        task = TASKS[kind]
-        noisy = {c: given_noisy(v) for c, v in request.given_noise.items()}
-        wrong = set(noisy) - set(task.given)
-        if wrong:
-            raise ModelError(f"--given-noise {sorted(wrong)}: {kind} is given {[*task.given]}")
-        return (Stage(task=task.replace(**noisy)),)
-    back, forth = Stage(task=IMAGE_TO_TEXT), Stage(task=TEXT_TO_IMAGE)
-    quiet_back, quiet_forth = (Stage(task=s.task, shown=False) for s in (back, forth))
+    if kind in ("inpaint", "image-to-image"):
+        drawn = task("text-to-image" if request.text is not None else "image")
+        return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
     if kind == "vary-image":
-        return (quiet_back, forth)
+        return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
     if kind == "vary-text":
-        return (quiet_forth, back)
+        return (Stage(task=task("text-to-image"), shown=False), Stage(task=task("image-to-text")))
     if kind == "chain":
+        forth, back = Stage(task=task("text-to-image")), Stage(task=task("image-to-text"))
         return (forth, back) * request.rounds
     if kind == "interpolate":
-        return (quiet_back, Stage(task=TEXT_TO_IMAGE, prepare=between))
-    raise ModelError(f"request kind {kind!r} is unknown")
+        back, forth = task("image-to-text"), task("text-to-image")
+        return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
+    noisy = {c: given_noisy(v) for c, v in request.given_noise.items()}
+    wrong = set(noisy) - set(task(kind).given)
+    if wrong:
+        raise ModelError(f"--given-noise {sorted(wrong)}: {kind} is given {[*task(kind).given]}")
+    return (Stage(task=task(kind).replace(**noisy)),)
+
+
+def sampler_of(request: GenerateRequest) -> Sampler:
+    """The sampler that a settled request names, with the settings it gives for it."""
+    chosen = named_sampler(request.sampler)
+    if request.sampler != "purity":
+        return chosen
+    weight = 1.0 if request.purity_weight is None else request.purity_weight
+    return replace(chosen, tokens=purity(weight, request.tokens_per_step))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,9 +146,17 @@ class Model:
         request = request or GenerateRequest(**settings)
         return [r for r in self.run(request) if isinstance(r, Result)]
 
+    def settled(self, request: GenerateRequest) -> GenerateRequest:
+        """The request with this system's own settings where it leaves them open."""
+        own = {n: getattr(self.system, n) for n in ("steps", "guidance", "sampler")}
+        return request.model_copy(
+            update={n: v for n, v in own.items() if getattr(request, n) is None}
+        )
+
     def run(self, request: GenerateRequest) -> Iterator[Preview | Result]:
         """Previews while it works, results as they are done."""
-        stages = plan(request)
+        request = self.settled(request)
+        stages = plan(request, self.system.tasks)
         raw = self._raw(request)
         count = request.frames if request.kind == "interpolate" else request.n
         for start in range(0, count, BATCH):
@@ -142,16 +174,20 @@ class Model:
         *,
         text: Sequence[str] | None = None,
         image: Sequence[Image.Image] | None = None,
-        steps: int = 25,
-        guidance: float = 2.5,
-        sampler: str = "dpm++2m",
+        settings: Mapping[str, Any] | None = None,
         batch: int = BATCH,
     ) -> list[Result]:
         """One result a seed, each with its own text or picture: many conditions at once.
 
+        settings: of a GenerateRequest (steps, guidance, sampler, ...).
         Result k is what `generate` gives for that condition and seed.
         """
-        chosen, size = named_task(task), self.image_size
+        given = {"text": "each"} if text is not None else {}
+        images = ("each",) if image is not None else ()
+        request = self.settled(
+            GenerateRequest(kind=task, images=images, **given, **(settings or {}))
+        )
+        (stage,), size = plan(request, self.system.tasks), self.image_size
         out: list[Result] = []
         for start in range(0, len(seeds), batch):
             cut = slice(start, start + batch)
@@ -159,9 +195,8 @@ class Model:
             if image is not None:
                 raw["image"] = torch.stack([_to_tensor(i, size) for i in image[cut]])
             noise, began = PerSampleNoise(list(seeds[cut])), time.monotonic()
-            run = self._sample(chosen, self._encoded(raw), noise, steps, guidance, sampler)
-            last = final(run)
-            facts = self._record(chosen, time.monotonic() - began, last.calls)
+            last = final(self._sample(stage, self._encoded(raw), noise, request))
+            facts = self._record(stage.task, time.monotonic() - began, last.calls)
             out += self._results(last.states, seeds[cut], start, facts)
         return out
 
@@ -179,6 +214,23 @@ class Model:
             raw["text"] = [request.text]
         return raw
 
+    def frame(self, progress: Progress, row: int = 0) -> tuple[Image.Image, Tensor | None]:
+        """(what a run's picture will be, how sure each token is) at a Preview's progress.
+
+        Tokens that are still masked are shown as their likeliest.  The second is (side, side) in
+        [0, 1], 0 where a token is masked, or None for pictures that are not made of tokens.
+        """
+        sure, shown = None, {}
+        for name, clean in progress.clean.items():
+            process, shown[name] = self.system.processes[name], clean[row : row + 1]
+            if isinstance(process, MaskReplace) and self.system.clocks[name] == "image":
+                now = progress.states[name][row : row + 1]
+                masked = now == process.mask
+                shown[name] = torch.where(masked, clean[row : row + 1, :, :-1].argmax(-1), now)
+                sure = clean[row].amax(-1).exp().masked_fill(masked[0], 0.0)
+                sure = sure.reshape(isqrt(len(sure)), -1)
+        return _to_image(self.system.decode(shown)["image"][0]), sure
+
     def _batch(self, request, stages, raw, rows: range) -> Iterator[Preview | Result]:
         together = request.kind == "interpolate"  # its frames share one seed and two pictures
         seeds = [request.seed + (0 if together else k) for k in rows]
@@ -192,9 +244,8 @@ class Model:
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
-            how = (request.steps, request.guidance, request.sampler)
-            for progress in self._sample(stage.task, carried, noise, *how):
-                yield Preview(number + 1, len(stages), progress.step, progress.steps)
+            for progress in self._sample(stage, carried, noise, request):
+                yield Preview(number + 1, len(stages), progress.step, progress.steps, progress)
             generated = [m.name for c in stage.task.generated for m in self.system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
             if not stage.shown:
@@ -213,34 +264,98 @@ class Model:
     def _encoded(self, raw: Mapping[str, Any]) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         count = max((len(v) for v in raw.values()), default=0)
-        rows = [self.system.encode({k: v[i : i + 1] for k, v in raw.items()}) for i in range(count)]
+        rows = []
+        for i in range(count):
+            one = {k: v[i : i + 1] for k, v in raw.items() if k in self.system.raws}
+            told = {f"told.{k}": v for k, v in self.system.tell(one).items()}
+            rows.append(self.system.encode(one) | told)
         return {k: torch.cat([row[k] for row in rows]) for k in rows[0]} if rows else {}
 
     def _sample(
-        self, task: Task, carried: Carry, noise, steps: int, guidance: float, sampler: str
+        self, stage: Stage, carried: Carry, noise: PerSampleNoise, request: GenerateRequest
     ) -> Iterator[Progress]:
         """The sampling loop of one stage."""
-        system, shapes = self.system, self.system.shapes(len(noise.seeds))
-        states = {
-            name: carried[name]
-            for name, m in system.modalities.items()
-            if task.roles[m.clock].kind == "given"
+        system, task, batch = self.system, stage.task, len(noise.seeds)
+        roles = {name: task.roles[m.clock].kind for name, m in system.modalities.items()}
+        states = {n: carried[n] for n, kind in roles.items() if kind == "given"}
+        states |= {
+            n: carried[f"start.{n}"]
+            for n, kind in roles.items()
+            if kind == "generate" and f"start.{n}" in carried
         }
-        for name, m in system.modalities.items():
-            if f"start.{name}" in carried and m.clock in task.generated:
-                states[name] = carried[f"start.{name}"]
-        absent = absent_states(system.processes, noise)
+        known = {n: carried[n] for n, kind in roles.items() if kind == "generate" and n in carried}
+        steps, begin = request.steps, stage.begin
+        if begin < 1:  # from what is carried, with as many of the steps as the way is long
+            begin, steps = self._reached(begin), max(1, round(steps * begin))
+            states |= self._corrupted(known, begin, noise)
+        contexts = self._contexts(carried, task, request, batch)
         return sample(
-            guided(system.denoiser(), task, system.clocks, guidance, absent),
+            self._denoise(task, contexts, noise, request),
             processes=system.processes,
             clocks=system.clocks,
             task=task,
             states=states,
-            shapes=shapes,
+            shapes=system.shapes(batch),
             noise=noise,
             steps=steps,
-            sampler=sampler,
+            sampler=sampler_of(request),
+            contexts=contexts,
+            t_start=begin,
+            pin=self._pin(known, noise, request) if stage.masked else None,
         )
+
+    def _denoise(
+        self, task: Task, contexts: Contexts, noise: PerSampleNoise, request: GenerateRequest
+    ) -> Denoise:
+        """The system's estimates: guided, then truncated where they are of tokens."""
+        system = self.system
+        made = guided(
+            system.denoiser(),
+            task,
+            system.clocks,
+            request.guidance,
+            absent_states(system.processes, noise),
+            null_contexts=system.null_contexts(len(noise.seeds), request.null),
+            processes=system.processes,
+        )
+        if request.truncation == 1:
+            return made
+        tokens = [n for n, p in system.processes.items() if isinstance(p, MaskReplace)]
+        if not tokens:
+            raise ModelError("truncation is for models of tokens; leave --truncation out")
+        return Truncated(denoise=made, rates=dict.fromkeys(tokens, request.truncation))
+
+    def _contexts(
+        self, carried: Carry, task: Task, request: GenerateRequest, batch: int
+    ) -> Contexts:
+        """What the task tells of the conditions, or their null."""
+        nulls = self.system.null_contexts(batch, request.null)
+        return {
+            name: Context(tokens=carried[f"told.{name}"]) if task.contexts.get(name) else null
+            for name, null in nulls.items()
+        }
+
+    def _reached(self, begin: float) -> float:
+        """The time nearest to `begin` that every chain of tokens has."""
+        for process in self.system.processes.values():
+            if isinstance(process, MaskReplace):
+                begin = max(1, int(process.steps * begin)) / process.steps
+        return begin
+
+    def _corrupted(self, known: Bundle, t: float, noise: PerSampleNoise) -> Bundle:
+        out = {}
+        for name, x0 in known.items():
+            process = self.system.processes[name]
+            draw = process.draw(noise, name, tuple(x0.shape)).to(x0.device)
+            out[name] = process.corrupt(x0, draw, torch.full((len(x0),), t, dtype=torch.float64))
+        return out
+
+    def _pin(self, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
+        """Holds what the mask does not free; states without places are drawn anew."""
+        mask = _to_mask(read_image(request.mask), self.image_size)
+        shapes = {n: self.system.modalities[n].shape for n in known}
+        free = {n: free_places(mask, s) for n, s in shapes.items() if len(s) in (1, 3)}
+        return pinned({n: known[n] for n in free}, free, self.system.processes, noise)
 
     def _results(self, made: Bundle, seeds: Sequence[int], first: int, facts: dict) -> list[Result]:
         decoded = self._decode(made)
@@ -281,38 +396,14 @@ def between(carried: Carry, model: Model, request: GenerateRequest) -> Carry:
     The start noise of a picture is the deterministic flow run backwards, from data to t = 1, under
     its caption (Bao et al. 2023, arXiv 2303.06555; Song et al. 2021, arXiv 2010.02502).
     """
-    system = model.system
-    steps = max(request.steps, 25)
+    system, steps = model.system, max(request.steps, 25)
     states = {m.name: carried[m.name] for m in system.on("image")}
     text = {m.name: carried[m.name] for m in system.on("text")}
-    denoise = system.denoiser()
-    grid = torch.linspace(1e-3, 1.0, steps + 1, dtype=torch.float64)
-    for t, s in zip(grid[:-1], grid[1:]):
-        times = times_for(TEXT_TO_IMAGE, t.repeat(2))
-        query = Query(states=states | text, times=times, keep=tuple(states))
-        clean = denoise([query])[0]
-        states = {k: _flow(system, k, v, clean[k], t, s) for k, v in states.items()}
+    task = system.tasks["text-to-image"]
+    starts = start_states(system, system.denoiser(), task, states, text, {}, steps)
     weights = torch.linspace(0, 1, request.frames)
     out = {k: slerp(v[0], v[1], weights) for k, v in text.items()}
-    return out | {f"start.{k}": slerp(v[0], v[1], weights) for k, v in states.items()}
-
-
-def _flow(system: System, name: str, x_t, clean, t, s) -> torch.Tensor:
-    """One deterministic (DDIM) step between any two times, in either direction."""
-    schedule = system.processes[name].schedule
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-    eps = (x_t - alpha_t * clean) / sigma_t
-    return (alpha_s * clean + sigma_s * eps).float()
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation of two states at weights (F,) -> (F, ...)."""
-    cosine = torch.dot(a.flatten(), b.flatten()) / (a.norm() * b.norm()).clamp_min(1e-12)
-    angle = torch.arccos(cosine.clamp(-1, 1))
-    w = weights.reshape(-1, *([1] * a.ndim))
-    if angle.sin().abs() < 1e-4:
-        return (1 - w) * a + w * b
-    return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / angle.sin()
+    return out | {f"start.{k}": slerp(v[0], v[1], weights) for k, v in starts.items()}
 
 
 def shipped() -> list[str]:
@@ -343,9 +434,9 @@ def load(name_or_path: str = "default", device: str = "auto") -> Model:
 
 
 def _fill(system: System, tensors: Mapping[str, Mapping[str, torch.Tensor]], folder: Path) -> None:
-    modules = {"network": system.network} | {
-        n: m.codec for n, m in system.modalities.items() if isinstance(m.codec, torch.nn.Module)
-    }
+    modules = {"network": system.network, **system.codecs}
+    for name, model in system.shared.items():
+        tensors = {**tensors, name: store.load(SHIPPED / model)[1][name]}
     for name, module in modules.items():
         try:
             module.load_state_dict({k: v.float() for k, v in tensors[name].items()})
@@ -366,12 +457,12 @@ def _to_tensor(image: Image.Image, size: int) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def _to_mask(image: Image.Image, size: int) -> Tensor:
+    """(1, size, size) bool, True where the picture is bright."""
+    return _to_tensor(image, size).mean(0, keepdim=True) > 0
+
+
 def _to_image(pixels: torch.Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> an 8-bit RGB picture."""
     array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
-
-
-def samplers() -> tuple[str, ...]:
-    """The names that `sampler` takes."""
-    return tuple(SAMPLERS)

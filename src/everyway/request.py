@@ -17,6 +17,8 @@ KINDS = (
     "joint",
     "image",
     "text",
+    "inpaint",
+    "image-to-image",
     "vary-image",
     "vary-text",
     "interpolate",
@@ -40,8 +42,24 @@ SAMPLER_NAMES = (
     "em-ode",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
-NEEDS_IMAGES = {"image-to-text": 1, "vary-image": 1, "interpolate": 2}
+NEEDS_IMAGES = {
+    "image-to-text": 1,
+    "vary-image": 1,
+    "inpaint": 1,
+    "image-to-image": 1,
+    "interpolate": 2,
+}
 MAX_TEXT = 1000
+SETTINGS = (
+    "steps",
+    "guidance",
+    "sampler",
+    "truncation",
+    "purity_weight",
+    "tokens_per_step",
+    "null",
+)
+"""How a request samples, whatever it makes; these decide a score and stand beside it."""
 
 
 class RequestError(ValueError):
@@ -52,8 +70,13 @@ class GenerateRequest(BaseModel):
     """What to make.
 
     kind: one of KINDS.  text: a prompt.  images: paths.  n: how many; sample k has seed + k.
-    guidance: w in u + w (c - u), 1 is off.  given_noise: clock -> time in [0, 1) at which a
-    condition is given.  frames: of an interpolation.  rounds: of a chain.
+    guidance: w in u + w (c - u), 1 is off.  steps, guidance, sampler: None is the model's own.
+    given_noise: clock -> time in [0, 1) at which a condition is given.
+    mask: a picture's path; its bright places are drawn anew, the others stay (inpaint).
+    strength: how much of a picture is forgotten, in (0, 1] (image-to-image).
+    truncation: mass of a token's law that is kept.  purity_weight, tokens_per_step: of the sampler
+    purity.  null: what guidance is told in place of the text, where a model has several.
+    frames: of an interpolation.  rounds: of a chain.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,9 +86,15 @@ class GenerateRequest(BaseModel):
     images: tuple[str, ...] = ()
     n: Annotated[int, Field(ge=1, le=10_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
-    steps: Annotated[int, Field(ge=1, le=1000)] = 25
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 2.5
-    sampler: str = "dpm++2m"
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    sampler: str | None = None
+    mask: str | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    purity_weight: Annotated[float, Field(ge=0, le=100)] | None = None
+    tokens_per_step: Annotated[int, Field(ge=1)] | None = None
+    null: str = ""
     given_noise: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     frames: Annotated[int, Field(ge=2, le=1000)] = 8
     rounds: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -80,7 +109,13 @@ class GenerateRequest(BaseModel):
     @model_validator(mode="after")
     def _coherent(self) -> GenerateRequest:
         known("task", self.kind, KINDS)
-        known("sampler", self.sampler, SAMPLER_NAMES)
+        if self.sampler is not None:
+            known("sampler", self.sampler, SAMPLER_NAMES)
+        purity = (self.purity_weight, self.tokens_per_step) != (None, None)
+        if purity and self.sampler != "purity":
+            raise ValueError("a purity weight and tokens per step need the sampler purity")
+        if (self.mask is not None) != (self.kind == "inpaint"):
+            raise ValueError("a mask and the kind inpaint go together; give both or neither")
         if self.text is not None:
             if not self.text.strip():
                 raise ValueError("the text is empty; say what to draw")

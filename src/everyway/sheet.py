@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from everyway.data.hangul import romanised
+
 SIDE, GAP, LINE, TITLE = 116, 8, 14, 24
-LINES = 3  # of words below a picture
+LINES, SIZE = 3, 11  # of words below a picture
 INK, SOFT, RIGHT, WRONG = "#1c1c1e", "#6b6b70", "#1d8a4c", "#c8372d"
+HANGUL = "가-힣"
+HANGUL_FONTS = (  # Pillow looks these names up in the system's font folders
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKkr-Regular.otf",
+    "NotoSansKR-Regular.otf",
+    "NotoSansKR-Regular.ttf",
+    "NanumGothic.ttf",
+    "malgun.ttf",
+    "AppleSDGothicNeo.ttc",
+    "UnDotum.ttf",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +78,7 @@ def _cell(page: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, x: int, y: in
         pen.rectangle(frame, fill="#f4f4f6")
         _words(pen, words, (x + 6, y + 6), SIDE - 12, SIDE // LINE, INK)
         if cell.given:
-            pen.text((x, y + SIDE + 2), "given", fill=SOFT, font=ImageFont.load_default(11))
+            pen.text((x, y + SIDE + 2), "given", fill=SOFT, font=ImageFont.load_default(SIZE))
     else:
         resample = Image.Resampling.NEAREST if cell.image.width < 64 else Image.Resampling.BICUBIC
         page.paste(cell.image.resize((SIDE, SIDE), resample), (x, y))
@@ -73,7 +89,7 @@ def _cell(page: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, x: int, y: in
 
 
 def _words(pen, words: str, corner: tuple[int, int], width: int, lines: int, ink: str) -> None:
-    font = ImageFont.load_default(11)
+    font = font_of(words)
     rows = [""]
     for word in words.split():
         longer = f"{rows[-1]} {word}".strip()
@@ -81,10 +97,30 @@ def _words(pen, words: str, corner: tuple[int, int], width: int, lines: int, ink
             rows.append(word)
         else:
             rows[-1] = longer
+    baseline = corner[1] + ImageFont.load_default(SIZE).getmetrics()[0]  # the same for every font
     for number, row in enumerate(rows[:lines]):
-        pen.text((corner[0], corner[1] + number * LINE), row, fill=ink, font=font)
+        place = (corner[0], baseline + number * LINE)
+        pen.text(place, row, fill=ink, font=font, anchor="ls")
+
+
+@cache
+def hangul_font() -> ImageFont.FreeTypeFont | None:
+    """The first of HANGUL_FONTS that this system has, or None."""
+    for name in HANGUL_FONTS:
+        try:
+            return ImageFont.truetype(name, SIZE)
+        except OSError:
+            continue
+    return None
+
+
+def font_of(words: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that a caption is written in, as `drawable` made it."""
+    found = hangul_font() if re.search(f"[{HANGUL}]", words) else None
+    return found or ImageFont.load_default(SIZE)
 
 
 def drawable(text: str) -> str:
-    """What Pillow's own font can draw, Latin letters; a caller may give a gloss instead."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+    """What can be drawn here: Latin letters, and Hangul, romanised where no font has it."""
+    text = unicodedata.normalize("NFC", text) if hangul_font() else romanised(text)
+    return re.sub(f"[^\x00-\xff{HANGUL}]", "?", text)

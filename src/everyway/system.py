@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Codec, Contexts, Denoise, Process, Query, Times
+from everyway.contracts import Bundle, Codec, Context, Contexts, Denoise, Process, Query, Times
 from everyway.tasks import Task
 
 
@@ -37,14 +37,46 @@ class Modality:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Condition:
+    """One named context of a system: what reads it, and what is told where nothing is.
+
+    source: the raw data it reads ("text").
+    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels.
+    nulls: name -> (batch -> Context); guidance and training take the first.
+    """
+
+    name: str
+    source: str
+    codec: Codec
+    nulls: Mapping[str, Callable[[int], Context]]
+
+    def null(self, batch: int, name: str = "") -> Context:
+        """What is told to `batch` samples in place of the context; "" is the first null."""
+        name = name or next(iter(self.nulls))
+        if name not in self.nulls:
+            raise ValueError(f"null {name!r} is unknown; choose one of {', '.join(self.nulls)}")
+        return self.nulls[name](batch)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class System:
-    """A network over modalities.  `config` is plain data that rebuilds the system (JSON)."""
+    """A network over modalities.  `config` is plain data that rebuilds the system (JSON).
+
+    conditions: the contexts that the network is told.
+    shared: component -> the shipped model that holds its weights, where it is not this one.
+    sampler, guidance, steps: what this system is sampled with unless told otherwise.
+    """
 
     name: str
     network: nn.Module
     modalities: Mapping[str, Modality]
     tasks: Mapping[str, Task]
     config: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    sampler: str = "dpm++2m"
+    guidance: float = 2.5
+    steps: int = 25
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -55,13 +87,15 @@ class System:
         """modality -> clock."""
         return {name: m.clock for name, m in self.modalities.items()}
 
+    @property
+    def codecs(self) -> dict[str, nn.Module]:
+        """Component name -> codec, for the codecs of modalities and conditions that own weights."""
+        everything = {**self.modalities, **self.conditions}
+        return {n: m.codec for n, m in everything.items() if isinstance(m.codec, nn.Module)}
+
     def codec_weights(self) -> dict[str, dict[str, Tensor]]:
-        """codec name -> state dict, for the codecs that own weights."""
-        return {
-            name: m.codec.state_dict()
-            for name, m in self.modalities.items()
-            if isinstance(m.codec, nn.Module)
-        }
+        """Component name -> state dict, of the codecs that are stored with this system."""
+        return {n: c.state_dict() for n, c in self.codecs.items() if n not in self.shared}
 
     def on(self, clock: str) -> tuple[Modality, ...]:
         """The modalities that follow `clock`."""
@@ -73,11 +107,27 @@ class System:
     @torch.no_grad()
     def encode(self, raw: Mapping[str, Any]) -> Bundle:
         """raw: clock -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
-        unknown = set(raw) - set(self.clocks.values())
+        unknown = set(raw) - self.raws
         if unknown:
-            known = sorted(set(self.clocks.values()))
-            raise ValueError(f"{self.name} knows no {sorted(unknown)}; it takes {known}")
+            raise ValueError(
+                f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
+            )
         return {m.name: m.codec.encode(raw[m.clock]) for c in raw for m in self.on(c)}
+
+    @property
+    def raws(self) -> set[str]:
+        """The raw data that its modalities and conditions read."""
+        return {*self.clocks.values(), *(c.source for c in self.conditions.values())}
+
+    @torch.no_grad()
+    def tell(self, raw: Mapping[str, Any]) -> dict[str, Tensor]:
+        """raw: source -> raw data.  Condition -> context tokens."""
+        told = self.conditions.values()
+        return {c.name: c.codec.encode(raw[c.source]) for c in told if c.source in raw}
+
+    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+        """What every condition is told in place of its context."""
+        return {c.name: c.null(batch, name) for c in self.conditions.values()}
 
     @torch.no_grad()
     def decode(self, states: Bundle) -> dict[str, Any]:
@@ -99,7 +149,7 @@ class System:
         if rows_a_call is None and device.type == "cpu":
             rows_a_call = 1
 
-        @torch.no_grad()
+        @torch.inference_mode()
         def denoise(queries: Sequence[Query]) -> list[Bundle]:
             return [self._clean(query, rows_a_call) for query in queries]
 

@@ -86,19 +86,29 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", default="default", help="a shipped name or a model folder")
     p.add_argument("-n", type=int, default=1, help="how many; sample k has seed + k")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, default=25)
-    p.add_argument("--guidance", type=float, default=2.5, help="1 is off")
-    p.add_argument("--sampler", default="dpm++2m")
+    _model_flags(p)
     p.add_argument("--device", default="auto")
     p.add_argument("--out", default="out", help="folder for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     p.add_argument("--quiet", action="store_true")
 
 
+def _model_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--steps", type=int, help="the model's own unless told, as are the next two")
+    p.add_argument("--guidance", type=float, help="1 is off")
+    p.add_argument("--sampler")
+    p.add_argument("--truncation", type=float, default=1.0, help="tokens: mass kept, 1 is all")
+    p.add_argument("--purity-weight", type=float, help="sampler purity: how much sharper")
+    p.add_argument("--tokens-per-step", type=int, help="sampler purity: at most so many a call")
+    p.add_argument("--null", default="", help="what guidance is told for no text: learned, empty")
+
+
 def _generate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", help="image, text or both")
     p.add_argument("--text", help="a prompt")
-    p.add_argument("--image", help="a picture to describe")
+    p.add_argument("--image", help="a picture to describe, or to draw on")
+    p.add_argument("--mask", help="inpaint --image: bright places of this picture are drawn anew")
+    p.add_argument("--strength", type=float, help="forget this much of --image and draw it again")
     p.add_argument("--given-noise", action="append", default=[], metavar="CLOCK=LEVEL")
     p.add_argument("--prompts", help="a JSON-lines file of requests, one object a line")
     _sampling_flags(p)
@@ -164,9 +174,7 @@ def _evaluate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("-n", type=int, default=1000, help="scenes a row")
     p.add_argument("--rows", help="only these rows, such as t2i.one,i2t.one")
     p.add_argument("--seed", type=int, default=1_000_000)
-    p.add_argument("--steps", type=int, default=25)
-    p.add_argument("--guidance", type=float, default=2.5)
-    p.add_argument("--sampler", default="dpm++2m")
+    _model_flags(p)
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_evaluate)
 
@@ -177,8 +185,9 @@ def _models_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("model", "n", "seed", "steps", "guidance", "sampler")
-    return {name: getattr(args, name) for name in names}
+    from everyway.request import SETTINGS
+
+    return {name: getattr(args, name) for name in ("model", "n", "seed", *SETTINGS)}
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -192,7 +201,13 @@ def _generate(args: argparse.Namespace) -> int:
         "text": "text" if args.image is None else "image-to-text",
         "both": "joint",
     }
-    unused = {"image": "image", "text": "text"}.get(args.what, "")
+    drawn_on = {"inpaint": args.mask, "image-to-image": args.strength}
+    told = [kind for kind, value in drawn_on.items() if value is not None]
+    if told and (args.what != "image" or args.image is None or len(told) > 1):
+        raise UsageError("--mask or --strength goes with generate image --image; give one of them")
+    if told:
+        kinds["image"] = told[0]
+    unused = {"image": "" if told else "image", "text": "text"}.get(args.what, "")
     if unused and getattr(args, unused) is not None:
         raise UsageError(f"generate {args.what} takes no --{unused}")
     if args.what == "both" and (args.text is not None or args.image is not None):
@@ -202,6 +217,8 @@ def _generate(args: argparse.Namespace) -> int:
         text=args.text,
         images=(args.image,) if args.image else (),
         given_noise=_levels(args.given_noise),
+        mask=args.mask,
+        **({} if args.strength is None else {"strength": args.strength}),
         **_settings(args),
     )
     return _make(args, [request])
@@ -269,7 +286,7 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
     from everyway.request import read_image
 
     for request in requests:
-        for path in request.images:
+        for path in (*request.images, *filter(None, [request.mask])):
             read_image(path)  # a bad picture is told before the model loads
     from everyway.apps import files
     from everyway.generate import Result, load
@@ -277,11 +294,12 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
     out, rows, models = Path(args.out), [], {}
     done = files.finished(out) if skip else set()
     for request in requests:
+        if request.model not in models:
+            models = {request.model: load(request.model, args.device)}  # one at a time
+        request = models[request.model].settled(request)
         if skip and files.key(request) in done:
             _say(args, f"skipped, as it exists: {request.text or request.kind}")
             continue
-        if request.model not in models:
-            models = {request.model: load(request.model, args.device)}  # one at a time
         for event in models[request.model].run(request):
             if isinstance(event, Result):
                 row = files.save_result(out, files.next_number(out), event, request)
@@ -427,12 +445,13 @@ def _check(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from everyway.generate import load
     from everyway.metrics.report import evaluate
+    from everyway.request import SETTINGS
 
-    settings = {k: getattr(args, k) for k in ("n", "seed", "steps", "guidance", "sampler")}
+    settings = {name: getattr(args, name) for name in SETTINGS}
     model = load(args.model)
     own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
     rows = args.rows.split(",") if args.rows else ()
-    report = evaluate(model, args.suite or own, rows=rows, **settings)
+    report = evaluate(model, args.suite or own, args.n, args.seed, rows, settings)
     if args.json:
         print(json.dumps(report))
         return 0

@@ -7,7 +7,7 @@ report; captions are parsed back to records; only what a prompt or caption state
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from everyway.data.sample import Sample, Scene
 from everyway.data.shapes import Shapes
 from everyway.generate import Model
 from everyway.metrics.judge import JUDGES, Judge, Seen
+from everyway.request import SETTINGS, GenerateRequest
 
 Row = tuple[str, list[Seen]]
 
@@ -28,14 +29,13 @@ def evaluate(
     suite: str = "scenes",
     n: int = 1000,
     seed: int = 1_000_000,
-    steps: int = 25,
-    guidance: float = 2.5,
-    sampler: str = "dpm++2m",
     rows: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`ROW.all_correct` for every row, and under `rows` each attribute with its interval.
 
-    n: scenes a row.  seed: of the scenes and samples; training uses others.  rows: only these.
+    n: scenes a row.  seed: of the scenes and samples; training uses others.  rows: only these;
+    else all that the model has a task for.  settings: of a GenerateRequest (steps, guidance, ...).
     Raises ValueError for an unknown suite or row.
     """
     if suite not in SUITES:
@@ -46,9 +46,11 @@ def evaluate(
     wrong = set(rows) - set(names)
     if wrong:
         raise ValueError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
-    settings = dict(steps=steps, guidance=guidance, sampler=sampler)
+    settings = model.settled(GenerateRequest(kind="image", **(settings or {})))
+    settings = {name: getattr(settings, name) for name in SETTINGS}
+    rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-    table = {row: summarise(seen) for row, seen in run(model, n, seed, settings, rows or names)}
+    table = {row: summarise(seen) for row, seen in run(model, n, seed, settings, rows)}
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
     return {
         "model": model.name,
@@ -58,6 +60,15 @@ def evaluate(
         "rows": table,
         "protocol": protocol,
     }
+
+
+TASK_OF = {"t2i": "text-to-image", "i2t": "image-to-text", "joint": "joint"}
+"""The first word of a row -> the task it asks; a row without one asks the recogniser alone."""
+
+
+def able(model: Model) -> set[str]:
+    """The tasks of a model, and "" which needs none."""
+    return {*model.system.tasks, ""}
 
 
 SHAPES_ROWS = ("t2i", "i2t", "joint", "recogniser")
@@ -146,7 +157,7 @@ class _Asker:
     @torch.inference_mode()
     def _each(self, task: str, n: int, **given) -> list:
         seeds = [self.seed + k for k in range(n)]
-        return self.model.each(task, seeds, **given, **self.settings)
+        return self.model.each(task, seeds, **given, settings=self.settings)
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:

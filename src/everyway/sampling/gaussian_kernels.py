@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class Point:
     lam: float
 
 
+@lru_cache(maxsize=4096)
 def point(schedule: Schedule, t: float) -> Point:
     """The schedule's coefficients at time t in [0, 1]."""
     alpha, sigma = schedule.alpha_sigma(t)

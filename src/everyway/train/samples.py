@@ -8,7 +8,6 @@ from PIL import Image
 from everyway.generate import Model
 from everyway.sheet import Cell, Section, sheet
 from everyway.system import System
-from everyway.tasks import TASKS
 from everyway.train.ema import EMA
 
 COUNT = 6
@@ -25,7 +24,7 @@ def samples(system: System, ema: EMA, data, facts: dict, steps: int = 15) -> Ima
     try:
         model = Model(name="training", hash="", system=system, facts=facts)
         unseen = [data.sample(FIRST + k) for k in range(COUNT)]
-        sections = [_row(model, name, unseen, steps) for name in system.tasks if name in TASKS]
+        sections = [_row(model, name, unseen, steps) for name in system.tasks]
     finally:
         network.load_state_dict(live)
         network.train(mode)
@@ -35,11 +34,12 @@ def samples(system: System, ema: EMA, data, facts: dict, steps: int = 15) -> Ima
 @torch.no_grad()
 def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
     given = {}
-    if "text" in TASKS[task].given:
+    chosen = model.system.tasks[task]
+    if "text" in chosen.given or chosen.contexts.get("text"):
         given["text"] = [s.captions[0] for s in unseen]
-    if "image" in TASKS[task].given:
+    if "image" in chosen.given:
         given["image"] = [Image.fromarray(s.image) for s in unseen]
-    made = model.each(task, range(COUNT), steps=steps, **given)
+    made = model.each(task, range(COUNT), settings={"steps": steps}, **given)
     pictures = given.get("image") or [r.image for r in made]
     words = given.get("text") or [r.text or "" for r in made]
     return Section(title=task, cells=[Cell(image=i, text=w) for i, w in zip(pictures, words)])

@@ -1,0 +1,52 @@
+"""Inpainting: what is known of a generated state stands in its place before and after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import isqrt
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everyway.contracts import Bundle, Noise, Process
+from everyway.process.mask_replace import MaskReplace
+
+
+def pinned(
+    known: Bundle, free: Bundle, processes: Mapping[str, Process], noise: Noise
+) -> Callable[[Bundle, float], Bundle]:
+    """(states, t) -> the states with `known` outside `free`.
+
+    known: modality -> clean state (B, ...).  free: the same names -> bool, broadcast to the state,
+    True where it is to be drawn.  Known tokens stand there from the start and are seen as they
+    are; a known Gaussian state is corrupted to the time of the others, always by the same noise.
+    Other modalities of the states are left alone.
+    """
+    draws = {n: processes[n].draw(noise, f"pin:{n}", tuple(x.shape)) for n, x in known.items()}
+
+    def place(states: Bundle, t: float) -> Bundle:
+        out = dict(states)
+        for name, x0 in known.items():
+            here = x0
+            if not isinstance(processes[name], MaskReplace):
+                times = torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
+                here = processes[name].corrupt(x0, draws[name].to(x0.device), times)
+            out[name] = torch.where(free[name].to(x0.device), states[name], here)
+        return out
+
+    return place
+
+
+def free_places(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A picture's mask (1, H, W) at the places of a state of `shape`, without the batch axis.
+
+    Tokens (L,) are a square grid; a map (C, h, w) has one place a column of channels.  A place is
+    free (True) where any of its pixels is.  Raises ValueError for states without places.
+    """
+    tokens = len(shape) == 1 and isqrt(shape[0]) ** 2 == shape[0]
+    if not tokens and len(shape) != 3:
+        raise ValueError(f"a state of shape {shape} has no places that a mask could name")
+    size = (isqrt(shape[0]),) * 2 if tokens else shape[1:]
+    grid = F.adaptive_max_pool2d(mask[None].float(), size)[0] > 0.5  # (1, h, w)
+    return grid.flatten() if tokens else grid
