@@ -42,6 +42,11 @@ def losses(
     return out
 
 
-def total(system: System, per_modality: dict[str, Tensor]) -> Tensor:
-    """The weighted sum of mean losses that is minimised, a scalar."""
-    return sum(system.modalities[k].weight * v.mean() for k, v in per_modality.items())
+def total(system: System, per_modality: dict[str, Tensor], weights: Tensor | None = None) -> Tensor:
+    """The weighted sum of mean losses that is minimised, a scalar.
+
+    weights: (B,) of the samples, where their times were not drawn uniformly.
+    """
+    scale = 1.0 if weights is None else weights.to(next(iter(per_modality.values())))
+    modalities = system.modalities
+    return sum(modalities[k].weight * (scale * v).mean() for k, v in per_modality.items())

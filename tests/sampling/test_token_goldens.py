@@ -14,6 +14,7 @@ from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
+from everyway.process.times import importance, remember
 from everyway.sampling.loop import final, sample
 from everyway.sampling.noise import StreamNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -252,3 +253,45 @@ def test_losses(auxiliary, name, times):
 
 def seeded(key: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+
+
+def test_importance_of_steps():
+    with np.load(GOLDEN / "g_loss.npz") as file:
+        history = torch.from_numpy(file["imp.Lt_history"])
+        law = importance(history, torch.full((100,), 11.0))
+        np.testing.assert_allclose(law.numpy(), file["imp.pt_all"].ravel(), rtol=1e-6)
+        drawn = torch.multinomial(law, 16, True, generator=torch.Generator().manual_seed(7))
+        assert (drawn.numpy() == file["imp.t"]).all()
+        np.testing.assert_allclose(law[drawn].numpy(), file["imp.pt"], rtol=1e-6)
+        counts = torch.full((100,), 11.0)
+        counts[5] = 10
+        assert (importance(history, counts) == 0.01).all()
+        np.testing.assert_allclose(file["imp_notready.pt"], 0.01, rtol=1e-6)
+
+
+def test_history_of_the_losses():
+    prefix, index = "T100.t0_1_50_99", torch.tensor([0, 1, 50, 99])
+    with np.load(GOLDEN / "g_loss.npz") as file:
+        bound = np.where(index == 0, file[f"{prefix}.decoder_nll"], file[f"{prefix}.kl"])
+        history, counts = torch.zeros(100), torch.zeros(100)
+        remember(history, counts, index, torch.from_numpy(bound))
+        np.testing.assert_allclose(history[index], file[f"{prefix}.Lt_history_at_t"], rtol=1e-5)
+        np.testing.assert_allclose(counts[index], file[f"{prefix}.Lt_count_at_t"])
+
+
+def test_a_training_forward_with_an_empty_text():
+    """The second sample's text is empty, so it is told the learned null."""
+    net, process = network(8, (77, 512), learned_null=True), MaskReplace(classes=CODES)
+    text = torch.nn.functional.normalize(normal("input:l.cond77", (2, 77, 512)), dim=-1)
+    told = {"text": Context(tokens=torch.stack([text[0], net.null_context(1).tokens[0]]))}
+    t = (torch.tensor([30, 70], dtype=torch.float64) + 1) / 100
+    with np.load(GOLDEN / "l_train_forward.npz") as file:
+        x0 = torch.from_numpy(file["x0"]).long()
+        draw = process.draw(StreamNoise(torch.Generator().manual_seed(21)), "image", (2, 64))
+        x_t = process.corrupt(x0, draw, t)
+        with torch.inference_mode():
+            raw = net({"image": x_t}, {"image": t}, told)["image"]
+        loss = process.loss(raw, x0, draw, t).mean()
+        np.testing.assert_allclose(float(loss), float(file["loss"]), rtol=2e-5)
+        law = process.posterior(process.to_clean(raw, x_t, t), x_t, t, t - 0.01)
+        strided(file, "probs", law.exp(), 2e-5)

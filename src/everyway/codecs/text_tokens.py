@@ -51,6 +51,12 @@ class Tokens:
             row[len(ids)] = self.end
         return out
 
+    def nothing(self, batch: int) -> Tensor:
+        """ids (batch, length) of an empty text, which `encode` refuses from a person."""
+        out = torch.full((batch, self.length), self.pad, dtype=torch.long)
+        out[:, 0] = self.end
+        return out
+
     def decode(self, ids: Tensor) -> list[str]:
         """Text up to each row's end mark."""
         rows = []

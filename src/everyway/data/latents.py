@@ -1,7 +1,8 @@
 """A cache of encoded samples: codecs run once, a system trains on what they made.
 
 One safetensors file holds, for every modality, a float16 tensor (N, V, ...) with V variants of
-sample i (captions in several languages; one variant for pictures).
+sample i (captions in several languages; one variant for pictures); tokens are int16.  What a
+condition is told stands under `told.NAME`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from everyway.contracts import Bundle
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """states: modality -> (N, V, ...) float16.  facts: what made them (data, seed, codec hash)."""
+    """states: modality -> (N, V, ...).  facts: what made them (data, seed, codec hash)."""
 
     states: dict[str, Tensor]
     facts: dict[str, str]
@@ -32,12 +33,13 @@ class Latents:
         return next(iter(self.states.values())).shape[0]
 
     def batch(self, size: int, generator: torch.Generator) -> Bundle:
-        """`size` samples with a random variant each, as float32 clean states."""
+        """`size` samples with a random variant each, as float32 or int64 clean states."""
         rows = torch.randint(len(self), (size,), generator=generator)
         out = {}
         for name, table in self.states.items():
             variant = torch.randint(table.shape[1], (size,), generator=generator)
-            out[name] = table[rows, variant].float()
+            chosen = table[rows, variant]
+            out[name] = chosen.float() if chosen.is_floating_point() else chosen.long()
         return out
 
     def save(self, path: Path) -> None:
@@ -71,8 +73,9 @@ def encode_all(
     for part in _chunks(islice(samples, n), chunk):
         for name, value in encode(part).items():
             if name not in states:
-                states[name] = torch.empty(n, *value.shape[1:], dtype=torch.float16)
-            states[name][done : done + len(part)] = value.half()
+                kind = torch.float16 if value.is_floating_point() else torch.int16
+                states[name] = torch.empty(n, *value.shape[1:], dtype=kind)
+            states[name][done : done + len(part)] = value.to(states[name].dtype)
         done += len(part)
         if progress:
             progress(done)

@@ -44,11 +44,12 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class ContextTokens:
-    """`length` context tokens of width `dim`."""
+    """`length` context tokens of width `dim`.  null: with learned ones that tell nothing."""
 
     name: str
     length: int
     dim: int
+    null: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +88,28 @@ class Patches:
         return self.side**2
 
 
-Stream = TimeToken | Label | Flag | ContextTokens | Sequence | Vector | Patches
+@dataclass(frozen=True, kw_only=True)
+class Ids:
+    """A state (B, side^2) of int64 codes 0..K, K = `codes` the mask: a token each, row by row.
+
+    Its output is logits (B, side^2, K): a clean token is never the mask.
+    """
+
+    name: str
+    side: int
+    codes: int
+
+    @property
+    def length(self) -> int:
+        return self.side**2
+
+
+Stream = TimeToken | Label | Flag | ContextTokens | Sequence | Vector | Patches | Ids
 Layout = tuple[Stream, ...]
-KINDS = {k.__name__: k for k in (TimeToken, Label, Flag, ContextTokens, Sequence, Vector, Patches)}
-STATES = (Sequence, Vector, Patches)
+KINDS = {
+    k.__name__: k for k in (TimeToken, Label, Flag, ContextTokens, Sequence, Vector, Patches, Ids)
+}
+STATES = (Sequence, Vector, Patches, Ids)
 
 
 def embedder(stream: Stream, dim: int) -> nn.Module | None:
@@ -98,6 +117,8 @@ def embedder(stream: Stream, dim: int) -> nn.Module | None:
     match stream:
         case Label(classes=n) | Flag(values=n):
             return nn.Embedding(n, dim)
+        case Ids(codes=n):
+            return nn.Embedding(n + 1, dim)
         case ContextTokens(dim=width) | Sequence(dim=width) | Vector(dim=width):
             return nn.Linear(width, dim)
         case Patches(channels=c, patch=p):
@@ -112,6 +133,8 @@ def head(stream: Stream, dim: int) -> nn.Module | None:
             return nn.Linear(dim, width)
         case Patches(channels=c, patch=p):
             return nn.Linear(dim, p * p * c)
+        case Ids(codes=n):
+            return nn.Linear(dim, n)
     return None
 
 

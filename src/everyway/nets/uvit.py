@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from everyway.contracts import Bundle, Contexts, Times
+from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.nets.attention import SelfAttention
 from everyway.nets.embed import resize_positions, sinusoid
 from everyway.nets.tokens import (
@@ -23,6 +23,7 @@ from everyway.nets.tokens import (
     STATES,
     ContextTokens,
     Flag,
+    Ids,
     Label,
     Layout,
     Patches,
@@ -135,6 +136,10 @@ class UViT(nn.Module):
         self.flag_positions = nn.ParameterDict(
             {_key(s): nn.Parameter(torch.zeros(1, 1, dim)) for s in flags}
         )
+        told = [s for s in config.layout if isinstance(s, ContextTokens) and s.null]
+        self.nulls = nn.ParameterDict(
+            {s.name: nn.Parameter(torch.randn(s.length, s.dim)) for s in told}
+        )
         self.ins = nn.ModuleList(Block(config, skips=False) for _ in range(half))
         self.mid = Block(config, skips=False)
         self.outs = nn.ModuleList(Block(config, skips=True) for _ in range(half))
@@ -177,6 +182,13 @@ class UViT(nn.Module):
             for s, piece in zip(self.config.layout, pieces)
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
+
+    def null_context(self, batch: int) -> Context:
+        """The learned context that tells nothing, for `batch` samples."""
+        if not self.nulls:
+            raise ValueError("this network has no null of its own; encode an empty text for it")
+        (null,) = self.nulls.values()
+        return Context(tokens=null.expand(batch, -1, -1))
 
     def _run(self, block: Block, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -233,7 +245,7 @@ def _key(stream: Stream) -> str:
 
 def start_positions(stream: Stream, dim: int) -> Tensor:
     """(length, dim): sinusoids of a patch's row and column, or of the place in a sequence."""
-    if not isinstance(stream, Patches):
+    if not isinstance(stream, (Patches, Ids)):
         return sinusoid(torch.arange(stream.length, dtype=torch.float64), dim)
     places = 4.0 * torch.arange(stream.side, dtype=torch.float64)
     one = sinusoid(places, dim // 2)

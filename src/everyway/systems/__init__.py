@@ -10,6 +10,7 @@ from importlib import import_module
 
 SYSTEMS: dict[str, Callable[[], Callable]] = {
     "unidiffuser": lambda: import_module("everyway.systems.unidiffuser").build,
+    "vq_diffusion": lambda: import_module("everyway.systems.vq_diffusion").build,
 }
 
 

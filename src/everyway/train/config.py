@@ -24,7 +24,9 @@ class TrainConfig:
 
     system: a name in everyway.systems.SYSTEMS.  preset: of that system.
     data: "emoji", "shapes", or a folder.  cache: scenes whose latents are cached (0: made anew).
-    codecs: folder with the trained codecs.
+    codecs: folder with the trained codecs.  tokens: folder with the trained codec of tokens.
+    times: how they are drawn: "uniform", on the lines of "tasks", or by "importance" (tokens).
+    drop: share of the samples whose conditions are replaced by their null.
     init: a model (name or folder) to start from, codecs and weights; the optimiser starts afresh.
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
     seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
@@ -55,6 +57,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.9995
     times: str = "tasks"
+    drop: float = 0.1
+    tokens: str = "runs/vq"
     precision: str = "auto"
     device: str = "auto"
     save_every_s: float = 120.0
@@ -71,8 +75,10 @@ class TrainConfig:
             raise ConfigError(f"cooldown is {self.cooldown}; it is a fraction from 0 to 1")
         if self.optimiser not in ("adamw", "muon"):
             raise ConfigError(f"optimiser is {self.optimiser!r}; choose adamw or muon")
-        if self.times not in ("uniform", "tasks"):
-            raise ConfigError(f"times is {self.times!r}; choose uniform or tasks")
+        if self.times not in ("uniform", "tasks", "importance"):
+            raise ConfigError(f"times is {self.times!r}; choose uniform, tasks or importance")
+        if not 0 <= self.drop < 1:
+            raise ConfigError(f"drop is {self.drop}; it is a share from 0 to below 1")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ConfigError(f"precision is {self.precision!r}; choose auto, bf16 or fp32")
 
@@ -92,6 +98,17 @@ PRESETS: dict[str, TrainConfig] = {
         warmup=100,
         codecs="runs/codecs",
         out="runs/mini",
+    ),
+    "mini-vq": TrainConfig(
+        system="vq_diffusion",
+        preset="mini-vq",
+        data="emoji",
+        cache=24_000,
+        steps=200_000,
+        batch=64,
+        lr=5e-3,
+        times="importance",
+        out="runs/mini-vq",
     ),
 }
 

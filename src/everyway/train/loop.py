@@ -19,8 +19,9 @@ import torch
 
 from everyway import objective
 from everyway.checkpoints import store
+from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.data.latents import Latents
-from everyway.process.times import mixture_times, uniform_times
+from everyway.process.times import importance, mixture_times, remember, uniform_times
 from everyway.sampling.noise import StreamNoise
 from everyway.system import System
 from everyway.train import sources
@@ -35,7 +36,7 @@ OPTIMISERS = {
     "muon": Muon,
 }
 TIMES = {"uniform": uniform_times, "tasks": mixture_times}
-"""How training times are drawn: the whole square of the paper, or half on the lines of tasks."""
+"""How times of several clocks are drawn: the whole square, or mostly the lines of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         weight_decay=config.weight_decay,
         fused=True,
     )
-    state = TrainState(network, optimiser, EMA(network, config.ema))
+    state = TrainState(network, optimiser, EMA(network, config.ema), chain_of(system, config))
     path = out / "state.safetensors"
     if path.exists():
         state.restore(path)
@@ -111,12 +112,15 @@ def _steps(
             group["lr"] = rate
         seed = config.seed * 1_000_003 + state.step * world.size + world.rank
         source = torch.Generator().manual_seed(seed)
-        x0 = {k: v.to(device) for k, v in latents.batch(share, source).items()}
+        batch = {k: v.to(device) for k, v in latents.batch(share, source).items()}
+        x0 = {k: v for k, v in batch.items() if k in system.modalities}
         noise = StreamNoise(_on(device, source, seed))
-        times = TIMES[config.times](noise, ("image", "text"), share)
+        times, weights, learn = _times(state, system, config, source, noise, share)
+        contexts = _contexts(system, batch, noise, config.drop)
         with autocast():
-            per_modality = objective.losses(system, x0, times, noise)
-            loss = objective.total(system, per_modality)
+            per_modality = objective.losses(system, x0, times, noise, contexts)
+            loss = objective.total(system, per_modality, weights)
+        learn(per_modality)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         world.average(parameters)
@@ -126,6 +130,50 @@ def _steps(
         state.step += 1
         state.seconds = world.agreed(state.seconds + time.monotonic() - began)
         yield {k: v.detach().mean() for k, v in per_modality.items()}
+
+
+def _times(
+    state: TrainState,
+    system: System,
+    config: TrainConfig,
+    source: torch.Generator,
+    noise: StreamNoise,
+    share: int,
+) -> tuple[Times, torch.Tensor | None, Callable[[dict[str, torch.Tensor]], None]]:
+    """(times, weight of each sample or None, what takes in the losses at these times)."""
+    clocks = tuple(dict.fromkeys(system.clocks.values()))
+    if config.times != "importance":
+        return TIMES[config.times](noise, clocks, share), None, lambda losses: None
+    law = importance(state.history, state.counts)
+    index = torch.multinomial(law, share, replacement=True, generator=source)
+    weights = 1 / (len(law) * law[index])
+
+    def learn(losses: dict[str, torch.Tensor]) -> None:
+        remember(state.history, state.counts, index, sum(losses.values()).cpu())
+
+    return {c: (index.double() + 1) / len(law) for c in clocks}, weights, learn
+
+
+def _contexts(system: System, batch: Bundle, noise: StreamNoise, drop: float) -> Contexts:
+    """What the conditions are told, a share of the samples their null."""
+    out = {}
+    for name, condition in system.conditions.items():
+        told = batch[f"told.{name}"]
+        null = condition.null(len(told)).tokens.to(told)
+        dropped = noise.uniform(f"drop:{name}", (len(told),)).to(told.device) < drop
+        dropped = dropped.reshape(-1, *([1] * (told.ndim - 1)))
+        out[name] = Context(tokens=torch.where(dropped, null, told))
+    return out
+
+
+def chain_of(system: System, config: TrainConfig) -> int:
+    """Steps of the token chain whose times are drawn by importance; 0 where they are not."""
+    if config.times != "importance":
+        return 0
+    chains = {getattr(p, "steps", 0) for p in system.processes.values()}
+    if len(chains) != 1 or 0 in chains:
+        raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
+    return chains.pop()
 
 
 def _finished(state: TrainState, config: TrainConfig) -> bool:

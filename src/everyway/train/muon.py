@@ -53,10 +53,10 @@ def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:
     A fused qkv holds three.  Embeddings and heads are not hidden layers.
     """
     out = []
-    for name, p in network.named_parameters():
+    for name, module in network.named_modules():
         inside = name.split(".")[0] in ("ins", "mid", "outs", "blocks")
-        if inside and p.ndim == 2 and name.endswith("weight"):
-            out.append((p, 3 if "qkv" in name else 1))
+        if inside and isinstance(module, nn.Linear):
+            out.append((module.weight, 3 if name.endswith("qkv") else 1))
     return out
 
 

@@ -51,7 +51,31 @@ def build_system(config: TrainConfig) -> System:
         system = unidiffuser.build(unidiffuser.mini(config_of(folder)))
         restore(folder, {n: m.codec for n, m in system.modalities.items()})
         return system
-    raise ConfigError(f"preset {config.preset!r} is unknown; choose nano or mini")
+    if config.preset == "mini-vq":
+        return mini_vq(config)
+    raise ConfigError(f"preset {config.preset!r} is unknown; choose nano, mini or mini-vq")
+
+
+def mini_vq(config: TrainConfig) -> System:
+    """The codec of config.tokens, told by the text codec of config.codecs, or of `mini`."""
+    from everyway.generate import load
+    from everyway.systems import vq_diffusion
+    from everyway.train import vq
+    from everyway.train.codecs import config_of, restore
+
+    picture = vq.load(Path(config.tokens))
+    if config.codecs:
+        text = config_of(Path(config.codecs))["text"]
+    else:
+        mini = load("mini", device="cpu").system
+        text = mini.config["codec_config"]["text"]
+    system = vq_diffusion.build(vq_diffusion.mini(vq.config_of(Path(config.tokens)), text))
+    system.codecs["image"].load_state_dict(picture.state_dict())
+    if config.codecs:
+        restore(Path(config.codecs), {"text": system.codecs["text"]})
+    else:
+        system.codecs["text"].load_state_dict(mini.codecs["text"].state_dict())
+    return system
 
 
 def vocabulary(config: TrainConfig) -> tuple[str, ...]:
@@ -102,8 +126,14 @@ def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
     variants = min(len(s.captions) for s in samples)
-    texts = [system.encode({"text": [s.captions[v] for s in samples]}) for v in range(variants)]
+    texts = [_words(system, [s.captions[v] for s in samples]) for v in range(variants)]
     return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
+
+
+def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
+    """The text as states, and as what the conditions are told."""
+    told = system.tell({"text": captions})
+    return system.encode({"text": captions}) | {f"told.{k}": v for k, v in told.items()}
 
 
 def _samples(data) -> Iterator:
@@ -122,5 +152,6 @@ def _fingerprint(system: System, config: TrainConfig) -> str:
     first = list(islice(_samples(open_data(config.data, config.seed)), 4))
     for name, states in sorted(encode(system, first).items()):
         digest.update(name.encode())
-        digest.update(states.half().numpy().tobytes())
+        kind = torch.float16 if states.is_floating_point() else torch.int16
+        digest.update(states.to(kind).numpy().tobytes())
     return digest.hexdigest()[:12]

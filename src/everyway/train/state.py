@@ -24,16 +24,23 @@ class StateError(RuntimeError):
 
 class TrainState:
     """step: optimiser steps done.  cooldown_from: the step the cool-down began at, or -1.
-    seconds: time spent training, over all sessions."""
+    seconds: time spent training, over all sessions.
+    history, counts: of importance sampling, for each step of a token `chain`."""
 
-    def __init__(self, network: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA) -> None:
+    def __init__(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA, chain: int = 0
+    ) -> None:
         self.network, self.optimiser, self.ema = network, optimiser, ema
         self.step, self.cooldown_from, self.seconds = 0, -1, 0.0
+        self.history = torch.zeros(chain)
+        self.counts = torch.zeros(chain)
 
     def save(self, path: Path, config: str) -> None:
         """Written whole or not at all; a killed process leaves the former state in place."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
+        if len(self.history):
+            tensors |= {"importance.history": self.history, "importance.counts": self.counts}
         for i, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
         facts = {
@@ -70,6 +77,9 @@ class TrainState:
             index, slot = name.split(".")
             slots.setdefault(int(index), {})[slot] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
+        if len(self.history):
+            self.history = tensors["importance.history"]
+            self.counts = tensors["importance.counts"]
         self.step, self.seconds = facts["step"], facts["seconds"]
         self.cooldown_from = facts["cooldown_from"]
         return facts["config"]

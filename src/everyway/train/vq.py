@@ -156,12 +156,17 @@ def gallery(codec: ImageVQ, images: Tensor) -> Image.Image:
 
 def load(folder: Path) -> ImageVQ:
     """The codec that `train` left in `folder`, frozen.  Raises StoreError where there is none."""
-    config, weights = Path(folder) / "image_vq.json", Path(folder) / "image_vq.safetensors"
-    if not (config.is_file() and weights.is_file()):
-        raise StoreError(f"{folder} holds no trained image tokens; run python -m everyway.train.vq")
-    codec = ImageVQ(**json.loads(config.read_text(encoding="utf-8")))
-    codec.load_state_dict(load_file(weights))
+    codec = ImageVQ(**config_of(folder))
+    codec.load_state_dict(load_file(Path(folder) / "image_vq.safetensors"))
     return codec.eval().requires_grad_(False)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The settings of that codec."""
+    parts = [Path(folder) / f"image_vq.{kind}" for kind in ("json", "safetensors")]
+    if not all(part.is_file() for part in parts):
+        raise StoreError(f"{folder} holds no trained image tokens; run python -m everyway.train.vq")
+    return json.loads(parts[0].read_text(encoding="utf-8"))
 
 
 def sources(settings: VQTraining) -> tuple[Pictures, Pictures]:
