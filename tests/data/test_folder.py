@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everyway.data.folder import METADATA, FolderError, check, read_folder, write_folder
+from everyway.data.folder import METADATA, Folder, FolderError, check, read_folder, write_folder
 from everyway.data.sample import Sample
 from everyway.data.shapes import Shapes
 
@@ -86,3 +86,14 @@ def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_folder(folder, [Shapes().sample(0)])
     assert (folder / METADATA).read_bytes() == before and not list(folder.glob("*.partial"))
+
+
+def test_a_folder_is_a_data_set_of_squares(folder):
+    (folder / "wide.txt").write_text("a wide one\n", encoding="utf-8")
+    Image.new("RGB", (90, 30), "red").save(folder / "wide.png")
+    data = Folder(folder, size=24, captioned=True)
+    assert len(data) == 7 and data.sample(6).key == data.sample(13).key == "wide"
+    assert data.sample(6).image.shape == (24, 24, 3)
+    (folder / "wide.txt").unlink()
+    with pytest.raises(FolderError, match=r"wide.png has no caption; write one into .*wide.txt"):
+        Folder(folder, captioned=True).sample(6)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from everyway.codecs.text_tokens import train_tokens
 from everyway.contracts import Context
 from everyway.data.emoji import EmojiScenes
+from everyway.data.folder import write_folder
 from everyway.data.latents import encode_all
 from everyway.generate import Model, ModelError, Preview
 from everyway.metrics.report import evaluate
@@ -302,3 +303,12 @@ def test_the_loss_of_a_sample_is_its_own(config):
     )
     torch.testing.assert_close(whole["image"][2:3], one["image"])
     assert isinstance(system.processes["image"], MaskReplace)
+
+
+def test_it_trains_on_a_folder(tiny, tmp_path):
+    write_folder(tmp_path / "mine", (EmojiScenes(seed=4).sample(i) for i in range(10)))
+    overrides = SMALL | {"steps": "3", "data": str(tmp_path / "mine")}
+    facts = train(resolve("mini-vq", overrides, out=str(tmp_path / "run")))
+    assert facts["step"] == 3
+    with pytest.raises(ConfigError, match="give a folder"):
+        train(resolve("mini-vq", SMALL | {"data": "nowhere"}, out=str(tmp_path / "other")))

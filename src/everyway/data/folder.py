@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from everyway.data.sample import Sample
 
@@ -78,18 +78,42 @@ def read_folder(path: Path) -> Iterator[Sample]:
 
     Raises FolderError for no such folder, no pictures, or a picture that cannot be read.
     """
-    path = Path(path)
-    names = _images(path)
-    rows = _metadata(path)
-    for name in names:
+    folder = Folder(path)
+    for index in range(len(folder)):
+        yield folder.sample(index)
+
+
+class Folder:
+    """A folder as a data set: sample(k) reads its k-th picture, in the order of the names.
+
+    size: the side of the square that a picture's middle is fitted to; 0 leaves pictures as they
+    are.  captioned: a picture without a caption is refused.
+    """
+
+    def __init__(self, path: Path, size: int = 0, captioned: bool = False) -> None:
+        self.path, self.size, self.captioned = Path(path), size, captioned
+        self.names = _images(self.path)
+        self.rows = _metadata(self.path)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sample(self, index: int) -> Sample:
+        """The (index modulo length)-th sample.  Raises FolderError where it cannot be read."""
+        name = self.names[index % len(self)]
+        row, file = self.rows.get(name, {}), self.path / name
         try:
-            image = _open(path / name)
+            image = _open(file)
         except OSError as error:
-            raise FolderError(f"{path / name} cannot be read: {_reason(error)}") from None
-        row = rows.get(name, {})
-        yield Sample(
+            raise FolderError(f"{file} cannot be read: {_reason(error)}") from None
+        captions = _captions(file, row)
+        if self.captioned and not captions:
+            raise FolderError(f"{file} has no caption; write one into {file.with_suffix('.txt')}")
+        if self.size:
+            image = ImageOps.fit(image, (self.size,) * 2, Image.Resampling.LANCZOS)
+        return Sample(
             image=np.asarray(image),
-            captions=_captions(path / name, row),
+            captions=captions,
             record=row.get("record"),
             key=str(Path(name).with_suffix("")),
         )
@@ -200,8 +224,6 @@ def _lines(captions: Iterable[str]) -> list[str]:
 
 def _open(path: Path) -> Image.Image:
     """RGB pixels, upright, transparency on white.  Raises OSError for anything unreadable."""
-    from PIL import ImageOps
-
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from everyway.data import latents as cache
+from everyway.data.folder import Folder
 from everyway.data.latents import Latents
 from everyway.system import System
 from everyway.systems import unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 
-LANGUAGES = ("en", "ko")
+CAPTIONS = 4
+"""Captions of a sample that are cached, again from the first where it has fewer."""
 
 
 def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
@@ -90,8 +92,8 @@ def vocabulary(config: TrainConfig) -> tuple[str, ...]:
     return tuple(sorted(words))
 
 
-def open_data(name: str, seed: int):
-    """A built-in endless set by name."""
+def open_data(name: str, seed: int, size: int = 64):
+    """A built-in endless set by name, or a folder of captioned pictures, fitted to `size`."""
     if name == "shapes":
         from everyway.data.shapes import Shapes
 
@@ -100,7 +102,9 @@ def open_data(name: str, seed: int):
         from everyway.data.emoji import EmojiScenes
 
         return EmojiScenes(seed=seed, variants=2)
-    raise ConfigError(f"data {name!r} is unknown; choose shapes or emoji")
+    if Path(name).is_dir():
+        return Folder(Path(name), size, captioned=True)
+    raise ConfigError(f"data {name!r} is unknown; choose shapes, emoji, or give a folder")
 
 
 def cached(system: System, config: TrainConfig) -> Latents:
@@ -110,10 +114,11 @@ def cached(system: System, config: TrainConfig) -> Latents:
     if path.exists():
         return cache.load(path)
     data = open_data(config.data, config.seed)
+    count = min(config.cache, len(data)) if isinstance(data, Folder) else config.cache
     made = cache.encode_all(
         lambda part: encode(system, part),
         _samples(data),
-        config.cache,
+        count,
         {"data": config.data, "seed": str(config.seed), "codecs": key},
     )
     made.save(path)
@@ -125,8 +130,8 @@ def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
     pixels = np.stack([s.image for s in samples])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
-    variants = min(len(s.captions) for s in samples)
-    texts = [_words(system, [s.captions[v] for s in samples]) for v in range(variants)]
+    said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
+    texts = [_words(system, captions) for captions in said]
     return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
 
 
