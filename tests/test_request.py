@@ -16,6 +16,7 @@ GOOD = {
     "joint": {"sampler": "em-sde", "n": 10_000},
     "image": {"guidance": 0.0, "model": "runs/여우/model"},
     "text": {"seed": 0},
+    "class-to-image": {"label": 207},
     "inpaint": {"images": ("a.png",), "mask": "m.png", "text": "a pear", "truncation": 0.86},
     "image-to-image": {
         "images": ("a.png",),
@@ -126,8 +127,10 @@ def test_the_names_here_are_those_of_the_parts_below():
 
 def test_every_kind_has_a_plan():
     from everyway.generate import plan
+    from everyway.systems.vq_diffusion import tasks
     from everyway.tasks import TASKS
 
+    TASKS = TASKS | tasks("label")
     for kind in request.KINDS:
         stages = plan(GenerateRequest(kind=kind, **GOOD[kind]), TASKS)
         assert stages and stages[-1].shown

@@ -212,6 +212,8 @@ class Model:
             raw["image"] = torch.stack([_to_tensor(read_image(p), size) for p in request.images])
         if request.text is not None:
             raw["text"] = [request.text]
+        if request.label is not None:
+            raw["label"] = [request.label]
         return raw
 
     def frame(self, progress: Progress, row: int = 0) -> tuple[Image.Image, Tensor | None]:

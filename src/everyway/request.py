@@ -17,6 +17,7 @@ KINDS = (
     "joint",
     "image",
     "text",
+    "class-to-image",
     "inpaint",
     "image-to-image",
     "vary-image",
@@ -69,7 +70,8 @@ class RequestError(ValueError):
 class GenerateRequest(BaseModel):
     """What to make.
 
-    kind: one of KINDS.  text: a prompt.  images: paths.  n: how many; sample k has seed + k.
+    kind: one of KINDS.  text: a prompt.  images: paths.  label: a class.
+    n: how many; sample k has seed + k.
     guidance: w in u + w (c - u), 1 is off.  steps, guidance, sampler: None is the model's own.
     given_noise: clock -> time in [0, 1) at which a condition is given.
     mask: a picture's path; its bright places are drawn anew, the others stay (inpaint).
@@ -84,6 +86,7 @@ class GenerateRequest(BaseModel):
     kind: str
     text: str | None = None
     images: tuple[str, ...] = ()
+    label: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=10_000)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -114,8 +117,10 @@ class GenerateRequest(BaseModel):
         purity = (self.purity_weight, self.tokens_per_step) != (None, None)
         if purity and self.sampler != "purity":
             raise ValueError("a purity weight and tokens per step need the sampler purity")
+        if (self.label is not None) != (self.kind == "class-to-image"):
+            raise ValueError("a label goes with the kind class-to-image; give both or neither")
         if (self.mask is not None) != (self.kind == "inpaint"):
-            raise ValueError("a mask and the kind inpaint go together; give both or neither")
+            raise ValueError("a mask goes with the kind inpaint; give both or neither")
         if self.text is not None:
             if not self.text.strip():
                 raise ValueError("the text is empty; say what to draw")

@@ -21,10 +21,12 @@ from everyway.data.folder import write_folder
 from everyway.data.latents import encode_all
 from everyway.generate import Model, ModelError, Preview
 from everyway.metrics.report import evaluate
+from everyway.nets.token_transformer import TokenTransformerConfig
 from everyway.objective import losses
 from everyway.process.mask_replace import MaskReplace
 from everyway.request import GenerateRequest, RequestError
 from everyway.sampling.noise import PerSampleNoise
+from everyway.system import System
 from everyway.systems import vq_diffusion
 from everyway.train import sources
 from everyway.train.config import ConfigError, resolve
@@ -70,18 +72,42 @@ def config():
     data = EmojiScenes(seed=1)
     words = train_tokens((c for i in range(4000) for c in data.sample(i).captions), 2000)
     text = {"tokenizer": words, "length": 24, "dim": 16, "text": TEXT, "decoder": DECODER}
-    return vq_diffusion.VQDiffusionConfig(
-        side=8, dim=32, depth=2, heads=2, text_length=24, text_dim=16, codec=CODEC, text=text
-    )
+    return vq_diffusion.VQDiffusionConfig(network=network(), codec=CODEC, text=text)
+
+
+def network(condition: str = "text", dim: int = 32, depth: int = 2, labels: int = 0) -> dict:
+    """The papers' network as plain data."""
+    return TokenTransformerConfig(
+        codes=24,
+        side=8,
+        dim=dim,
+        depth=depth,
+        heads=2,
+        condition=condition,
+        text_length=24,
+        text_dim=16,
+        labels=labels,
+        learned_null=condition != "none",
+        time="abs",
+    ).to_json()
+
+
+UVIT = vq_diffusion.uvit(side=8, codes=24, text=(24, 16), dim=32, depth=2, heads=2).to_json()
 
 
 @pytest.fixture(scope="module", params=["transformer", "uvit"])
 def model(request, config):
     torch.manual_seed(0)
-    system = vq_diffusion.build(replace(config, network=request.param))
+    if request.param == "uvit":
+        config = replace(config, kind="uvit", network=UVIT)
+    return sure(vq_diffusion.build(config))
+
+
+def sure(system: System) -> Model:
+    """A random model whose laws are far from uniform."""
     system.network.eval()
     with torch.no_grad():
-        for p in system.network.parameters():  # far from uniform
+        for p in system.network.parameters():
             p.mul_(3)
     return Model(name="tiny-vq", hash="0", system=system, facts={"image_size": 64})
 
@@ -97,7 +123,32 @@ def test_the_config_is_plain_data(config):
     again = vq_diffusion.build(json.loads(json.dumps(vq_diffusion.build(config).config)))
     assert again.config == vq_diffusion.build(config).config
     with pytest.raises(ValueError, match="choose transformer, uvit"):
-        replace(config, network="cnn")
+        replace(config, kind="cnn")
+    with pytest.raises(ValueError, match="of 24 codes, the codec of 30"):
+        codec = {**CODEC, "quantiser": {**CODEC["quantiser"], "codes": 30}}
+        vq_diffusion.build(replace(config, codec=codec))
+
+
+@pytest.mark.parametrize("kind", ["transformer", "uvit"])
+def test_class_to_image(config, kind):
+    made = network("class", labels=6)
+    if kind == "uvit":
+        made = vq_diffusion.uvit(side=8, codes=24, labels=6, dim=32, depth=2, heads=2).to_json()
+    system = vq_diffusion.build(replace(config, kind=kind, network=made, text={}))
+    model = sure(system)
+    assert set(system.tasks) == {"class-to-image", "image"}
+    two = [model.generate(kind="class-to-image", label=k, steps=STEPS)[0] for k in (0, 4)]
+    assert two[0].facts["forwards"] == 2 * STEPS
+    assert np.any(np.array(two[0].image) != np.array(two[1].image))
+    with pytest.raises(ValueError, match="class 5 is unknown; give a number from 0 to 4"):
+        model.generate(kind="class-to-image", label=5)
+
+
+def test_unconditional(config):
+    system = vq_diffusion.build(replace(config, network=network("none"), text={}))
+    model = Model(name="alone", hash="0", system=system, facts={"image_size": 64})
+    made = model.generate(kind="image", steps=STEPS, truncation=0.86)
+    assert made[0].facts["forwards"] == STEPS and set(system.tasks) == {"image"}
 
 
 @pytest.mark.parametrize("sampler", ["purity", "ancestral", "fast-stride"])
@@ -193,7 +244,7 @@ def test_frames_show_the_tokens_as_they_come(model):
 def test_what_it_cannot_do_is_one_line(model, picture):
     with pytest.raises(ModelError, match="it does text-to-image, image"):
         model.generate(kind="joint")
-    with pytest.raises(RequestError, match="a mask and the kind inpaint"):
+    with pytest.raises(RequestError, match="a mask goes with the kind inpaint"):
         GenerateRequest(kind="inpaint", images=(picture,))
     with pytest.raises(RequestError, match="sampler purity"):
         GenerateRequest(kind="image", sampler="ddim", purity_weight=1.0)
@@ -210,7 +261,7 @@ def test_evaluation_asks_what_it_can_do(model):
 def test_purity_costs_what_ancestral_costs(config):
     """At equal network calls; interleaved, medians; the network large enough to be the cost."""
     torch.manual_seed(0)
-    system = vq_diffusion.build(replace(config, dim=160, depth=4, heads=4))
+    system = vq_diffusion.build(replace(config, network=network(dim=160, depth=4)))
     system.network.eval()
     model = Model(name="m", hash="0", system=system, facts={"image_size": 64})
     took: dict[str, list[float]] = {"purity": [], "ancestral": []}

@@ -81,3 +81,18 @@ class Words:
     def _until_end(self, row: list[int]) -> list[str]:
         stop = row.index(0) if 0 in row else len(row)
         return [self.vocabulary[i - 1] for i in row[:stop]]
+
+
+class Labels:
+    """Class numbers, told as they are."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def encode(self, raw: Sequence[int]) -> Tensor:
+        """(B,) int64.  Raises ValueError for a number that is no class."""
+        wrong = [n for n in raw if not 0 <= n < self.classes]
+        if wrong:
+            known = f"from 0 to {self.classes - 1}"
+            raise ValueError(f"class {wrong[0]} is unknown; give a number {known}")
+        return torch.tensor(list(raw), dtype=torch.long)

@@ -184,11 +184,17 @@ class UViT(nn.Module):
         }
 
     def null_context(self, batch: int) -> Context:
-        """The learned context that tells nothing, for `batch` samples."""
-        if not self.nulls:
-            raise ValueError("this network has no null of its own; encode an empty text for it")
-        (null,) = self.nulls.values()
-        return Context(tokens=null.expand(batch, -1, -1))
+        """What tells nothing, for `batch` samples: a learned context, or the last label.
+
+        Raises ValueError where the network has neither.
+        """
+        for null in self.nulls.values():
+            return Context(tokens=null.expand(batch, -1, -1))
+        for s in self.config.layout:
+            if isinstance(s, Label):
+                last = torch.full((batch,), s.classes - 1, device=self.positions.device)
+                return Context(tokens=last)
+        raise ValueError("this network has no null of its own; encode an empty text for it")
 
     def _run(self, block: Block, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

@@ -1,7 +1,7 @@
-"""Improved VQ-Diffusion: pictures as tokens, masked and replaced, told a text; purity sampling.
+"""Improved VQ-Diffusion: pictures as tokens, masked and replaced; told a text, a class or nothing.
 
-One state, the image's tokens, on the clock `image`; the text is a context.  Guidance takes the
-learned null of the network ("learned"), or an encoded empty text ("empty": zero-shot).
+One state, the image's tokens, on the clock `image`.  Guidance takes the network's own null
+("learned"; for classes the last label, or the table's mean), or an empty text ("empty": zero-shot).
 
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
 arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 2022, arXiv 2205.16007.
@@ -15,43 +15,39 @@ from typing import Any
 
 from torch import nn
 
-from everyway.codecs.image_vq import SMALL, ImageVQ
+from everyway.codecs.image_vq import ImageVQ
+from everyway.codecs.plain import Labels
 from everyway.codecs.text_latent import TextLatent
 from everyway.contracts import Context
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
-from everyway.nets.tokens import ContextTokens, Ids, TimeToken
+from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.system import Condition, Modality, System
 from everyway.tasks import GENERATE, Task
 
 RATES = {"released": RELEASED, "paper": PAPER, "absorbing": ABSORBING, "uniform": UNIFORM}
-
-TASKS = {
-    "text-to-image": Task(name="text-to-image", roles={"image": GENERATE}, contexts={"text": True}),
-    "image": Task(name="image", roles={"image": GENERATE}, contexts={"text": False}),
+NETWORKS: dict[str, tuple[type[nn.Module], Callable[[Mapping[str, Any]], Any]]] = {
+    "transformer": (TokenTransformer, TokenTransformerConfig.from_json),
+    "uvit": (UViT, UViTConfig.from_json),
 }
+"""kind -> (class, its config from plain data)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQDiffusionConfig:
     """Sizes of one VQ-Diffusion.
 
-    side: tokens in a row and in a column.  network: "transformer" or "uvit".
+    kind: of the network, a name in NETWORKS.  network: its config as plain data; it also says what
+    the network is told: a context "text", a "label", or nothing.
     codec: settings of its ImageVQ.  text: settings of the text codec, whose latent is the context.
     shared: component -> the shipped model that has its weights.
-    rates: a name in RATES.  auxiliary, steps: of the process.  drop: share told the null instead.
+    rates: a name in RATES.  steps, auxiliary: of the process.  sampler, guidance: unless told.
     """
 
-    side: int
-    dim: int
-    depth: int
-    heads: int
-    text_length: int
-    text_dim: int
-    network: str = "transformer"
-    mlp: str = "linear"
-    codec: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    kind: str = "transformer"
     text: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     rates: str = "released"
@@ -61,111 +57,118 @@ class VQDiffusionConfig:
     sampler: str = "purity"
 
     def __post_init__(self) -> None:
-        for name, known in (("network", NETWORKS), ("rates", RATES)):
+        for name, known in (("kind", NETWORKS), ("rates", RATES)):
             if getattr(self, name) not in known:
                 told = f"{name} {getattr(self, name)!r} is unknown"
                 raise ValueError(f"{told}; choose {', '.join(known)}")
 
-
-def transformer(config: VQDiffusionConfig, codes: int) -> TokenTransformer:
-    """The network of the papers, its time a sinusoid."""
-    return TokenTransformer(
-        TokenTransformerConfig(
-            codes=codes,
-            side=config.side,
-            dim=config.dim,
-            depth=config.depth,
-            heads=config.heads,
-            mlp=config.mlp,
-            condition="text",
-            text_length=config.text_length,
-            text_dim=config.text_dim,
-            learned_null=True,
-            steps=config.steps,
-            time="abs",
-        )
-    )
+    @property
+    def told(self) -> str:
+        """The context that the network is told: "text", "label" or ""."""
+        if self.kind == "transformer":
+            return {"text": "text", "class": "label", "none": ""}[self.network["condition"]]
+        kinds = {row["kind"] for row in self.network["layout"]}
+        return "text" if "ContextTokens" in kinds else "label" if "Label" in kinds else ""
 
 
-def uvit(config: VQDiffusionConfig, codes: int) -> UViT:
-    """U-ViT over the same tokens: time, text and picture in one sequence."""
-    layout = (
-        TimeToken(clock="image"),
-        ContextTokens(name="text", length=config.text_length, dim=config.text_dim, null=True),
-        Ids(name="image", side=config.side, codes=codes),
-    )
-    return UViT(
-        UViTConfig(
-            layout=layout,
-            dim=config.dim,
-            depth=config.depth,
-            heads=config.heads,
-            time_mlp=True,
-            conv=False,
-            init="unit",
-        )
-    )
-
-
-NETWORKS: dict[str, Callable[[VQDiffusionConfig, int], nn.Module]] = {
-    "transformer": transformer,
-    "uvit": uvit,
-}
+def uvit(
+    *, side: int, codes: int, text: tuple[int, int] = (0, 0), labels: int = 0, **sizes: Any
+) -> UViTConfig:
+    """U-ViT over tokens: time, text (length, width) or label, and picture in one sequence."""
+    told: tuple = ()
+    if text[0]:
+        told = (ContextTokens(name="text", length=text[0], dim=text[1], null=True),)
+    elif labels:
+        told = (Label(name="label", classes=labels),)
+    layout = (TimeToken(clock="image"), *told, Ids(name="image", side=side, codes=codes))
+    return UViTConfig(layout=layout, time_mlp=True, conv=False, init="unit", **sizes)
 
 
 def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig:
-    """`mini-vq`: 64x64 pictures as 8x8 tokens of 1024 codes, told by mini's text latent."""
-    return VQDiffusionConfig(
+    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by mini's text latent; 3M parameters."""
+    network = uvit(
         side=8,
+        codes=codec["quantiser"]["codes"],
+        text=(text["length"], text["dim"]),
         dim=160,
         depth=8,
         heads=5,
-        text_length=24,
-        text_dim=32,
-        network="uvit",
-        codec=codec or SMALL,
-        text=text,
-        shared={"text": "mini"},
+    )
+    return VQDiffusionConfig(
+        kind="uvit", network=network.to_json(), codec=codec, text=text, shared={"text": "mini"}
     )
 
 
 def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
-    """The system with fresh weights.  config: a VQDiffusionConfig, or the plain data of one."""
+    """The system with fresh weights.  config: a VQDiffusionConfig, or the plain data of one.
+
+    Raises ValueError where network and codec do not fit each other.
+    """
     if not isinstance(config, VQDiffusionConfig):
         config = VQDiffusionConfig(**config)
+    kind, read = NETWORKS[config.kind]
+    network = kind(read(config.network))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
-    words = TextLatent(**config.text).eval().requires_grad_(False)
-    network = NETWORKS[config.network](config, picture.classes)
+    side, codes = grid_of(network)
+    if codes != picture.classes:
+        raise ValueError(f"the network is of {codes} codes, the codec of {picture.classes}")
     process = MaskReplace(
-        classes=picture.classes,
-        steps=config.steps,
-        rates=RATES[config.rates],
-        auxiliary=config.auxiliary,
+        classes=codes, steps=config.steps, rates=RATES[config.rates], auxiliary=config.auxiliary
     )
-    tokens = Modality(
-        name="image", clock="image", shape=(config.side**2,), process=process, codec=picture
-    )
+    image = Modality(name="image", clock="image", shape=(side**2,), process=process, codec=picture)
     return System(
         name="vq_diffusion",
         network=network,
-        modalities={"image": tokens},
-        tasks=TASKS,
+        modalities={"image": image},
+        tasks=tasks(config.told),
         config=asdict(config),
-        conditions={"text": told(network, words)},
+        conditions=CONDITIONS[config.told](network, config),
         shared=config.shared,
         sampler=config.sampler,
         guidance=config.guidance,
     )
 
 
-def told(network: nn.Module, codec: TextLatent) -> Condition:
-    """The text, with the network's learned null, and the zero-shot one of an empty text."""
-    return Condition(
-        name="text",
-        source="text",
-        codec=codec,
-        nulls={
-            "learned": network.null_context,
-            "empty": lambda batch: Context(tokens=codec.latent(codec.tokens.nothing(batch))),
-        },
-    )
+def grid_of(network: nn.Module) -> tuple[int, int]:
+    """(tokens in a row, codes) of either network."""
+    if isinstance(network, TokenTransformer):
+        return network.config.side, network.config.codes
+    (ids,) = (s for s in network.config.layout if isinstance(s, Ids))
+    return ids.side, ids.codes
+
+
+def tasks(told: str) -> dict[str, Task]:
+    """What a network that is told this can do."""
+    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
+    if not told:
+        return {"image": alone}
+    name = {"text": "text-to-image", "label": "class-to-image"}[told]
+    return {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True}), "image": alone}
+
+
+def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
+    """A text, with the network's learned null, and the zero-shot one of an empty text."""
+    codec = TextLatent(**config.text).eval().requires_grad_(False)
+    nulls = {
+        "learned": network.null_context,
+        "empty": lambda batch: Context(tokens=codec.latent(codec.tokens.nothing(batch))),
+    }
+    return {"text": Condition(name="text", source="text", codec=codec, nulls=nulls)}
+
+
+def told_label(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
+    """A class by its number."""
+    nulls = {"learned": network.null_context}
+    codec = Labels(classes=labels_of(network))
+    return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
+
+
+def labels_of(network: nn.Module) -> int:
+    """How many classes there are, a null's not counted."""
+    if isinstance(network, TokenTransformer):
+        return network.config.labels - network.config.learned_null
+    (label,) = (s for s in network.config.layout if isinstance(s, Label))
+    return label.classes - 1
+
+
+CONDITIONS = {"text": told_text, "label": told_label, "": lambda network, config: {}}
