@@ -9,7 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from everyway.data import emoji
 from everyway.data import shapes as shapes_data
@@ -25,6 +27,7 @@ class Judge:
 
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
     words, given what was stated.  prompts: of the demo, fixed.
+    features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     """
 
     read: Callable[[Sequence[Image.Image]], list[Any]]
@@ -32,6 +35,7 @@ class Judge:
     score: Callable[[Any, Any | None], Seen]
     spell: Callable[[Any], str]
     prompts: tuple[str, ...]
+    features: Callable[[Sequence[Image.Image]], Tensor] | None = None
 
     def compare(self, stated: Any | None, seen: Any | None) -> Seen:
         """`score`, where a caption that names nothing is simply wrong."""
@@ -73,6 +77,7 @@ JUDGES: dict[str, Judge] = {
             "a cactus left of a rocket on yellow",
             "분홍 배경에 큰 여우",
         ),
+        features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
     ),
 }
 

@@ -18,6 +18,7 @@ from everyway.data.emoji import EmojiScenes
 from everyway.data.sample import Sample, Scene
 from everyway.data.shapes import Shapes
 from everyway.generate import Model
+from everyway.metrics.frechet import frechet_distance
 from everyway.metrics.judge import JUDGES, Judge, Seen
 from everyway.request import SETTINGS, GenerateRequest
 
@@ -50,13 +51,16 @@ def evaluate(
     settings = {name: getattr(settings, name) for name in SETTINGS}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-    table = {row: summarise(seen) for row, seen in run(model, n, seed, settings, rows)}
+    distances: dict[str, float] = {}
+    asked = run(model, n, seed, settings, rows, distances)
+    table = {row: summarise(seen) for row, seen in asked}
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
     return {
         "model": model.name,
         "model_hash": model.hash,
         "suite": suite,
         **{f"{row}.all_correct": cells["all_correct"]["value"] for row, cells in table.items()},
+        **{f"{row}.frechet": round(value, 4) for row, value in distances.items()},
         "rows": table,
         "protocol": protocol,
     }
@@ -84,7 +88,9 @@ SCENES_ROWS = (
 )
 
 
-def shapes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Iterator[Row]:
+def shapes_suite(
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, float]
+) -> Iterator[Row]:
     """The rows of the built-in coloured shapes."""
     data = Shapes(seed=seed, languages=("en",))
     samples = [data.sample(index) for index in range(n)]
@@ -101,8 +107,13 @@ def shapes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Itera
                 yield row, ask.real(samples, [s.record for s in samples])
 
 
-def scenes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Iterator[Row]:
-    """One object; two objects whose pair no model has met; both languages on the same scenes."""
+def scenes_suite(
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, float]
+) -> Iterator[Row]:
+    """One object; two objects whose pair no model has met; both languages on the same scenes.
+
+    distances: takes in, for every row of pictures, how far they are from those of the scenes.
+    """
     sets = {
         "one": EmojiScenes(seed=seed, count=1),
         "two": EmojiScenes(seed=seed, count=2, split="heldout"),
@@ -116,6 +127,8 @@ def scenes_suite(model: Model, n: int, seed: int, settings: dict, rows) -> Itera
             case "t2i":
                 which = 1 if language else 0  # the Korean caption of a scene states the same
                 yield row, ask.t2i([s.captions[which] for s in samples[kind]])
+                if n > 1:
+                    distances[row] = ask.distance([s.image for s in samples[kind]])
             case "i2t":
                 yield row, ask.i2t(samples[kind], truths[kind])
             case "joint":
@@ -133,11 +146,18 @@ class _Asker:
 
     def __init__(self, model: Model, judge: Judge, seed: int, settings: dict) -> None:
         self.model, self.judge, self.seed, self.settings = model, judge, seed, settings
+        self.made: list[Image.Image] = []
 
     def t2i(self, prompts: list[str]) -> list[Seen]:
         made = self._each("text-to-image", len(prompts), text=prompts)
-        seen = self.judge.read([r.image for r in made])
+        self.made = [r.image for r in made]
+        seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
+
+    def distance(self, real: list[np.ndarray]) -> float:
+        """Of the pictures of the last `t2i` to real ones of the same scenes."""
+        features = self.judge.features
+        return frechet_distance(features([Image.fromarray(x) for x in real]), features(self.made))
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
