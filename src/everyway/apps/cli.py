@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "train": "train a model, or go on training it",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
+    "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its facts",
 }
 
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "train": _train_flags,
         "data": _data_flags,
         "evaluate": _evaluate_flags,
+        "convert": _convert_flags,
         "models": _models_flags,
     }
     for name, help_ in COMMANDS.items():
@@ -106,6 +108,7 @@ def _model_flags(p: argparse.ArgumentParser) -> None:
 def _generate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", help="image, text or both")
     p.add_argument("--text", help="a prompt")
+    p.add_argument("--label", type=int, help="a class, for models of classes")
     p.add_argument("--image", help="a picture to describe, or to draw on")
     p.add_argument("--mask", help="inpaint --image: bright places of this picture are drawn anew")
     p.add_argument("--strength", type=float, help="forget this much of --image and draw it again")
@@ -151,6 +154,7 @@ def _demo_flags(p: argparse.ArgumentParser) -> None:
 
 def _train_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("preset", help="a preset's name or a TOML file")
+    p.add_argument("--data", help="emoji, shapes, or a folder of pictures with captions")
     p.add_argument("--out", help="the run folder; the same command again resumes it")
     p.add_argument("--budget", help="time, such as 90s, 30m or 2h")
     p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -179,6 +183,20 @@ def _evaluate_flags(p: argparse.ArgumentParser) -> None:
     p.set_defaults(run=_evaluate)
 
 
+def _convert_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", help="a file or folder of weights, or a model folder")
+    p.add_argument("--layout", default="", help="how its tensors are named; recognised by default")
+    p.add_argument("--out", required=True, help="the folder that is written")
+    p.add_argument("--dtype", help="fp32, bf16 or fp16; by default as the file has it")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    p.add_argument("--part", **many, metavar="NAME=PATH", help="what the source lacks, or a hub id")
+    p.add_argument("--weights", default="", help="which of the weights that a file holds, as ema")
+    p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as heads=16")
+    p.add_argument("--to", help="authors or diffusers: write a model folder back as their files")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=_convert)
+
+
 def _models_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", nargs="?")
     p.set_defaults(run=_models)
@@ -201,6 +219,8 @@ def _generate(args: argparse.Namespace) -> int:
         "text": "text" if args.image is None else "image-to-text",
         "both": "joint",
     }
+    if args.label is not None:
+        kinds["image"] = "class-to-image"
     drawn_on = {"inpaint": args.mask, "image-to-image": args.strength}
     told = [kind for kind, value in drawn_on.items() if value is not None]
     if told and (args.what != "image" or args.image is None or len(told) > 1):
@@ -218,6 +238,7 @@ def _generate(args: argparse.Namespace) -> int:
         images=(args.image,) if args.image else (),
         given_noise=_levels(args.given_noise),
         mask=args.mask,
+        label=args.label,
         **({} if args.strength is None else {"strength": args.strength}),
         **_settings(args),
     )
@@ -350,6 +371,8 @@ def _train(args: argparse.Namespace) -> int:
 
     pairs = [pair.partition("=") for pair in args.set]
     overrides = {key: value for key, _, value in pairs}
+    if args.data:
+        overrides["data"] = args.data
     budget = None if args.budget is None else seconds(args.budget)
     config = resolve(args.preset, overrides, args.out, budget)
     from everyway.train.loop import train
@@ -460,6 +483,49 @@ def _evaluate(args: argparse.Namespace) -> int:
             interval = f"{value['low']:.3f} to {value['high']:.3f}"
             print(f"{name:8} {attribute:12} {value['value']:.3f}  ({interval}, n={value['n']})")
     return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from everyway.request import known
+
+    known("dtype", args.dtype or "fp32", ("fp32", "bf16", "fp16"))
+    known("origin", args.to or "authors", ("authors", "diffusers"))
+    parts, told = _pairs("part", args.part), _pairs("set", args.set)
+    out = Path(args.out)
+    from everyway.systems import convert
+
+    model = convert.open_model(args.source, args.layout, parts, args.weights, told)
+    if args.to:
+        written = [str(path) for path in convert.write_back(model, args.to, out)]
+        print(json.dumps({"out": str(out), "files": written}) if args.json else "\n".join(written))
+        return 0
+    convert.save(model, out, convert.DTYPES[args.dtype] if args.dtype else None)
+    facts = {"system": model.config["system"], "parameters": model.parameters, **model.facts}
+    needed = convert.lacking(model)
+    if args.json:
+        print(json.dumps({"out": str(out), **facts, "needed": needed}))
+        return 0
+    for name, row in facts.get("source", {}).items():
+        told = f"{row['layout']}, {row['preset'] or 'of no published size'}"
+        print(f"{name}: {told}, {row['tensors']} tensors{_left(row)}")
+    print(f"{out}: {facts['parameters']:,} parameters")
+    if needed:
+        print("before it can be used: " + " ".join(f"--part {part}" for part in needed))
+    return 0
+
+
+def _left(row: dict[str, Any]) -> str:
+    """What became of the tensors that no network reads."""
+    words = {"aside": "kept unread", "dropped": "left out"}
+    return "".join(f", {row[k]} {said}" for k, said in words.items() if row[k])
+
+
+def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
+    """NAME=VALUE, each; UsageError for anything else."""
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UsageError(f"--{flag} {pair!r} is not NAME=VALUE")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def _models(args: argparse.Namespace) -> int:
