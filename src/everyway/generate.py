@@ -448,20 +448,22 @@ def _fill(system: System, tensors: Mapping[str, Mapping[str, torch.Tensor]], fol
         module.eval().requires_grad_(False)
 
 
-def _to_tensor(image: Image.Image, size: int) -> torch.Tensor:
+def _to_tensor(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Tensor:
     """Square centre crop, resized: (3, size, size) in [-1, 1]."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        image = image.resize((size, size), resample)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     return pixels.float() / 127.5 - 1
 
 
 def _to_mask(image: Image.Image, size: int) -> Tensor:
     """(1, size, size) bool, True where the picture is bright."""
-    return _to_tensor(image, size).mean(0, keepdim=True) > 0
+    return _to_tensor(image, size, Image.Resampling.BOX).mean(0, keepdim=True) > 0
 
 
 def _to_image(pixels: torch.Tensor) -> Image.Image:
