@@ -413,19 +413,23 @@ def shipped() -> list[str]:
     return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
 
 
+def folder_of(name_or_path: str) -> Path:
+    """Where a model lies; ModelError where there is none."""
+    if name_or_path == "default" and shipped():
+        name_or_path = "mini" if "mini" in shipped() else shipped()[0]
+    for folder in (SHIPPED / name_or_path, Path(name_or_path)):
+        if (folder / "config.json").is_file():
+            return folder
+    names = ", ".join(shipped()) or "none is shipped"
+    raise ModelError(f"there is no model {name_or_path!r}; shipped: {names}; or give a folder")
+
+
 def load(name_or_path: str = "default", device: str = "auto") -> Model:
     """A shipped model's name or a model folder; "default" is the best model that is shipped.
 
     Raises ModelError (unknown model) or StoreError (damaged files), one clear line each.
     """
-    if name_or_path == "default" and shipped():
-        name_or_path = "mini" if "mini" in shipped() else shipped()[0]
-    folder = SHIPPED / name_or_path
-    if not (folder / "config.json").is_file():
-        folder = Path(name_or_path)
-    if not (folder / "config.json").is_file():
-        names = ", ".join(shipped()) or "none is shipped"
-        raise ModelError(f"there is no model {name_or_path!r}; shipped: {names}; or give a folder")
+    folder = folder_of(name_or_path)
     config, tensors, facts = store.load(folder)
     system = builder(config["system"])(config["config"])
     _fill(system, tensors, folder)

@@ -179,6 +179,7 @@ def _evaluate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--rows", help="only these rows, such as t2i.one,i2t.one")
     p.add_argument("--seed", type=int, default=1_000_000)
     _model_flags(p)
+    p.add_argument("--record", action="store_true", help="keep the scores in the model's card")
     p.add_argument("--json", action="store_true")
     p.set_defaults(run=_evaluate)
 
@@ -466,7 +467,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from everyway.generate import load
+    from everyway.checkpoints.card import add_scores
+    from everyway.generate import folder_of, load
     from everyway.metrics.report import evaluate
     from everyway.request import SETTINGS
 
@@ -475,6 +477,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
     rows = args.rows.split(",") if args.rows else ()
     report = evaluate(model, args.suite or own, args.n, args.seed, rows, settings)
+    if args.record:
+        add_scores(folder_of(args.model), report)
     if args.json:
         print(json.dumps(report))
         return 0

@@ -63,19 +63,27 @@ class ImageVAE(nn.Module):
 
     def posterior(self, images: Tensor):
         """diffusers' DiagonalGaussianDistribution over the latents, before whitening."""
-        return self.autoencoder.encode(self._folded(images)).latent_dist
+        return self.autoencoder.encode(self._folded(images.to(self._dtype))).latent_dist
 
     def reconstruct(self, latent: Tensor) -> Tensor:
         """Pictures from latents that are not whitened, not clamped (training)."""
-        out = self.autoencoder.decode(latent).sample
+        out = self.autoencoder.decode(latent.to(self._dtype)).sample
         return F.pixel_shuffle(out, self.fold) if self.fold > 1 else out
 
-    def encode(self, raw: Tensor) -> Tensor:
-        """The posterior's mean, whitened."""
-        return self.whiten(self.posterior(raw.float()).mean)
+    def encode(self, raw: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The posterior's mean, whitened.  generator: makes it a draw, as the published systems
+        have it."""
+        posterior = self.posterior(raw.float())
+        latent = posterior.mean if generator is None else posterior.sample(generator)
+        return self.whiten(latent.float())
 
     def decode(self, state: Tensor) -> Tensor:
-        return self.reconstruct(self.whiten.inverse(state.float())).clamp(-1, 1)
+        return self.reconstruct(self.whiten.inverse(state.float())).float().clamp(-1, 1)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The number format of its weights, in which it computes."""
+        return self.autoencoder.quant_conv.weight.dtype
 
     def _folded(self, images: Tensor) -> Tensor:
         return F.pixel_unshuffle(images, self.fold) if self.fold > 1 else images

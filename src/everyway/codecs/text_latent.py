@@ -1,7 +1,8 @@
 """The text latent: CLIP's states of a sentence, narrowed, and a GPT-2 that reads them as a prefix.
 
 Source: Bao et al. 2023, arXiv 2303.06555 (77 x 64 with CLIP L/14 and GPT-2 small).  Ours is
-whitened a channel over the tokens that are not padding, and padding is exactly zero.
+whitened a channel over the tokens that are not padding, and padding is exactly zero; the published
+one is neither, and has two vocabularies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from everyway.codecs.beams import Hypothesis, beam_search
 from everyway.codecs.encoders import TextStates
+from everyway.codecs.published_tokens import CaptionTokens, ClipTokens
 from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.whiten import Whiten
 
@@ -38,6 +41,10 @@ class TextLatent(nn.Module):
 
     tokenizer: the JSON of a tokenizer.  text, decoder: the settings of a CLIPTextConfig and of a
     GPT2Config; their vocabularies are set from the tokenizer.
+    reader: the JSON of GPT-2's tokenizer where texts are read in its vocabulary, as published; the
+    other is CLIP's then, and both must be of the sizes that `text` and `decoder` have.
+    keep_padding: the states of padding stay in the latent.  beams: 1 takes the likeliest token
+    after each one read.  longest: most tokens that are read (0: `length`).
     """
 
     def __init__(
@@ -47,23 +54,33 @@ class TextLatent(nn.Module):
         dim: int,
         text: Mapping[str, Any],
         decoder: Mapping[str, Any],
+        reader: str | None = None,
+        keep_padding: bool = False,
+        beams: int = 1,
+        longest: int = 0,
     ) -> None:
         super().__init__()
-        self.tokens = Tokens(tokenizer, length)
-        vocab = {"vocab_size": len(self.tokens)}
-        self.states = TextStates({**text, **vocab})
+        self.keep_padding, self.beams, self.longest = keep_padding, beams, longest or length
+        self.tokens: Tokens | ClipTokens = Tokens(tokenizer, length)
+        self.reader: Tokens | CaptionTokens = self.tokens
+        if reader is not None:
+            self.tokens, self.reader = ClipTokens(tokenizer, length), CaptionTokens(reader, length)
+            _same_size("tokenizer", len(self.tokens), "text", text)
+            _same_size("reader", len(self.reader), "decoder", decoder)
+        self.states = TextStates({**text, "vocab_size": len(self.tokens)})
         self.narrow = nn.Linear(text["hidden_size"], dim)
         self.whiten = Whiten(dim)
         self.widen = nn.Linear(dim, decoder["n_embd"])
-        self.decoder = GPT2LMHeadModel(GPT2Config(**{**decoder, **vocab}))
+        self.decoder = GPT2LMHeadModel(GPT2Config(**{**decoder, "vocab_size": len(self.reader)}))
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""
         return self.latent(self.tokens.encode(raw).to(self.narrow.weight.device))
 
     def latent(self, ids: Tensor) -> Tensor:
-        """(B, length, dim) of ids (B, length); padding is zero."""
-        return self.whiten(self.narrow(self.states(ids))) * self.tokens.mask(ids)[..., None]
+        """(B, length, dim) of ids (B, length); padding is zero, or what CLIP makes of it."""
+        latent = self.whiten(self.narrow(self.states(ids)))
+        return latent if self.keep_padding else latent * self.tokens.mask(ids)[..., None]
 
     def latent_in_training(self, states: Tensor, ids: Tensor) -> Tensor:
         """The same from states (B, length, hidden) of a frozen TextStates, whitened by the batch's
@@ -74,20 +91,35 @@ class TextLatent(nn.Module):
         return (latent - real.mean(0)) / real.std(0).clamp_min(1e-6) * mask[..., None]
 
     def decode(self, state: Tensor) -> list[str]:
-        """The likeliest token after each one read (greedy)."""
+        """The likeliest text, of several beams or token by token."""
+        if self.beams > 1:
+            return self.reader.decode(self._best(state))
         ids = self.decoder.generate(
-            inputs_embeds=self.widen(state.float()),
+            inputs_embeds=self.widen(state.to(self.widen.weight.dtype)),
             attention_mask=state.new_ones(state.shape[:2], dtype=torch.long),
-            max_new_tokens=self.tokens.length,
+            max_new_tokens=self.longest,
             do_sample=False,
-            eos_token_id=self.tokens.end,
-            pad_token_id=self.tokens.pad,
+            eos_token_id=self.reader.end,
+            pad_token_id=self.reader.pad,
         )
-        return self.tokens.decode(ids)
+        return self.reader.decode(ids)
+
+    def hypotheses(self, state: Tensor) -> list[Hypothesis]:
+        """All beams of one latent (length, dim), best first."""
+        prefix = self.widen(state[None].to(self.widen.weight.dtype))
+        return beam_search(self.decoder, prefix, self.beams, self.longest, self.reader.end)
+
+    def _best(self, state: Tensor) -> Tensor:
+        """(B, longest) ids of the best beam of each latent."""
+        out = torch.full((len(state), self.longest), self.reader.end, dtype=torch.long)
+        for row, one in zip(out, state, strict=True):
+            best = self.hypotheses(one)[0].tokens
+            row[: len(best)] = torch.tensor(best)
+        return out
 
     def loss(self, latent: Tensor, ids: Tensor) -> Tensor:
-        """Cross entropy of reading ids (B, length) back from their latent, noise and all."""
-        mask, prefix = self.tokens.mask(ids), self.widen(latent)
+        """Cross entropy of reading the reader's ids (B, length) from a latent, noise and all."""
+        mask, prefix = self.reader.mask(ids), self.widen(latent)
         longest = int(mask.sum(1).max())  # nothing is read beyond the batch's last end mark
         former = self.decoder.transformer.wte(ids[:, : longest - 1])
         hidden = self.decoder.transformer(inputs_embeds=torch.cat([prefix, former], 1))
@@ -100,6 +132,14 @@ class TextLatent(nn.Module):
         """Fix the whitening from `texts`."""
         ids = self.tokens.encode(texts)
         self.whiten.measure(self.narrow(self.states(ids))[self.tokens.mask(ids)])
+
+
+def _same_size(name: str, tokens: int, network: str, settings: Mapping[str, Any]) -> None:
+    if tokens != settings["vocab_size"]:
+        raise ValueError(
+            f"the {name} has {tokens} tokens and the {network} network {settings['vocab_size']}; "
+            "give the tokenizer that was published with it"
+        )
 
 
 @torch.no_grad()

@@ -14,13 +14,33 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from everyway.codecs.plain import Pixels, Thumbnail, Words
-from everyway.nets.tokens import Patches, Sequence, TimeToken, Vector
+from everyway.contracts import Context
+from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.process.gaussian import GaussianProcess, V
-from everyway.process.schedules import CosineVP
-from everyway.system import Modality, System
+from everyway.process.gaussian import EPS, GaussianProcess, V
+from everyway.process.schedules import CosineVP, DiscreteVP
+from everyway.system import Condition, Modality, System
 from everyway.tasks import TASKS
+
+SCHEDULES = {"cosine": (CosineVP, V), "discrete": (DiscreteVP, EPS)}
+"""Name -> (schedule, what the network predicts); "discrete" is the published one."""
+DATA_TYPES = ("web", "clean")
+"""The kinds of data that v1 was trained on, by number; "clean" unless told otherwise."""
+NEEDED = {
+    "image": {"autoencoder": "image=autoencoder_kl.pth"},
+    "image_embed": {"vision": "image_embed=openai/clip-vit-base-patch32"},
+    "text": {
+        "decoder": "text=caption_decoder.pth",
+        "text": "text_states=openai/clip-vit-large-patch14",
+        "tokenizer": "tokenizer=openai/clip-vit-large-patch14",
+        "reader": "reader=openai-community/gpt2",
+    },
+}
+"""Component -> setting -> the published part that gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +50,8 @@ class UniDiffuserConfig:
     codecs: "plain" (pixels and words, no weights) or "trained" (autoencoder, CLIP, text latent).
     codec_config: plain data for them (vocabulary, tokenizer, sizes).
     weights: modality -> weight of its mean loss.
+    data_type: with a token for the kind of training data, as v1.  init: of a `UViTConfig`.
+    schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
     """
 
     image_channels: int
@@ -48,12 +70,27 @@ class UniDiffuserConfig:
     weights: Mapping[str, float] = field(
         default_factory=lambda: {"image": 1.0, "text": 0.5, "image_embed": 0.1}
     )
+    data_type: bool = False
+    qkv_bias: bool = False
+    init: str = "unit"
+    schedule: str = "cosine"
+    sampler: str = "dpm++2m"
+    guidance: float = 2.5
+    steps: int = 25
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}"
+            )
 
     def network(self) -> UViTConfig:
-        """Order of the tokens: both times, the text, the image embedding, the patches."""
+        """Order of the tokens: both times, the data type, the text, the embedding, the patches."""
+        flag = (Flag(name="data_type", values=2, default=1),) if self.data_type else ()
         layout = (
             TimeToken(clock="image"),
             TimeToken(clock="text"),
+            *flag,
             Sequence(name="text", length=self.text_length, dim=self.text_dim),
             Vector(name="image_embed", dim=self.embed_dim),
             Patches(
@@ -69,8 +106,9 @@ class UniDiffuserConfig:
             heads=self.heads,
             norm=self.norm,
             time_mlp=self.time_mlp,
+            qkv_bias=self.qkv_bias,
             conv=False,
-            init="unit",
+            init=self.init,
             layout=layout,
         )
 
@@ -109,11 +147,67 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
     )
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    version: {
+        "image_channels": 4,
+        "image_size": 64,
+        "patch": 2,
+        "embed_dim": 512,
+        "text_length": 77,
+        "text_dim": 64,
+        "dim": 1536,
+        "depth": 30,
+        "heads": 24,
+        "data_type": version == "v1",
+        "time_mlp": False,
+        "qkv_bias": False,
+    }
+    for version in ("v0", "v1")
+}
+"""Sizes of the released networks: 952,504,912 and 952,509,520 parameters, for 512x512 pictures."""
+
+
+def full(sizes: Mapping[str, Any], codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
+    """A system as the released ones are.  sizes: PUBLISHED["v1"], or others of the same kind.
+
+    The loss is the mean over the elements of all streams together; guidance 8 is the authors' 7.
+    """
+    side = sizes["image_size"]
+    counts = {
+        "image": sizes["image_channels"] * side**2,
+        "text": sizes["text_length"] * sizes["text_dim"],
+        "image_embed": sizes["embed_dim"],
+    }
+    whole = sum(counts.values())
+    return UniDiffuserConfig(
+        **sizes,
+        norm="post",
+        init="small",
+        codecs="trained",
+        codec_config=codec_config,
+        weights={name: count / whole for name, count in counts.items()},
+        schedule="discrete",
+        sampler="dpm++fast",
+        guidance=8.0,
+        steps=50,
+    )
+
+
+def version_of(sizes: Mapping[str, Any]) -> str:
+    """ "v0" or "v1" for the sizes of a released network, else ""."""
+    return next((version for version, own in PUBLISHED.items() if own == sizes), "")
+
+
 def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
-    """The system with fresh weights.  config: a UniDiffuserConfig, or the plain data of one."""
+    """The system with fresh weights.  config: a UniDiffuserConfig, or the plain data of one.
+
+    Raises ValueError where a published model lacks a codec.
+    """
     if not isinstance(config, UniDiffuserConfig):
         config = UniDiffuserConfig(**config)
-    process = GaussianProcess(schedule=CosineVP(), parameterisation=V)  # t = 1 is exactly "absent"
+    schedule, prediction = SCHEDULES[config.schedule]
+    with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
+        process = GaussianProcess(schedule=schedule(), parameterisation=prediction)
     shapes = {
         "image": (config.image_channels, config.image_size, config.image_size),
         "image_embed": (1, config.embed_dim),
@@ -138,7 +232,43 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         modalities=modalities,
         tasks=TASKS,
         config=asdict(config),
+        conditions=_data_type() if config.data_type else {},
+        sampler=config.sampler,
+        guidance=config.guidance,
+        steps=config.steps,
     )
+
+
+def lacking(codec_config: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The published parts, as `everyway convert --part` takes them, that settings do not give."""
+    return [
+        part
+        for component, settings in NEEDED.items()
+        for setting, part in settings.items()
+        if setting not in codec_config.get(component, {})
+    ]
+
+
+@dataclass(frozen=True)
+class DataTypes:
+    """The kind of data of each sample, by name, as (B,) int64."""
+
+    def encode(self, raw) -> Tensor:
+        return torch.tensor([DATA_TYPES.index(name) for name in raw])
+
+    def decode(self, state: Tensor) -> list[str]:
+        return [DATA_TYPES[i] for i in state.tolist()]
+
+
+def _data_type() -> dict[str, Condition]:
+    """No task tells it: `null` chooses the kind that is asked for."""
+
+    def told(number: int):
+        return lambda batch: Context(tokens=torch.full((batch,), number))
+
+    nulls = {name: told(DATA_TYPES.index(name)) for name in reversed(DATA_TYPES)}
+    condition = Condition(name="data_type", source="data_type", codec=DataTypes(), nulls=nulls)
+    return {"data_type": condition}
 
 
 def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
@@ -156,4 +286,9 @@ def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
 def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
     from everyway.codecs import bundle
 
+    if config.schedule == "discrete" and (parts := lacking(config.codec_config)):
+        raise ValueError(
+            "this model lacks codecs; give them to everyway convert: "
+            + " ".join(f"--part {part}" for part in parts)
+        )
     return bundle.build(config.codec_config)

@@ -7,14 +7,16 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
+from everyway.checkpoints.tensor_files import joined
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViTConfig
-from everyway.systems.uvit import blocks, both
+from everyway.systems.uvit import blocks, blocks_of, both, side
 
 
 def published(
@@ -149,4 +151,55 @@ def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             made[name] = tensor
     if broken := sorted(name for name, three in parts.items() if len(three) < 3):
         raise LayoutError(f"the file lacks q, k or v of {', '.join(broken[:8])}")
-    return made | {k: torch.cat([three[p] for p in "qkv"]) for k, three in parts.items()}
+    return made | {k: joined([three[p] for p in "qkv"]) for k, three in parts.items()}
+
+
+def inferred(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a `UniDiffuserConfig` by our names and shapes of its weights.
+
+    heads: `told` (by diffusers: num_attention_heads), or of 64 dimensions.  LayoutError for others.
+    """
+    dim, channels, patch, _ = shapes["embed.image.weight"]
+    text_dim, embed_dim = (shapes[f"embed.{n}.weight"][1] for n in ("text", "image_embed"))
+    length = int(told.get("num_text_tokens", 77))
+    options = blocks_of(shapes)
+    if options.pop("mlp_ratio") != 4:
+        raise LayoutError("the file's MLPs are not four times as wide as its tokens")
+    return options | {
+        "image_channels": channels,
+        "image_size": patch * side(shapes["positions"][1] - 3 - length),
+        "patch": patch,
+        "embed_dim": embed_dim,
+        "text_length": length,
+        "text_dim": text_dim,
+        "dim": dim,
+        "heads": int(told.get("heads", told.get("num_attention_heads", max(1, dim // 64)))),
+        "data_type": "embed.data_type.weight" in shapes,
+    }
+
+
+def diffusers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of diffusers' UniDiffuserModel.  settings: of a `UniDiffuserConfig`."""
+    return {
+        "_class_name": "UniDiffuserModel",
+        "text_dim": settings["text_dim"],
+        "clip_img_dim": settings["embed_dim"],
+        "num_text_tokens": settings["text_length"],
+        "num_attention_heads": settings["heads"],
+        "attention_head_dim": settings["dim"] // settings["heads"],
+        "in_channels": settings["image_channels"],
+        "out_channels": settings["image_channels"],
+        "num_layers": settings["depth"],
+        "attention_bias": settings["qkv_bias"],
+        "sample_size": settings["image_size"],
+        "patch_size": settings["patch"],
+        "activation_fn": "gelu",
+        "num_embeds_ada_norm": 1000,
+        "block_type": "unidiffuser",
+        "norm_type": "layer_norm",
+        "pre_layer_norm": False,
+        "use_timestep_embedding": settings["time_mlp"],
+        "use_patch_pos_embed": False,
+        "ff_final_dropout": True,
+        "use_data_type_embedding": settings["data_type"],
+    }

@@ -6,7 +6,13 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 
 from __future__ import annotations
 
-from everyway.checkpoints.keymap import Table
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+from everyway.checkpoints.foreign import Shapes
+from everyway.checkpoints.keymap import LayoutError, Table
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViTConfig
 
@@ -95,3 +101,63 @@ KEYMAP: Table = (
     *both("conv.image", "final_layer"),
 )
 """(ours, the authors') names of every U-ViT tensor."""
+
+
+def inferred(shapes: Shapes, told: Mapping[str, Any]) -> UViTConfig:
+    """The config of weights by our names and shapes.
+
+    Neither heads nor time_scale show in them: those of the preset of these shapes; else heads are
+    `told`, or of 64 dimensions, and pixels are of continuous time.  LayoutError for no U-ViT.
+    """
+    dim = shapes["embed.image.weight"][0]
+    _, channels, patch, _ = shapes["embed.image.weight"]
+    classes = shapes["embed.label.weight"][0] if "embed.label.weight" in shapes else 0
+    width = shapes["embed.text.weight"][1] if "embed.text.weight" in shapes else 0
+    context = (_CLIP[0], width) if width else None
+    extras = 1 + bool(classes) + (context[0] if context else 0)
+    config = network(
+        size=patch * side(shapes["positions"][1] - extras),
+        patch=patch,
+        channels=channels,
+        dim=dim,
+        heads=int(told.get("heads", max(1, dim // 64))),
+        classes=classes,
+        context=context,
+        conv="conv.image.weight" in shapes,
+        skip="concat" if "outs.0.skip_linear.weight" in shapes else "none",
+        time_scale=999.0 if channels == 3 else 1000.0,
+        **blocks_of(shapes),
+    )
+    alike = [p for p in PRESETS.values() if "heads" not in told and _alike(p, config)]
+    return alike[0] if alike else config
+
+
+def preset_of(config: UViTConfig) -> str:
+    """The name of the published model of this config, or ""."""
+    return next((name for name, preset in PRESETS.items() if preset == config), "")
+
+
+def _alike(preset: UViTConfig, config: UViTConfig) -> bool:
+    """Whether both have the same names and shapes."""
+    if preset.dim != config.dim:
+        return False
+    return preset == replace(config, heads=preset.heads, time_scale=preset.time_scale)
+
+
+def side(patches: int) -> int:
+    """How many patches a row has; LayoutError if they are no square."""
+    found = isqrt(max(patches, 0))
+    if not found or found**2 != patches:
+        raise LayoutError(f"the file's positions leave {patches} patches, which are no square")
+    return found
+
+
+def blocks_of(shapes: Shapes) -> dict[str, Any]:
+    """Options of the blocks and of the time token, by our names and shapes."""
+    wide, dim = shapes["mid.fc1.weight"]
+    return {
+        "depth": 2 * shapes.count("ins.{i}"),
+        "mlp_ratio": wide // dim,
+        "qkv_bias": "mid.attn.qkv.bias" in shapes,
+        "time_mlp": "embed.time_image.0.weight" in shapes,
+    }

@@ -19,6 +19,7 @@ import torch
 
 from everyway import objective
 from everyway.checkpoints import store
+from everyway.checkpoints.card import hardware, write_card
 from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.data.latents import Latents
 from everyway.process.times import importance, mixture_times, remember, uniform_times
@@ -218,14 +219,24 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     """The EMA weights and codecs as a model folder, OUT/model."""
     folder = Path(config.out) / "model"
     tensors = {"network": state.ema.weights, **system.codec_weights()}
-    facts = {
-        "step": state.step,
+    run = {
+        "data": config.data,
+        "steps": state.step,
+        "batch": config.batch,
         "samples": state.step * config.batch,
         "seconds": round(state.seconds),
+        "hardware": hardware(),
+    }
+    former, codecs = sources.origins(config)
+    facts = {
+        "name": config.preset,
         "losses": losses,
+        "history": [*former, run],
+        "codecs": codecs,
         "training": json.loads(config.to_json()),
     }
     store.save(folder, {"system": system.name, "config": dict(system.config)}, tensors, facts)
+    write_card(folder)
     return folder
 
 

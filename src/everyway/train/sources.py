@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,19 @@ def started_from(model: str) -> System:
     system = load(model, device="cpu").system
     system.network.requires_grad_(True)
     return system
+
+
+def origins(config: TrainConfig) -> tuple[list[dict], dict[str, dict]]:
+    """(the trainings that a run starts from, facts of its codecs), for the model's card."""
+    if config.init:
+        from everyway.generate import load
+
+        facts = load(config.init, device="cpu").facts
+        return facts.get("history", []), facts.get("codecs", {})
+    if not config.codecs:
+        return [], {}
+    files = sorted(Path(config.codecs).glob("*.facts.json"))
+    return [], {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
 
 
 def build_system(config: TrainConfig) -> System:

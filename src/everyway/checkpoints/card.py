@@ -1,0 +1,79 @@
+"""The card of a model: what it is, what it learned from, on what and how long, and its scores."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from everyway.checkpoints import store
+
+ABOUT = {
+    "emoji": "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two "
+    "objects at 64x64, captions in English and Korean; every tenth pair of objects is held out",
+    "shapes": "procedural coloured shapes with captions",
+}
+
+
+def hardware() -> str:
+    """The machine in words, as a card tells it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"
+
+
+def add_scores(folder: Path, report: Mapping[str, Any]) -> None:
+    """Keep a report of `evaluate` among a model's facts, and write its card again."""
+    document = store.document(folder)
+    scores = document["facts"].get("scores", {}) | {report["suite"]: dict(report)}
+    store.set_facts(folder, document["facts"] | {"scores": scores})
+    write_card(folder)
+
+
+def write_card(folder: Path) -> None:
+    """FOLDER/README.md from the facts in its config.json."""
+    document = store.document(folder)
+    store.write_text(Path(folder) / "README.md", card(document["config"], document["facts"]))
+
+
+def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Markdown."""
+    history = facts.get("history", [])
+    data = history[-1]["data"] if history else ""
+    lines = [
+        f"# {config['system']}: {facts.get('name', 'a model')}",
+        "",
+        f"Data: {ABOUT.get(data, 'a folder of captioned pictures')}.",
+        "Trained by Everyway from nothing; no pretrained part. Licence: Apache-2.0.",
+        "",
+        "| part | steps | batch | samples | hours | hardware |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in history:
+        hours = f"{row['seconds'] / 3600:.2f}"
+        cells = ("transformer", row["steps"], row["batch"], row["samples"], hours, row["hardware"])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for name, part in facts.get("codecs", {}).items():
+        told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
+        hours = f"{part.get('minutes', 0) / 60:.2f}"
+        lines.append(f"| {name} ({told}) | {part.get('steps', '')} | | | {hours} | |")
+    for suite, report in facts.get("scores", {}).items():
+        lines += ["", *_scores(suite, report)]
+    return "\n".join(lines) + "\n"
+
+
+def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
+    protocol = report["protocol"]
+    told = ", ".join(f"{k} {v}" for k, v in protocol.items() if v not in ("", None))
+    lines = [f"Scores of the suite `{suite}` ({told}); 95 % bootstrap intervals:", ""]
+    lines += ["| row | all correct | interval | attributes |", "|---|---|---|---|"]
+    for row, cells in report["rows"].items():
+        whole = cells["all_correct"]
+        rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in cells.items() if k != "all_correct")
+        span = f"{whole['low']:.3f} to {whole['high']:.3f}"
+        lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")
+    return lines

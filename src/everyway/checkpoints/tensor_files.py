@@ -1,0 +1,358 @@
+"""Tensors in files, read one by one: safetensors, and PyTorch's .pth files as weights only.
+
+Opening a file reads names and shapes; the bytes of a tensor are read when it is asked for, so that
+memory holds what is wanted and no more.  Nothing that a file says is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class StoreError(RuntimeError):
+    """A file or folder that could not be written or read; the message is one line."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stored:
+    """A tensor that is still in its file.  read: gives it in memory of its own."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    def chunk(self, parts: int) -> tuple[Stored, ...]:
+        """Equal parts of its rows."""
+        rows = self.shape[0] // parts
+
+        def part(number: int) -> Stored:
+            cut = slice(number * rows, (number + 1) * rows)
+            shape = (rows, *self.shape[1:])
+            return replace(self, shape=shape, read=lambda: self.read()[cut].clone())
+
+        return tuple(part(number) for number in range(parts))
+
+    def reshape(self, shape: Sequence[int]) -> Stored:
+        shape = tuple(shape)
+        return replace(self, shape=shape, read=lambda: self.read().reshape(shape))
+
+    def clone(self) -> Stored:
+        return self
+
+
+Entries = dict[str, Stored]
+
+
+def held(tensor: Tensor) -> Stored:
+    """A tensor that is in memory already."""
+    tensor = tensor.detach()
+    return Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda: tensor)
+
+
+def joined(parts: Sequence[Tensor] | Sequence[Stored]) -> Any:
+    """The parts below each other: a Tensor of Tensors, a Stored of Stored."""
+    if not isinstance(parts[0], Stored):
+        return torch.cat(list(parts))
+    shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:])
+    return replace(parts[0], shape=shape, read=lambda: torch.cat([p.read() for p in parts]))
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Floats as `dtype` (None: as they are); anything else as it is."""
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def size(entries: Mapping[str, Stored], dtype: torch.dtype | None = None) -> int:
+    """Bytes of all tensors, floats as `dtype` (None: as they are)."""
+    return sum(prod(e.shape) * _stored_as(e, dtype).itemsize for e in entries.values())
+
+
+def _stored_as(entry: Stored, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and entry.dtype.is_floating_point else entry.dtype
+
+
+def _at(path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype, crc: int = 0) -> Stored:
+    """The contiguous tensor that begins at byte `start` of a file.  crc: of its bytes, if known."""
+
+    def read() -> Tensor:
+        buffer = bytearray(prod(shape) * dtype.itemsize)
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                whole = file.readinto(buffer) == len(buffer)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
+        if not whole or (crc and zlib.crc32(buffer) != crc):
+            raise StoreError(f"{path} is damaged or truncated; copy it again from its source")
+        if not buffer:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+
+    return Stored(shape=shape, dtype=dtype, read=read)
+
+
+# -- safetensors ------------------------------------------------------------------------------
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def open_safetensors(path: Path) -> Entries:
+    """The tensors of a .safetensors file.  Raises StoreError where it is damaged or truncated."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            body, end = 8 + length, path.stat().st_size
+            if not 2 <= length <= end - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return {name: _entry(path, body, end, row) for name, row in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is damaged or truncated ({error}); copy it again") from None
+
+
+def _entry(path: Path, body: int, end: int, row: Mapping[str, Any]) -> Stored:
+    shape, dtype = tuple(row["shape"]), _DTYPES[row["dtype"]]
+    first, last = row["data_offsets"]
+    if last - first != prod(shape) * dtype.itemsize or not 0 <= first <= last <= end - body:
+        raise ValueError("a tensor lies outside the file")
+    return _at(path, body + first, shape, dtype)
+
+
+def write_safetensors(
+    path: Path,
+    entries: Mapping[str, Stored],
+    dtype: torch.dtype | None = None,
+    exact: Callable[[str], bool] = lambda name: False,
+) -> str:
+    """The tensors into a .safetensors file, one after the other; returns its sha256.
+
+    dtype: of the floats (None: as they are), but for the names that `exact` says yes to.
+    """
+    kept = {name: None if exact(name) else dtype for name in entries}
+    stored = {name: _stored_as(e, kept[name]) for name, e in entries.items()}
+    order = sorted(entries, key=lambda name: (-stored[name].itemsize, name))  # keeps all aligned
+    header, place = {}, 0
+    for name in order:
+        bytes_ = prod(entries[name].shape) * stored[name].itemsize
+        header[name] = {
+            "dtype": _CODES[stored[name]],
+            "shape": list(entries[name].shape),
+            "data_offsets": [place, place + bytes_],
+        }
+        place += bytes_
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for block in (len(head).to_bytes(8, "little"), head):
+            file.write(block)
+            digest.update(block)
+        for name in order:
+            tensor = cast(entries[name].read(), kept[name]).contiguous().reshape(-1)
+            block = tensor.view(torch.uint8).numpy().data
+            file.write(block)
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# -- PyTorch ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The bytes of a record of a .pth file that tensors are views of.  crc: 0 is not known."""
+
+    path: Path
+    start: int
+    count: int  # of elements
+    dtype: torch.dtype
+    crc: int
+
+
+def open_pth(path: Path) -> Any:
+    """What a file of `torch.save` holds: dicts and lists with Stored for tensors.
+
+    Raises StoreError for a file that is damaged and for one that holds more than weights: nothing
+    of it is run.  Files older than PyTorch 1.6 are read into memory whole.
+    """
+    path = Path(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            return _legacy(path)
+        with zipfile.ZipFile(path) as archive:
+            return _open_archive(path, archive)
+    except StoreError:
+        raise
+    except Exception as error:  # a damaged file may fail in any place of zip and pickle
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoreError(f"{path} is damaged or truncated ({reason}); copy it again") from None
+
+
+def _open_archive(path: Path, archive: zipfile.ZipFile) -> Any:
+    names = {name.partition("/")[2]: name for name in archive.namelist()}
+    if "constants.pkl" in names:
+        raise StoreError(f"{path} is a program (TorchScript), not weights; save its state dict")
+    if "data.pkl" not in names:
+        raise StoreError(f"{path} is no file of torch.save; give a .pth or .safetensors file")
+    if "byteorder" in names and _record(path, archive, names["byteorder"]).strip() != b"little":
+        raise StoreError(f"{path} was written on a big-endian machine; save it again on another")
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> _Storage:
+        info = archive.getinfo(names[f"data/{key}"])
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size < count * dtype.itemsize:
+            raise ValueError(f"record {key} is short")
+        crc = info.CRC if info.file_size == count * dtype.itemsize else 0
+        return _Storage(path, _body(path, info), count, dtype, crc)
+
+    pickled = _record(path, archive, names["data.pkl"])
+    return _WeightsOnly(io.BytesIO(pickled), path, storage).load()
+
+
+def _record(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """A small record whole; zipfile itself would refuse one that was written without a sum."""
+    info = archive.getinfo(name)
+    stored = _at(path, _body(path, info), (info.file_size,), torch.uint8, info.CRC)
+    return stored.read().numpy().tobytes()
+
+
+def _body(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a record begin, after its local header of 30 bytes and two names."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        head = file.read(30)
+    if head[:4] != b"PK\x03\x04":
+        raise ValueError(f"record {info.filename} has no header")
+    return info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
+
+
+def _tensor(storage: _Storage, offset: int, shape, stride, *_: Any) -> Stored:
+    """What stands in for torch._utils._rebuild_tensor_v2."""
+    shape, stride = tuple(shape), tuple(stride)
+    extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if prod(shape) else 0
+    if min((offset, *shape, *stride)) < 0 or offset + extent > storage.count:
+        raise ValueError("a tensor lies outside its record")
+    start = storage.start + offset * storage.dtype.itemsize
+    if stride == _contiguous(shape) or not extent:
+        crc = storage.crc if extent == storage.count else 0
+        return _at(storage.path, start, shape, storage.dtype, crc)
+    flat = _at(storage.path, start, (extent,), storage.dtype)
+    return replace(
+        flat, shape=shape, read=lambda: flat.read().as_strided(shape, stride).contiguous()
+    )
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): lambda sizes=(): tuple(sizes),
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    ("torch.storage", "UntypedStorage"): torch.uint8,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
+}
+"""Every name that a weights file may use -> what stands in for it here."""
+
+
+class _WeightsOnly(pickle.Unpickler):
+    """Puts dicts, lists and tensors together; any other name ends the reading before it is used."""
+
+    def __init__(self, file, path: Path, storage: Callable[..., _Storage]) -> None:
+        super().__init__(file)
+        self.path, self.storage = path, storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise _refused(self.path, f"{module}.{name}")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"a reference to {kind!r}")
+        return self.storage(dtype, key, count)
+
+
+def _legacy(path: Path) -> Any:
+    """A file without an archive, by PyTorch's own weights-only reading."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK":
+            raise StoreError(f"{path} is damaged or truncated (its end is lost); copy it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of what is refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = re.findall(r"GLOBAL (\w[\w.]*)", str(error))
+        raise _refused(path, names[0] if names else "more than tensors") from None
+    except Exception:
+        raise StoreError(
+            f"{path} is no file of torch.save, or damaged; give a .pth or .safetensors file"
+        ) from None
+    return _held(found)
+
+
+def _refused(path: Path, what: str) -> StoreError:
+    return StoreError(
+        f"{path} is refused: it holds {what}, which is code or data other than weights; nothing of "
+        "it was run; ask its author for safetensors"
+    )
+
+
+def _held(found: Any) -> Any:
+    if isinstance(found, Tensor):
+        return held(found)
+    if isinstance(found, Mapping):
+        return {key: _held(value) for key, value in found.items()}
+    return [_held(value) for value in found] if isinstance(found, (list, tuple)) else found
+
+
+def write_pth(path: Path, entries: Mapping[str, Stored]) -> None:
+    """The tensors as a state dict that `torch.load` reads."""
+    torch.save(OrderedDict((name, entry.read()) for name, entry in entries.items()), path)

@@ -1,0 +1,130 @@
+"""Token ids as published models have them: CLIP's on the way in, GPT-2's on the way out.
+
+Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale",
+2023, arXiv 2303.06555.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+START, STOP = "<|startoftext|>", "<|endoftext|>"
+END = "<|EOS|>"
+"""The end mark that UniDiffuser adds to GPT-2's vocabulary, as its last id."""
+
+
+class ClipTokens:
+    """Sentences -> ids (B, length): a start mark, the tokens, end marks to the full length.
+
+    spec: the JSON of CLIP's tokenizer.  Longer sentences are cut, as published.
+    """
+
+    def __init__(self, spec: str, length: int) -> None:
+        self.tokenizer = Tokenizer.from_str(spec)
+        self.length = length
+        self.start, self.end = (_id(self.tokenizer, mark) for mark in (START, STOP))
+        self.pad = self.end
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: self.length - 2]
+            row[0] = self.start
+            row[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
+        return out
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """(B, length) bool: the marks and the tokens, not the padding."""
+        return _until(ids == self.end)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        return [self.tokenizer.decode(row).strip() for row in _rows(ids, self.mask(ids))]
+
+
+class CaptionTokens:
+    """Sentences <-> ids (B, length): GPT-2's tokens and one end mark, which is also the padding.
+
+    spec: the JSON of GPT-2's tokenizer; the end mark is added to it.
+    """
+
+    def __init__(self, spec: str, length: int) -> None:
+        self.tokenizer = Tokenizer.from_str(spec)
+        self.length = length
+        if self.tokenizer.token_to_id(END) is None:
+            self.tokenizer.add_special_tokens([END])
+        self.end = self.pad = _id(self.tokenizer, END)
+
+    def __len__(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        out = torch.full((len(texts), self.length), self.end, dtype=torch.long)
+        for row, text in zip(out, texts, strict=True):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: self.length - 1]
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return out
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """(B, length) bool: the tokens and their end mark."""
+        return _until(ids == self.end)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Text up to each row's end mark."""
+        return [self.tokenizer.decode(row).strip() for row in _rows(ids, self.mask(ids))]
+
+
+def tokenizer_json(where: str) -> str:
+    """The JSON of a tokenizer: a tokenizer.json, or a folder that has one or vocab and merges.
+
+    Raises ValueError for anything else.
+    """
+    path = Path(where)
+    path = path / "tokenizer.json" if (path / "tokenizer.json").is_file() else path
+    try:
+        if path.is_file():
+            return Tokenizer.from_str(path.read_text(encoding="utf-8")).to_str()
+        vocabulary = json.loads((path / "vocab.json").read_text(encoding="utf-8"))
+        kind = _clip if START in vocabulary else _gpt2
+        return kind(str(path / "vocab.json"), str(path / "merges.txt"))
+    except Exception as error:
+        raise ValueError(
+            f"{where} holds no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json, or "
+            "a folder with vocab.json and merges.txt"
+        ) from None
+
+
+def _clip(vocabulary: str, merges: str) -> str:
+    from transformers import CLIPTokenizerFast
+
+    return CLIPTokenizerFast(vocabulary, merges).backend_tokenizer.to_str()
+
+
+def _gpt2(vocabulary: str, merges: str) -> str:
+    from transformers import GPT2TokenizerFast
+
+    return GPT2TokenizerFast(vocabulary, merges).backend_tokenizer.to_str()
+
+
+def _id(tokenizer: Tokenizer, mark: str) -> int:
+    found = tokenizer.token_to_id(mark)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {mark}; give the published one")
+    return found
+
+
+def _until(end: Tensor) -> Tensor:
+    """True up to the first True of each row, that one included."""
+    return end.int().cumsum(1) - end.int() == 0
+
+
+def _rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

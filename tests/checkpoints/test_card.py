@@ -1,0 +1,42 @@
+"""The card says what a model learned from, how long, and its scores."""
+
+from __future__ import annotations
+
+import shutil
+
+from everyway.checkpoints import store
+from everyway.checkpoints.card import add_scores, write_card
+from everyway.generate import SHIPPED, load
+from everyway.train.config import resolve
+from everyway.train.loop import train
+
+CELL = {"value": 0.25, "low": 0.2, "high": 0.3, "n": 40}
+REPORT = {
+    "suite": "shapes",
+    "rows": {"t2i": {"all_correct": CELL, "colour": CELL | {"value": 0.75}}},
+    "protocol": {"n": 40, "steps": 25, "null": ""},
+}
+
+
+def test_a_training_leaves_a_card(tmp_path):
+    overrides = {"cache": "64", "batch": "8", "steps": "2"}
+    facts = train(resolve("nano", overrides, out=str(tmp_path / "a")))
+    text = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
+    assert "unidiffuser: nano" in text and "coloured shapes" in text
+    assert "| transformer | 2 | 8 | 16 |" in text
+    again = {**overrides, "init": facts["model"], "seed": "1"}
+    train(resolve("nano", again, out=str(tmp_path / "b")))
+    text = (tmp_path / "b/model/README.md").read_text(encoding="utf-8")
+    assert text.count("| transformer | 2 | 8 | 16 |") == 2
+
+
+def test_scores_are_kept_and_the_model_is_the_same(tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(SHIPPED / "nano", folder)
+    former = load(str(folder))
+    write_card(folder)
+    add_scores(folder, REPORT)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| t2i | 0.250 | 0.200 to 0.300 | colour 0.750 |" in text and "steps 25" in text
+    assert store.fingerprint(folder) == former.hash
+    assert load(str(folder)).facts["scores"]["shapes"] == REPORT
