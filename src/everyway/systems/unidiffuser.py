@@ -135,7 +135,7 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
     return UniDiffuserConfig(
         image_channels=4,
         image_size=16,
-        patch=2,
+        patch=4,
         embed_dim=64,
         text_length=24,
         text_dim=32,
