@@ -32,7 +32,10 @@ def stored(shapes: Shapes, dtype: torch.dtype = torch.float32) -> Entries:
     """Every tensor made when it is read."""
 
     def one(name: str, shape: tuple[int, ...]) -> Stored:
-        return Stored(shape=shape, dtype=dtype, read=lambda: value(name, shape).to(dtype))
+        def load(wanted: torch.dtype | None) -> Tensor:
+            return value(name, shape).to(wanted or dtype)
+
+        return Stored(shape=shape, dtype=dtype, load=load)
 
     return {name: one(name, tuple(shape)) for name, shape in shapes.items()}
 

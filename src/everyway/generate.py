@@ -148,7 +148,8 @@ class Model:
 
     def settled(self, request: GenerateRequest) -> GenerateRequest:
         """The request with this system's own settings where it leaves them open."""
-        own = {n: getattr(self.system, n) for n in ("steps", "guidance", "sampler")}
+        settings = ("steps", "guidance", "sampler", "truncation")
+        own = {n: getattr(self.system, n) for n in settings}
         return request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )

@@ -72,12 +72,14 @@ class GenerateRequest(BaseModel):
 
     kind: one of KINDS.  text: a prompt.  images: paths.  label: a class.
     n: how many; sample k has seed + k.
-    guidance: w in u + w (c - u), 1 is off.  steps, guidance, sampler: None is the model's own.
+    guidance: w in u + w (c - u), 1 is off.
+    truncation: mass of a token's law that is kept.
+    steps, guidance, sampler, truncation: None is the model's own.
     given_noise: clock -> time in [0, 1) at which a condition is given.
     mask: a picture's path; its bright places are drawn anew, the others stay (inpaint).
     strength: how much of a picture is forgotten, in (0, 1] (image-to-image).
-    truncation: mass of a token's law that is kept.  purity_weight, tokens_per_step: of the sampler
-    purity.  null: what guidance is told in place of the text, where a model has several.
+    purity_weight, tokens_per_step: of the sampler purity.
+    null: what guidance is told in place of the text, where a model has several.
     frames: of an interpolation.  rounds: of a chain.
     """
 
@@ -94,7 +96,7 @@ class GenerateRequest(BaseModel):
     sampler: str | None = None
     mask: str | None = None
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
-    truncation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    truncation: Annotated[float, Field(gt=0, le=1)] | None = None
     purity_weight: Annotated[float, Field(ge=0, le=100)] | None = None
     tokens_per_step: Annotated[int, Field(ge=1)] | None = None
     null: str = ""

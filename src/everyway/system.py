@@ -64,7 +64,7 @@ class System:
 
     conditions: the contexts that the network is told.
     shared: component -> the shipped model that holds its weights, where it is not this one.
-    sampler, guidance, steps: what this system is sampled with unless told otherwise.
+    sampler, guidance, steps, truncation: what this system is sampled with unless told otherwise.
     """
 
     name: str
@@ -77,6 +77,7 @@ class System:
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
+    truncation: float = 1.0
 
     @property
     def processes(self) -> dict[str, Process]:

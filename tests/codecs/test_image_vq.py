@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.store import StoreError
+from everyway.checkpoints.tensor_files import held
 from everyway.codecs.image_vq import (
     SMALL,
     Gumbel,
@@ -26,21 +26,13 @@ from everyway.codecs.image_vq import (
     used_codes,
 )
 from everyway.data.folder import FolderError
-from everyway.systems import vq_codec_layouts
-from everyway.systems.vq_codec_layouts import diffusers, inside, published, read, standalone, write
+from everyway.systems.vq_codec_layouts import from_authors, from_diffusers, published, to_authors
 from everyway.train import fit, vq
 from everyway.train.state import StateError
 from formula import filled, normal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vq_codec"
-LAYOUTS = json.loads((GOLDEN / "layouts.json").read_text())
 ATOL = 1e-5  # measured: 4.9e-6 in latents and logits, 5.5e-6 in pictures
-PUBLISHED = {
-    "openimages": (vq_codec_layouts.OPENIMAGES, ""),
-    "imagenet": (vq_codec_layouts.IMAGENET, ""),
-    "ffhq": (vq_codec_layouts.FFHQ, "first_stage_model."),
-    "ithq": (vq_codec_layouts.ITHQ, ""),
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +41,21 @@ def numbers() -> dict[str, np.ndarray]:
         return {k: file[k] for k in file.files}
 
 
+def held_all(tensors: dict) -> dict:
+    return {name: held(tensor) for name, tensor in tensors.items()}
+
+
+def read_all(entries: dict) -> dict:
+    return {name: entry.read() for name, entry in entries.items()}
+
+
 def filled_codec(name: str, kind: str, dim: int) -> ImageVQ:
     """The authors' codec of the goldens, every tensor filled from its name."""
     config = published((32, 64, 128), kind, 64, dim, z=16, layers=1)
-    codec, layout = ImageVQ(**config).eval(), standalone(config)
-    theirs = write(codec.state_dict(), layout)
+    codec = ImageVQ(**config).eval()
+    theirs = to_authors(kind, held_all(codec.state_dict()))
     made = {k: filled(f"{name}.{k}", tuple(v.shape)) for k, v in theirs.items()}
-    codec.load_state_dict(read(made, layout, codec.state_dict()))
+    codec.load_state_dict(read_all(from_authors(kind, held_all(made))))
     return codec.requires_grad_(False)
 
 
@@ -102,47 +102,8 @@ def test_gumbel_codes_as_the_authors(numbers):
     near(codec.decode(fixed), numbers, "gumbel.rec01_from_fixed_idx")
 
 
-def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(int(n) for n in v.split("x")) for k, v in LAYOUTS[name].items()}
-
-
-def hollow(name: str) -> dict[str, torch.Tensor]:
-    """Tensors of a layout that take no memory."""
-    return {k: torch.zeros(1).expand(shape) for k, shape in shapes(name).items()}
-
-
-def on_meta(config: dict) -> dict[str, torch.Tensor]:
-    with torch.device("meta"):
-        return ImageVQ(**config).state_dict()
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_layouts_both_ways(name):
-    config, prefix = PUBLISHED[name]
-    state = on_meta(config)
-    for layout, file in (
-        (standalone(config, prefix), name),
-        (inside(config), f"inside_{name}"),
-    ):
-        assert {k: tuple(v.shape) for k, v in write(state, layout).items()} == shapes(file)
-        other = {"transformer.to_logits.1.bias": torch.zeros(7)} if layout.prefix else {}
-        ours = read(hollow(file) | other, layout, state)
-        assert set(ours) == set(state)
-
-
-def test_diffusers_layout_and_its_older_names():
-    config = vq_codec_layouts.ITHQ_DIFFUSERS
-    state, layout = on_meta(config), diffusers(config)
-    assert {k: tuple(v.shape) for k, v in write(state, layout).items()} == shapes("diffusers_ithq")
-    modern = hollow("diffusers_ithq")
-    older = {LAYOUTS["legacy"].get(k, k): v for k, v in modern.items()}
-    assert len(LAYOUTS["legacy"]) == 56 and set(older) != set(modern)
-    for file in (modern, older):
-        assert set(read(file, layout, state)) == set(state)
-
-
 def test_diffusers_own_model_makes_the_same():
-    """A VQModel of diffusers and what `read` makes of its weights see and say the same."""
+    """A VQModel of diffusers and ours of its weights see and say the same."""
     from diffusers import VQModel
 
     torch.manual_seed(0)
@@ -153,7 +114,7 @@ def test_diffusers_own_model_makes_the_same():
         out_channels=3, latent_channels=16, num_vq_embeddings=64, vq_embed_dim=12,
     ).eval()  # fmt: skip
     ours = ImageVQ(**config).eval()
-    ours.load_state_dict(read(theirs.state_dict(), diffusers(config), ours.state_dict()))
+    ours.load_state_dict(read_all(from_diffusers(held_all(theirs.state_dict()))))
     with torch.no_grad():
         _, _, (_, _, codes) = theirs.quantize(theirs.encode(picture()).latents)
         assert len(codes.unique()) > 8
@@ -161,25 +122,6 @@ def test_diffusers_own_model_makes_the_same():
         vectors = theirs.quantize.get_codebook_entry(codes, (2, 16, 16, 12))
         made = theirs.decode(vectors, force_not_quantize=True).sample.clamp(-1, 1)
         torch.testing.assert_close(ours.decode(codes.reshape(2, -1)), made, atol=1e-6, rtol=0)
-
-
-def test_a_file_that_does_not_fit_is_told():
-    config = published((32, 64), "ema", 8, 4, z=8, layers=1)
-    codec, layout = ImageVQ(**config), standalone(config)
-    good = write(codec.state_dict(), layout)
-    kept = good | {"loss.discriminator.weight": torch.zeros(1)}  # of a training, passed over
-    assert set(read(kept, layout, codec.state_dict())) == set(codec.state_dict())
-    lacking = {k: v for k, v in good.items() if k != "quantize.cluster_size"}
-    with pytest.raises(LayoutError, match="missing: quantiser.cluster_size"):
-        read(lacking, layout, codec.state_dict())
-    with pytest.raises(LayoutError, match="misshapen: quantiser.codes"):
-        read(good | {"quantize.embedding": torch.zeros(9, 4)}, layout, codec.state_dict())
-    with pytest.raises(LayoutError, match="unknown to this layout: encoder.more"):
-        read(good | {"encoder.more": torch.zeros(1)}, layout, codec.state_dict())
-    twice = write(codec.state_dict(), inside(config))
-    twice["content_codec.dec.quantize.embedding"] = torch.zeros(8, 4)
-    with pytest.raises(LayoutError, match="two different enc.quantize.embedding"):
-        read(twice, inside(config), codec.state_dict())
 
 
 @pytest.mark.parametrize(("used", "codes", "name"), [(2887, 8192, "openimages"), (974, 16384, "")])

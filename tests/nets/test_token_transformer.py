@@ -210,14 +210,17 @@ def agree(network: TokenTransformer, theirs: dict, table: Table) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_authors_layout(name):
     """Every tensor of a whole file is a weight of ours, derived, or of another part."""
-    config, file = PRESETS[PUBLISHED[name]], layout(name)
+    found = PUBLISHED[name]
+    config, file = PRESETS[found], layout(name)
     parts = layouts.split(file)
     assert layouts.join(parts) == file
     assert bool(parts["text"]) == (config.condition == "text") and not parts["codec"]
     weights = layouts.without_derived(parts["denoiser"])
     agree(empty(config), weights, keymap(config))
     derived = {k: v for k, v in parts["denoiser"].items() if k not in weights}
-    assert derived == layouts.derived_shapes(config)
+    own = layouts.derived(config.to_json())
+    assert derived == {k: tuple(v.shape) for k, v in own.items()}
+    assert layouts.preset_of(config.to_json()) == ("coco" if config == PRESETS["coco"] else found)
 
 
 def test_the_layout_of_diffusers():
@@ -234,8 +237,10 @@ def test_parts_of_a_file():
     }
     with pytest.raises(LayoutError, match="optimizer is of no part"):
         layouts.split({"optimizer": 1})
-    mask = layouts.cross_attention_mask(_TINY)
+    own = layouts.derived(TEXT.to_json())
+    mask = own["transformer.blocks.1.attn2.mask"].read()
     assert mask.shape == (1, 1, 64, 64) and mask[0, 0, 3, :5].tolist() == [1, 1, 1, 1, 0]
+    assert not any("mask" in name for name in layouts.derived(UNCOND.to_json()))
 
 
 def test_diffusers_network_gives_the_same():

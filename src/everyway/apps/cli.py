@@ -96,10 +96,10 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _model_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--steps", type=int, help="the model's own unless told, as are the next two")
+    p.add_argument("--steps", type=int, help="the model's own unless told, as are the next three")
     p.add_argument("--guidance", type=float, help="1 is off")
     p.add_argument("--sampler")
-    p.add_argument("--truncation", type=float, default=1.0, help="tokens: mass kept, 1 is all")
+    p.add_argument("--truncation", type=float, help="tokens: mass kept, 1 is all")
     p.add_argument("--purity-weight", type=float, help="sampler purity: how much sharper")
     p.add_argument("--tokens-per-step", type=int, help="sampler purity: at most so many a call")
     p.add_argument("--null", default="", help="what guidance is told for no text: learned, empty")

@@ -41,6 +41,8 @@ FILES = (
 """What a folder calls its weights; the last is in the checkpoints of U-ViT's training."""
 PREFIX = "module."
 """Before every name of a network that was saved while it trained on several devices."""
+WITHIN = "first_stage_model."
+"""Before the names of a codec in the file of a larger model, whose other names are left out."""
 
 
 class Shapes(dict):
@@ -67,10 +69,14 @@ class Layout:
     settings: (our shapes, the config.json beside the file) -> plain settings of the component.
     expected: settings -> our names and shapes.  to_ours, to_theirs: rename, and undo each other.
     constants: settings -> those of our tensors that no file of theirs holds.
+    derived: settings -> those of their tensors that follow from the settings, which we do not hold;
+    following: patterns of their names.  A file whose own are others is refused.
     aside: patterns of their names that no network reads but are kept; dropped: that are not kept;
     optional: that may be missing, being copies.
+    fits: whether the layout can hold a component of these settings.
     preset: settings -> the published model that this is, or "".
-    file: what it is written as.  their_config: settings -> the config.json beside it.
+    file: what it is written as.  root: under which name the file holds its tensors, if any.
+    their_config: settings -> the config.json beside it.
     """
 
     name: str
@@ -87,11 +93,33 @@ class Layout:
     places: tuple[str, ...] = ("",)
     modern: Rename = lambda entries: entries
     constants: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda settings: {}
+    derived: Callable[[Mapping[str, Any]], Entries] = lambda settings: {}
+    following: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    fits: Callable[[Mapping[str, Any]], bool] = lambda settings: True
+    root: str = ""
     preset: Callable[[Mapping[str, Any]], str] = lambda settings: ""
     their_config: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Whole:
+    """A file that holds all parts of a model, each of which has a layout of its own.
+
+    origin, system, file: as of a Layout.
+    split: its tensors -> part -> those of the part, as a file of its own names them; {} for the
+    tensors of any other file.  join: undoes it.
+    averaged: how the names begin that the file holds a second time, without this, as averages.
+    """
+
+    origin: str
+    system: str
+    split: Callable[[Entries], dict[str, Entries]]
+    join: Callable[[Mapping[str, Entries]], Entries]
+    file: str
+    averaged: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,7 +145,8 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
     """(tensors, the config.json beside them) of a file, or of a folder of diffusers, transformers
     or U-ViT's training.
 
-    weights: which set of a file with several; "" is the average, where there is one.
+    weights: which set of a file with several; "" is the average, where there is one, together with
+    what it is not an average of.
     Raises ValueError where there is nothing, StoreError for what is damaged or refused.
     """
     path = Path(path)
@@ -126,10 +155,10 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
     if path.is_file():
         return _open_file(path, weights), {}
     if shards := sorted(path.glob("*.safetensors.index.json")):
-        return _open_shards(shards[0]), _config_of(path)
+        return _open_shards(shards[0]), config_of(path)
     for name in FILES:
         if (path / name).is_file():
-            return _open_file(path / name, weights), _config_of(path)
+            return _open_file(path / name, weights), config_of(path)
     raise ValueError(f"{path} holds no weights; a folder has one of {', '.join(FILES)}")
 
 
@@ -149,7 +178,8 @@ def _open_shards(index: Path) -> Entries:
     return {name: files[file][name] for name, file in places.items()}
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder of weights; {} where there is none."""
     return _json(folder / "config.json") if (folder / "config.json").is_file() else {}
 
 
@@ -174,7 +204,21 @@ def _set_of(found: Any, wanted: str, path: Path) -> Entries:
         named = ", ".join(filter(None, sets)) or "one set without a name"
         raise LayoutError(f"{path} holds no weights called {wanted!r}; it holds {named}")
     largest = max(sets, key=lambda name: len(sets[name]))
+    if not wanted and (whole := _averaged_in_part(sets)):
+        return whole
     return sets[wanted or next((name for name in AVERAGES if name in sets), largest)]
+
+
+def _averaged_in_part(sets: Mapping[str, Entries]) -> Entries:
+    """The "model" with the averages of "ema" in their places, where these are of a part of it."""
+    model, averages = sets.get("model", {}), sets.get("ema", {})
+    first = next(iter(averages), "")
+    prefixes = {name.removesuffix(first) for name in model if name.endswith(first)}
+    for prefix in prefixes if 0 < len(averages) < len(model) else ():
+        placed = {prefix + name: entry for name, entry in averages.items()}
+        if placed.keys() <= model.keys():
+            return model | placed
+    return {}
 
 
 def _tensors(found: Mapping) -> Entries:
@@ -195,7 +239,7 @@ def named(layouts: Sequence[Layout], name: str) -> Layout:
 
 def recognised(entries: Entries, layouts: Sequence[Layout], path: Path) -> Layout:
     """The first layout whose marks are all there; LayoutError lists the layouts there are."""
-    names, _ = _without_prefix(entries)
+    names, _, _ = _without_prefix(entries)
     for layout in layouts:
         if layout.marks and set(layout.marks) <= layout.modern(names).keys():
             return layout
@@ -208,15 +252,18 @@ def read(entries: Entries, layout: Layout, told: Mapping[str, Any]) -> Part:
 
     Raises LayoutError, one line that lists what is missing, extra, misshapen or unknown.
     """
-    entries, prefix = _without_prefix(entries)
+    entries, prefix, left_out = _without_prefix(entries)
     entries = layout.modern(entries)
     if lost := [mark for mark in layout.marks if mark not in entries]:
         raise LayoutError(f"the file does not fit this layout: missing: {', '.join(lost)}")
     aside = {k: v for k, v in entries.items() if _fits(k, layout.aside)}
     dropped = {k for k in entries if _fits(k, layout.dropped)}
-    own = {k: v for k, v in entries.items() if k not in aside and k not in dropped}
+    following = {k: v for k, v in entries.items() if _fits(k, layout.following)}
+    rest = {*aside, *dropped, *following}
+    own = {k: v for k, v in entries.items() if k not in rest}
     ours = layout.to_ours(own)
     settings = layout.settings(Shapes(_shapes(ours)), told)
+    _follow(following, aside, layout.derived(settings))
     wanted = {k: _empty(shape) for k, shape in layout.expected(settings).items()}
     spare = (*layout.aside, *(p for p in layout.optional))
     theirs = {k: v for k, v in layout.to_theirs(wanted).items() if k in own or not _fits(k, spare)}
@@ -228,14 +275,28 @@ def read(entries: Entries, layout: Layout, told: Mapping[str, Any]) -> Part:
         entries=ours,
         aside=aside,
         prefix=prefix,
-        dropped=len(dropped),
+        dropped=len(dropped) + left_out,
     )
 
 
-def _without_prefix(entries: Entries) -> tuple[Entries, str]:
+def _follow(following: Entries, aside: Entries, derived: Entries) -> None:
+    """LayoutError where a tensor is not what follows from the settings; averages of it may be off
+    in their last bits.  Of what is kept aside only the shape is compared."""
+    found = following | {k: v for k, v in aside.items() if k in derived}
+    check(_shapes(found), _shapes({k: v for k, v in derived.items() if k in found}))
+    for name, entry in following.items():
+        if not torch.allclose(entry.read().float(), derived[name].read(), rtol=1e-4, atol=1e-4):
+            raise LayoutError(f"{name} is not what this layout's settings give; load it again")
+
+
+def _without_prefix(entries: Entries) -> tuple[Entries, str, int]:
+    """(names without what stands before them, what stood there, how many were left out)."""
+    if any(name.startswith(WITHIN) for name in entries):
+        own = {k.removeprefix(WITHIN): v for k, v in entries.items() if k.startswith(WITHIN)}
+        return own, WITHIN, len(entries) - len(own)
     if not entries or not all(name.startswith(PREFIX) for name in entries):
-        return entries, ""
-    return {name.removeprefix(PREFIX): v for name, v in entries.items()}, PREFIX
+        return entries, "", 0
+    return {name.removeprefix(PREFIX): v for name, v in entries.items()}, PREFIX, 0
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
@@ -270,13 +331,28 @@ def theirs(
             raise LayoutError(
                 f"{layout.name} cannot hold this model's {layout.part}: {name} differs"
             )
-    made = {**layout.to_theirs(own), **(aside or {})}
+    made = {**layout.to_theirs(own), **layout.derived(settings), **(aside or {})}
     return {prefix + name: entry for name, entry in made.items()}
 
 
 def write(folder: Path, layout: Layout, entries: Entries, settings: Mapping[str, Any]) -> Path:
     """The file of `theirs` into a folder, with the config.json that belongs beside it."""
-    path = folder / layout.file
+    path = _put(folder / layout.file, {layout.root: entries} if layout.root else entries)
+    if layout.their_config:
+        told = json.dumps(layout.their_config(settings), indent=2, sort_keys=True)
+        write_text(path.parent / "config.json", told)
+    return path
+
+
+def write_whole(folder: Path, whole: Whole, parts: Mapping[str, Entries]) -> Path:
+    """The file of all parts into a folder; its averages are its weights, and stored once."""
+    model, start = whole.join(parts), whole.averaged
+    averages = {k.removeprefix(start): v for k, v in model.items() if k.startswith(start)}
+    return _put(folder / whole.file, {"model": model, "ema": averages})
+
+
+def _put(path: Path, entries: Mapping[str, Any]) -> Path:
+    """The file whole, or as it was."""
     temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +365,4 @@ def write(folder: Path, layout: Layout, entries: Entries, settings: Mapping[str,
         raise StoreError(f"{path} was not written: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    if layout.their_config:
-        told = json.dumps(layout.their_config(settings), indent=2, sort_keys=True)
-        write_text(path.parent / "config.json", told)
     return path

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from everyway.checkpoints.keymap import check
 from everyway.checkpoints.tensor_files import (
     Entries,
     Stored,
     StoreError,
-    cast,
     open_safetensors,
     write_safetensors,
 )
@@ -79,6 +79,23 @@ def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
     return held["config"], stored, held["facts"]
 
 
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Modules made in it are on the meta device, and nothing is drawn for their weights."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Drawing on the meta device would load much of PyTorch's compiler: 70 MB and seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def fill(
     module: nn.Module, entries: Mapping[str, Stored], dtype: torch.dtype | None = None
 ) -> nn.Module:
@@ -93,11 +110,11 @@ def fill(
     parameters = {}
     for name, place in wanted.items():
         if not isinstance(place, nn.Parameter):
-            parameters[name] = cast(entries[name].read(), torch.float32)
+            parameters[name] = entries[name].read(torch.float32)
         elif id(place) in made:
             parameters[name] = made[id(place)]
         else:
-            value = cast(entries[name].read(), dtype)
+            value = entries[name].read(dtype)
             made[id(place)] = parameters[name] = nn.Parameter(value, place.requires_grad)
     module.load_state_dict(parameters, assign=True)
     _count_positions(module)

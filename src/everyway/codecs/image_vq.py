@@ -203,13 +203,13 @@ class Truncation(nn.Module):
 
     def __init__(self, used: Sequence[int], codes: int) -> None:
         super().__init__()
-        code_of = torch.as_tensor(used, dtype=torch.int64)
+        code_of = torch.as_tensor(used, dtype=torch.int64, device="cpu")  # in no file
         if code_of.ndim != 1 or not len(code_of) or code_of[0] < 0 or code_of[-1] >= codes:
             raise ValueError(f"used codes must be a list of numbers from 0 to {codes - 1}")
         if (code_of.diff() <= 0).any():
             raise ValueError("used codes must be strictly increasing; sort them and drop doubles")
-        rank_of = torch.zeros(codes, dtype=torch.int64)
-        rank_of[code_of] = torch.arange(len(code_of))
+        rank_of = torch.zeros(codes, dtype=torch.int64, device="cpu")
+        rank_of[code_of] = torch.arange(len(code_of), device="cpu")
         self.register_buffer("code_of", code_of, persistent=False)
         self.register_buffer("rank_of", rank_of, persistent=False)
 

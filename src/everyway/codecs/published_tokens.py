@@ -20,16 +20,17 @@ END = "<|EOS|>"
 
 
 class ClipTokens:
-    """Sentences -> ids (B, length): a start mark, the tokens, end marks to the full length.
+    """Sentences -> ids (B, length): a start mark, the tokens, an end mark, padding.
 
-    spec: the JSON of CLIP's tokenizer.  Longer sentences are cut, as published.
+    spec: the JSON of CLIP's tokenizer.  pad: None pads with end marks.  Longer sentences are cut
+    before their end mark, as published.
     """
 
-    def __init__(self, spec: str, length: int) -> None:
+    def __init__(self, spec: str, length: int, pad: int | None = None) -> None:
         self.tokenizer = Tokenizer.from_str(spec)
         self.length = length
         self.start, self.end = (_id(self.tokenizer, mark) for mark in (START, STOP))
-        self.pad = self.end
+        self.pad = self.end if pad is None else pad
 
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
@@ -38,9 +39,12 @@ class ClipTokens:
         out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)
         for row, text in zip(out, texts, strict=True):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: self.length - 2]
-            row[0] = self.start
-            row[1 : len(ids) + 1] = torch.tensor(ids, dtype=torch.long)
+            row[: len(ids) + 2] = torch.tensor([self.start, *ids, self.end])
         return out
+
+    def nothing(self, batch: int) -> Tensor:
+        """The empty sentence, `batch` times."""
+        return self.encode([""]).expand(batch, -1)
 
     def mask(self, ids: Tensor) -> Tensor:
         """(B, length) bool: the marks and the tokens, not the padding."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,27 @@ from everyway.checkpoints.foreign import Layout, Part
 from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.tensor_files import Entries
 from everyway.system import System
-from everyway.systems import builder, unidiffuser
-from everyway.systems.layouts import LAYOUTS
+from everyway.systems import builder, unidiffuser, vq_diffusion, vq_network_layouts
+from everyway.systems.layouts import LAYOUTS, WHOLES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENIZERS = ("tokenizer", "reader")
-PARTS = (*dict.fromkeys(layout.part for layout in LAYOUTS), *TOKENIZERS)
-"""What `parts` may name: weights by their layouts, and the tokenizers of a text latent."""
+TABLES = {"tokenizer": "text", "reader": "text", "used": "image"}
+"""Tokenizers, and the list of a codec's codes in use -> the component whose settings have it."""
+PARTS = (*dict.fromkeys(layout.part for layout in LAYOUTS), *TABLES)
+"""What `parts` may name: weights by their layouts, and tables."""
+CODECS = {"vq_diffusion": {"image": "codec", "text": "text"}}
+"""System -> component -> the field of its config with the settings of the component's codec; in
+other systems all lie in `codec_config`."""
 PIPELINE = {
     "unet": "network",
+    "transformer": "network",
+    "learned_classifier_free_sampling_embeddings": "null",
     "vae": "image",
+    "vqvae": "image",
     "image_encoder": "image_embed",
     "text_decoder": "text",
     "text_encoder": "text_states",
+    "tokenizer": "tokenizer",
     "clip_tokenizer": "tokenizer",
     "text_tokenizer": "reader",
 }
@@ -74,7 +82,7 @@ def open_model(
 
     layout: the name of a row of LAYOUTS; "" recognises it.  parts: name in PARTS -> path or hub id
     of what the source lacks.  weights: which set of a file with several.  told: settings that no
-    shapes show, such as heads.
+    shapes show, such as heads; {"null": "fresh"} gives a network that learned no null one to learn.
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
     """
     if wrong := sorted(set(parts or {}) - set(PARTS)):
@@ -82,19 +90,26 @@ def open_model(
     path, wanted = local(source), dict(parts or {})
     begun = Opened(config={}, components={})
     if (path / "model_index.json").is_file():
-        inside = {name: str(path / k) for k, name in PIPELINE.items() if (path / k).is_dir()}
-        wanted = inside | wanted
+        wanted = _inside(path) | wanted
     elif _is_ours(path):
         config, components, facts = store.open_folder(path)
         begun = Opened(config=config, components=components, facts=facts)
     else:
         begun = _with_part(begun, path, layout, "", weights, told or {})
     for name in sorted(wanted, key=PARTS.index):
-        if name in TOKENIZERS:
-            begun = _with_tokenizer(begun, name, wanted[name])
+        if name in TABLES:
+            begun = _with_table(begun, name, wanted[name])
         else:
             begun = _with_part(begun, local(wanted[name]), "", name, "", {})
-    return begun
+    return _with_null(begun) if (told or {}).get("null") == "fresh" else begun
+
+
+def _inside(pipeline: Path) -> dict[str, str]:
+    """Part -> its folder.  A null that was not learned is a folder without tensors."""
+    found = {name: pipeline / k for k, name in PIPELINE.items() if (pipeline / k).is_dir()}
+    if "null" in found and not foreign.config_of(found["null"]).get("learnable", True):
+        del found["null"]
+    return {name: str(folder) for name, folder in found.items()}
 
 
 def _is_ours(path: Path) -> bool:
@@ -108,9 +123,13 @@ def local(where: str) -> Path:
         return path
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*/*.json", "*/*.safetensors"]
+    kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
     try:
-        return Path(snapshot_download(where, allow_patterns=patterns))
+        patterns = [*kinds, *(f"*/{kind}" for kind in kinds)]
+        folder = Path(snapshot_download(where, allow_patterns=patterns))
+        if not list(folder.rglob("*.safetensors")):  # models of 2022 have pickled weights alone
+            folder = Path(snapshot_download(where, allow_patterns=["*.bin", "*/*.bin"]))
+        return folder
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -122,13 +141,27 @@ def _with_part(
     model: Opened, path: Path, layout: str, part: str, weights: str, told: Mapping[str, Any]
 ) -> Opened:
     entries, beside = foreign.open_tensors(path, weights)
+    told = {**beside, **told}
+    parts = next(filter(None, (whole.split(entries) for whole in WHOLES if not layout)), {})
+    if not parts:
+        return _with_tensors(model, entries, path, layout, part, told)
+    if part and part not in parts:
+        raise LayoutError(f"{path} holds no {part}; it holds {', '.join(parts)}")
+    for name in [part] if part else parts:
+        model = _with_tensors(model, parts[name], path, "", name, told)
+    return model
+
+
+def _with_tensors(
+    model: Opened, entries: Entries, path: Path, layout: str, part: str, told: Mapping[str, Any]
+) -> Opened:
     if layout:
         chosen = foreign.named(LAYOUTS, layout)
     else:
         fitting = [row for row in LAYOUTS if part in ("", row.part)]
         chosen = foreign.recognised(entries, fitting, path)
     try:
-        return _joined(model, foreign.read(entries, chosen, {**beside, **told}), path)
+        return _joined(model, foreign.read(entries, chosen, told), path)
     except LayoutError as error:
         raise LayoutError(f"{path} as {chosen.name}: {error}") from None
 
@@ -160,41 +193,74 @@ def _joined(model: Opened, part: Part, path: Path) -> Opened:
     )
 
 
-def _with_tokenizer(model: Opened, name: str, where: str) -> Opened:
+def _with_table(model: Opened, name: str, where: str) -> Opened:
+    from everyway.codecs.image_vq import used_codes
     from everyway.codecs.published_tokens import tokenizer_json
 
-    spec = tokenizer_json(str(local(where)))
-    config = _with_codec(model.config, "text", {name: spec})
-    return Opened(config=config, components=model.components, facts=model.facts)
+    path = local(where)
+    table = used_codes(path) if name == "used" else tokenizer_json(str(path))
+    return replace(model, config=_with_codec(model.config, TABLES[name], {name: table}))
+
+
+def _with_null(model: Opened) -> Opened:
+    """The model with a null to train, of the network of VQ-Diffusion."""
+    if model.config["system"] != "vq_diffusion":
+        raise ValueError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
+    own = model.config["config"]
+    network, entries = vq_network_layouts.with_null(own["network"], model.components["network"])
+    config = asdict(vq_diffusion.full(network, own["codec"], own["text"]))
+    components = {**model.components, "network": entries}
+    return replace(model, config={**model.config, "config": config}, components=components)
 
 
 def _config(config: Mapping[str, Any], layout: Layout, settings: Mapping[str, Any]) -> dict:
     if layout.component != "network":
         return _with_codec(config, layout.component, settings)
-    codecs = dict(config.get("config", {}).get("codec_config", {}))
+    codecs = _codecs(config)
     if layout.system == "unidiffuser":
         own: dict[str, Any] = asdict(unidiffuser.full(settings, codecs))
+    elif layout.system == "vq_diffusion":
+        had = config.get("config", {}).get("network", {})
+        settings = {"learned_null": False, **had, **settings}
+        if "condition" not in settings:
+            raise LayoutError("the network that this null is of is missing; give it as the source")
+        own = asdict(vq_diffusion.full(settings, codecs.get("image", {}), codecs.get("text", {})))
     else:
         own = {**settings, "codec_config": codecs}
     return {"system": layout.system, "config": own}
 
 
+def _codecs(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Component -> settings of its codec, where they are known."""
+    own, fields = config.get("config", {}), CODECS.get(config.get("system", ""))
+    if fields is None:
+        return dict(own.get("codec_config", {}))
+    return {component: own[field] for component, field in fields.items() if own[field]}
+
+
 def _with_codec(config: Mapping[str, Any], component: str, settings: Mapping[str, Any]) -> dict:
     """The config with these settings among those of a component's codec."""
-    own = dict(config.get("config", {}))
-    codecs = dict(own.get("codec_config", {}))
-    codecs[component] = {**codecs.get(component, {}), **settings}
-    return {"system": config.get("system", ""), "config": {**own, "codec_config": codecs}}
+    own, system = dict(config.get("config", {})), config.get("system", "")
+    codecs = _codecs(config)
+    made = {**codecs.get(component, {}), **settings}
+    if system in CODECS:
+        own |= {CODECS[system][component]: made}
+    else:
+        own |= {"codec_config": {**codecs, component: made}}
+    return {"system": system, "config": own}
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """image_size: side in pixels of the pictures that the model reads."""
     own = config["config"]
     if config["system"] == "unidiffuser":
-        return {"image_size": own["image_size"] * _shrinks(own)}
+        return {"image_size": (own["drawn_size"] or own["image_size"]) * _shrinks(own)}
     if config["system"] == "uvit":
         (picture,) = [s for s in own["network"]["layout"] if s["kind"] == "Patches"]
         return {"image_size": picture["size"] * (1 if picture["channels"] == 3 else _shrinks(own))}
+    if config["system"] == "vq_diffusion":
+        levels = own["codec"].get("encoder", {}).get("block_out_channels", range(4))
+        return {"image_size": own["network"]["side"] * 2 ** (len(levels) - 1)}
     return {}
 
 
@@ -207,7 +273,10 @@ def _shrinks(own: Mapping[str, Any]) -> int:
 def lacking(model: Opened) -> list[str]:
     """The parts, as PART=FILE, that a model still needs before it can be run."""
     if not model.config["system"]:
-        return ["network=uvit_v1.pth"]
+        tokens = "quantiser" in _codecs(model.config).get("image", {})
+        return ["network=coco_pretrained.pth" if tokens else "network=uvit_v1.pth"]
+    if model.config["system"] == "vq_diffusion":
+        return vq_diffusion.lacking(vq_diffusion.VQDiffusionConfig(**model.config["config"]))
     if model.config["system"] == "unidiffuser":
         return unidiffuser.lacking(model.config["config"]["codec_config"])
     return []
@@ -224,17 +293,24 @@ def save(model: Opened, folder: Path, dtype: torch.dtype | None = None) -> None:
 def restored(model: Opened, dtype: torch.dtype | None = None) -> System:
     """The system, its networks made on the meta device and filled tensor by tensor.
 
+    dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
     Raises ValueError where it lacks a codec, LayoutError where weights do not fit its config.
     """
-    with torch.device("meta"):
+    with store.unfilled():
         system = builder(model.config["system"])(model.config["config"])
     for name, module in {"network": system.network, **system.codecs}.items():
         try:
-            store.fill(module, model.components.get(name, {}), dtype)
+            entries = model.components.get(name, {})
+            store.fill(module, entries, dtype or _one_format(module, entries))
         except LayoutError as error:
             raise LayoutError(f"{name} does not fit the model's config: {error}") from None
         module.eval().requires_grad_(False)
     return system
+
+
+def _one_format(module: torch.nn.Module, entries: Entries) -> torch.dtype | None:
+    own = {entries[n].dtype for n, _ in module.named_parameters() if n in entries}
+    return torch.float32 if len(own) > 1 else None
 
 
 def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
@@ -242,32 +318,43 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
 
     Raises LayoutError where a component cannot be held by any of their layouts.
     """
-    system, written = model.config["system"], []
+    system, parts, refused = model.config["system"], {}, {}
     for layout in LAYOUTS:
         own = model.components.get(layout.component, {})
         if layout.origin != origin or layout.system not in ("", system):
             continue
         if not any(name.startswith(layout.places) for name in own):
             continue
-        source = model.facts.get("source", {}).get(layout.part, {})
-        same = source.get("layout") == layout.name
         settings = _settings(model.config, layout)
-        entries = foreign.theirs(
-            layout,
-            own,
-            settings,
-            _aside(model, layout.part) if same else {},
-            source.get("prefix", "") if same else "",
-        )
-        written.append(foreign.write(folder, layout, entries, settings))
-    if not written:
+        if layout.fits(settings):
+            parts[layout] = settings, _theirs(model, layout, own, settings)
+        else:
+            refused[layout.part] = layout.component
+    if not parts:
         raise LayoutError(f"no part of this model has a layout of {origin}")
-    return written
+    held = {layout.part for layout in parts}
+    if wrong := [name for part, name in refused.items() if part not in held]:
+        raise LayoutError(f"no layout of {origin} can hold this model's {wrong[0]}")
+    for whole in WHOLES:
+        if (whole.origin, whole.system) == (origin, system):
+            made = {layout.part: entries for layout, (_, entries) in parts.items()}
+            return [foreign.write_whole(folder, whole, made)]
+    return [foreign.write(folder, layout, v, settings) for layout, (settings, v) in parts.items()]
+
+
+def _theirs(model: Opened, layout: Layout, own: Entries, settings: Mapping[str, Any]) -> Entries:
+    source = model.facts.get("source", {}).get(layout.part, {})
+    if source.get("layout") != layout.name:
+        return foreign.theirs(layout, own, settings)
+    aside = _aside(model, layout.part)
+    return foreign.theirs(layout, own, settings, aside, source.get("prefix", ""))
 
 
 def _settings(config: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+    if layout.component != "network":
+        return _codecs(config)[layout.component]
     own = config["config"]
-    return own if layout.component == "network" else own["codec_config"][layout.component]
+    return own["network"] if layout.system == "vq_diffusion" else own
 
 
 def _aside(model: Opened, part: str) -> Entries:

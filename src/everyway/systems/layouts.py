@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
-from everyway.checkpoints.foreign import Layout, Shapes
+from everyway.checkpoints.foreign import Layout, Shapes, Whole
 from everyway.checkpoints.keymap import Table, to_ours, to_theirs
+from everyway.checkpoints.store import unfilled
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser, unidiffuser_layouts, uvit
+from everyway.systems import unidiffuser, unidiffuser_layouts, uvit, vq_layouts
 from everyway.systems import unidiffuser_codec_layouts as codecs
 
 Settings = Mapping[str, Any]
 
 
 def _network_shapes(config: UViTConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with unfilled():
         return {k: tuple(v.shape) for k, v in UViT(config).state_dict().items()}
 
 
@@ -70,6 +69,7 @@ _AUTOENCODER = {
     "settings": codecs.autoencoder_settings,
     "expected": codecs.autoencoder_shapes,
     "constants": codecs.autoencoder_constants,
+    "fits": lambda settings: "autoencoder" in settings,
     "preset": codecs.autoencoder_preset,
 }
 _CAPTION = {
@@ -85,6 +85,7 @@ _CAPTION = {
 }
 
 LAYOUTS: tuple[Layout, ...] = (
+    *vq_layouts.LAYOUTS,  # of whose codecs an autoencoder has some of the marks
     Layout(
         name="unidiffuser",
         origin="authors",
@@ -191,3 +192,6 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 """The first whose marks a file has is its layout; explicit names and parts choose among them."""
+
+WHOLES: tuple[Whole, ...] = (vq_layouts.WHOLE,)
+"""Every file that holds all parts of a model."""

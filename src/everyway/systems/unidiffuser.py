@@ -51,6 +51,8 @@ class UniDiffuserConfig:
     codec_config: plain data for them (vocabulary, tokenizer, sizes).
     weights: modality -> weight of its mean loss.
     data_type: with a token for the kind of training data, as v1.  init: of a `UViTConfig`.
+    drawn_size: side of the image states that are drawn, whose positions are then those of
+    image_size resized; 0 is image_size.
     schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
     """
 
@@ -71,6 +73,7 @@ class UniDiffuserConfig:
         default_factory=lambda: {"image": 1.0, "text": 0.5, "image_embed": 0.1}
     )
     data_type: bool = False
+    drawn_size: int = 0
     qkv_bias: bool = False
     init: str = "unit"
     schedule: str = "cosine"
@@ -83,6 +86,13 @@ class UniDiffuserConfig:
             raise ValueError(
                 f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}"
             )
+        if self.drawn_size < 0 or self.drawn_size % self.patch:
+            raise ValueError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
+
+    @property
+    def side(self) -> int:
+        """Of the image states that are drawn."""
+        return self.drawn_size or self.image_size
 
     def network(self) -> UViTConfig:
         """Order of the tokens: both times, the data type, the text, the embedding, the patches."""
@@ -209,7 +219,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
     with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
         process = GaussianProcess(schedule=schedule(), parameterisation=prediction)
     shapes = {
-        "image": (config.image_channels, config.image_size, config.image_size),
+        "image": (config.image_channels, config.side, config.side),
         "image_embed": (1, config.embed_dim),
         "text": (config.text_length, config.text_dim),
     }
@@ -273,7 +283,7 @@ def _data_type() -> dict[str, Condition]:
 
 def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
     return {
-        "image": Pixels(size=config.image_size, gain=1.6),
+        "image": Pixels(size=config.side, gain=1.6),
         "image_embed": Thumbnail(side=round((config.embed_dim / 3) ** 0.5)),
         "text": Words(
             vocabulary=tuple(config.codec_config["vocabulary"]),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
+from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
 from everyway.systems.uvit import both
 
@@ -27,7 +28,7 @@ SCALE = 0.18215
 
 
 def _on_meta(make) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with unfilled():
         return {k: tuple(v.shape) for k, v in make().state_dict().items()}
 
 
@@ -342,8 +343,10 @@ def _infix() -> str:
     """What the installed transformers puts before the names of a text encoder."""
     from everyway.codecs.encoders import TextStates
 
-    tiny = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    names = _on_meta(lambda: TextStates(tiny | {"num_attention_heads": 1}))
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    marks = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tiny = {**dict.fromkeys(sizes, 1), **dict.fromkeys(marks, 0), "vocab_size": 1}
+    names = _on_meta(lambda: TextStates(tiny))
     return "text_model." if any(n.startswith("model.text_model.") for n in names) else ""
 
 

@@ -157,7 +157,8 @@ def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def inferred(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of a `UniDiffuserConfig` by our names and shapes of its weights.
 
-    heads: `told` (by diffusers: num_attention_heads), or of 64 dimensions.  LayoutError for others.
+    told: drawn_size, and heads (diffusers: num_attention_heads), which else are of 64 dimensions.
+    LayoutError for weights of other networks.
     """
     dim, channels, patch, _ = shapes["embed.image.weight"]
     text_dim, embed_dim = (shapes[f"embed.{n}.weight"][1] for n in ("text", "image_embed"))
@@ -175,6 +176,7 @@ def inferred(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
         "dim": dim,
         "heads": int(told.get("heads", told.get("num_attention_heads", max(1, dim // 64)))),
         "data_type": "embed.data_type.weight" in shapes,
+        "drawn_size": int(told.get("drawn_size", 0)),
     }
 
 

@@ -7,15 +7,20 @@ Sources: Esser et al., "Taming Transformers for High-Resolution Image Synthesis"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, check, to_ours, to_theirs
+from everyway.checkpoints.store import unfilled
+from everyway.checkpoints.tensor_files import Entries
+from everyway.codecs.image_vq import ImageVQ
 from everyway.systems.uvit import both
+
+Settings = Mapping[str, Any]
 
 
 def published(
@@ -49,6 +54,13 @@ ITHQ = published((64, 128, 256, 512), "ema", 4096, 128)
 """f8, of the improved models."""
 ITHQ_DIFFUSERS = published((64, 128, 256, 512), "nearest", 4096, 128)
 """ITHQ as diffusers keeps it, without the statistics of its moving averages."""
+PRESETS = {
+    "openimages": OPENIMAGES,
+    "imagenet": IMAGENET,
+    "ffhq": FFHQ,
+    "ithq": ITHQ,
+    "ithq of diffusers": ITHQ_DIFFUSERS,
+}
 
 _RESNET = {
     "norm1": "norm1",
@@ -69,118 +81,179 @@ _QUANTISER: dict[str, Table] = {
     ),
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class CodecLayout:
-    """How a file names the tensors of an `ImageVQ`.
-
-    prefix: of the codec's names; a file's other names are not the codec's.  ignored: beginnings
-    of names after the prefix that are of no use here (the losses of a training).
-    copies: (kept, copy) beginnings of names that hold the same tensors twice.
-    convolved: whether the projections of attention are 1x1 convolutions.
-    """
-
-    table: Table
-    prefix: str = ""
-    ignored: tuple[str, ...] = ()
-    copies: tuple[tuple[str, str], ...] = ()
-    convolved: bool = True
+MARKS = {
+    "nearest": "quantize.embedding.weight",
+    "gumbel": "quantize.embed.weight",
+    "ema": "quantize.embedding",
+}
+"""kind -> the authors' name of its codes, which only codecs of this kind have."""
 
 
-def standalone(config: Mapping[str, Any], prefix: str = "") -> CodecLayout:
-    """A codec's own file (its "state_dict", or "model" for ITHQ).
-
-    prefix: "first_stage_model." for FFHQ, whose codec lies in the file of a larger model.
-    """
-    table = _author_table(config, "", "", "quantize")
-    return CodecLayout(table=table, prefix=prefix, ignored=("loss.",))
+# -- the authors' -----------------------------------------------------------------------------
 
 
-def inside(config: Mapping[str, Any]) -> CodecLayout:
-    """The codec within a whole checkpoint of a diffusion, where the quantiser lies twice."""
-    return CodecLayout(
-        table=_author_table(config, "enc.", "dec.", "enc.quantize"),
-        prefix="content_codec.",
-        copies=(("enc.quantize.", "dec.quantize."),),
-    )
-
-
-def diffusers(config: Mapping[str, Any]) -> CodecLayout:
-    """A VQModel of diffusers, whose files of 2022 have older names of the attention projections."""
-    levels = len(config["encoder"]["block_out_channels"])
-    older = [
-        row
-        for place in _attentions(levels)
-        for ours, theirs in _LEGACY.items()
-        for row in both(f"{place}.{ours}", f"{place}.{theirs}")
-    ]
-    same = [row for ours, _ in _tower_places(levels, "", "") for row in both(ours, ours)]
-    table = (
-        *same,
-        *older,
+def keymap(levels: int, kind: str) -> Table:
+    """(ours, the authors') names of a codec with so many levels and this kind of quantiser."""
+    return (
+        *(row for place in _places(levels) for row in both(*place)),
         *both("quant_conv", "quant_conv"),
         *both("post_quant_conv", "post_quant_conv"),
-        ("quantiser.codes", "quantize.embedding.weight"),
-    )
-    return CodecLayout(table=table, convolved=False)
-
-
-def read(
-    tensors: Mapping[str, Tensor], layout: CodecLayout, expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """A file's tensors under our names.  expected: the state dict of the `ImageVQ` they are for.
-
-    Raises LayoutError for anything missing, extra, misshapen or unknown, and where two copies of a
-    tensor differ.
-    """
-    cut = len(layout.prefix)
-    own = {k[cut:]: v for k, v in tensors.items() if k.startswith(layout.prefix)}
-    own = {k: v for k, v in own.items() if not k.startswith(layout.ignored)}
-    for kept, copy in layout.copies:
-        own = _without_copy(own, kept, copy)
-    ours = to_ours(own, layout.table)
-    ours = {k: _projection(v) if _projects(k) else v for k, v in ours.items()}
-    check(_shapes(ours), _shapes(expected))
-    return ours
-
-
-def write(state: Mapping[str, Tensor], layout: CodecLayout) -> dict[str, Tensor]:
-    """The inverse of `read`: an `ImageVQ`'s state dict as such a file holds it."""
-    if layout.convolved:
-        state = {k: v[..., None, None] if _projects(k) else v for k, v in state.items()}
-    theirs = to_theirs(state, layout.table)
-    for kept, copy in layout.copies:
-        twice = {copy + k[len(kept) :]: v for k, v in theirs.items() if k.startswith(kept)}
-        theirs |= twice
-    return {layout.prefix + k: v for k, v in theirs.items()}
-
-
-def _author_table(config: Mapping[str, Any], enc: str, dec: str, quantiser: str) -> Table:
-    levels = len(config["encoder"]["block_out_channels"])
-    inner = _QUANTISER[config["quantiser"]["kind"]]
-    return (
-        *(row for place in _tower_places(levels, enc, dec) for row in both(*place)),
-        *both("quant_conv", f"{enc}quant_conv"),
-        *both("post_quant_conv", f"{dec}post_quant_conv"),
-        *((f"quantiser.{ours}", f"{quantiser}.{theirs}") for ours, theirs in inner),
+        *((f"quantiser.{ours}", f"quantize.{theirs}") for ours, theirs in _QUANTISER[kind]),
     )
 
 
-def _tower_places(levels: int, enc: str, dec: str) -> list[tuple[str, str]]:
+def from_authors(kind: str, entries: Entries) -> Entries:
+    """Its attention is of 1x1 convolutions (C, C, 1, 1) in the file, of matrices here."""
+    ours = to_ours(entries, keymap(Shapes(entries).count("encoder.down.{i}"), kind))
+    return {k: v.reshape(v.shape[:2]) if _projects(k) else v for k, v in ours.items()}
+
+
+def to_authors(kind: str, entries: Entries) -> Entries:
+    levels = Shapes(entries).count("encoder.down_blocks.{i}")
+    wide = {k: v.reshape((*v.shape, 1, 1)) if _projects(k) else v for k, v in entries.items()}
+    return to_theirs(wide, keymap(levels, kind))
+
+
+_INSIDE = {
+    "encoder.": "enc.encoder.",
+    "quant_conv.": "enc.quant_conv.",
+    "quantize.": "enc.quantize.",
+    "decoder.": "dec.decoder.",
+    "post_quant_conv.": "dec.post_quant_conv.",
+}
+_COPY = "dec.quantize."
+
+
+def inside(entries: Entries) -> Entries:
+    """A codec's own file -> its names in a whole checkpoint, where the quantiser lies twice."""
+    out = {}
+    for name, entry in entries.items():
+        start = next(s for s in _INSIDE if name.startswith(s))
+        rest = name.removeprefix(start)
+        out[_INSIDE[start] + rest] = entry
+        if start == "quantize.":
+            out[_COPY + rest] = entry
+    return out
+
+
+def outside(entries: Entries) -> Entries:
+    """The inverse of `inside`.  LayoutError where the two quantisers differ."""
+    starts = {inner: outer for outer, inner in _INSIDE.items()}
+    out, copies = {}, {}
+    for name, entry in entries.items():
+        start = next((s for s in (_COPY, *starts) if name.startswith(s)), "")
+        if start == _COPY:
+            copies[name.removeprefix("dec.")] = entry
+        else:
+            out[starts.get(start, "") + name.removeprefix(start)] = entry
+    originals = {k: v for k, v in out.items() if k.startswith("quantize.")}
+    check({k: v.shape for k, v in copies.items()}, {k: v.shape for k, v in originals.items()})
+    if wrong := [k for k, v in copies.items() if not torch.equal(v.read(), originals[k].read())]:
+        raise LayoutError(f"the file holds two different {wrong[0]}; load it again")
+    return out
+
+
+# -- diffusers' -------------------------------------------------------------------------------
+
+
+def modern(entries: Entries) -> Entries:
+    """diffusers' files of 2022 have older names of the attention's projections."""
+    older = {theirs: ours for ours, theirs in _LEGACY.items()}
+    pattern = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(older)})\.")
+    return {pattern.sub(lambda m: f"{m[1]}.{older[m[2]]}.", k): v for k, v in entries.items()}
+
+
+def from_diffusers(entries: Entries) -> Entries:
+    return to_ours(entries, _diffusers_keymap(Shapes(entries)))
+
+
+def to_diffusers(entries: Entries) -> Entries:
+    """The statistics of moving averages, which only training reads, are left out."""
+    kept = {k: v for k, v in entries.items() if not k.startswith("quantiser.cluster_")}
+    return to_theirs(kept, _diffusers_keymap(Shapes(entries)))
+
+
+def _diffusers_keymap(shapes: Shapes) -> Table:
+    levels = shapes.count("encoder.down_blocks.{i}")
+    same = (*(ours for ours, _ in _places(levels)), "quant_conv", "post_quant_conv")
+    rows = (row for place in same for row in both(place, place))
+    return (*rows, ("quantiser.codes", "quantize.embedding.weight"))
+
+
+def diffusers_config(settings: Settings) -> dict[str, Any]:
+    """The config.json of diffusers' VQModel."""
+    encoder, decoder = settings["encoder"], settings["decoder"]
+    return {
+        "_class_name": "VQModel",
+        "in_channels": encoder["in_channels"],
+        "out_channels": decoder["out_channels"],
+        "down_block_types": list(encoder["down_block_types"]),
+        "up_block_types": list(decoder["up_block_types"]),
+        "block_out_channels": list(encoder["block_out_channels"]),
+        "layers_per_block": encoder["layers_per_block"],
+        "latent_channels": encoder["out_channels"],
+        "num_vq_embeddings": settings["quantiser"]["codes"],
+        "norm_num_groups": encoder["norm_num_groups"],
+        "vq_embed_dim": settings["quantiser"]["dim"],
+    }
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def settings(kind: str, shapes: Shapes, told: Settings) -> dict[str, Any]:
+    """Of an `ImageVQ` with attention on its coarsest level, all but the codes in use."""
+    codes, dim = shapes["quantiser.codes"]
+    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    made = published(
+        [shapes[first.format(n)][0] for n in range(shapes.count("encoder.down_blocks.{i}"))],
+        kind,
+        codes,
+        dim,
+        shapes["quant_conv.weight"][1],
+        shapes.count("encoder.down_blocks.0.resnets.{i}"),
+    )
+    for side in ("encoder", "decoder"):
+        made[side]["norm_num_groups"] = int(told.get("norm_num_groups", 32))
+    return made
+
+
+def expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    own = {k: v for k, v in settings.items() if k != "used"}
+    with unfilled():
+        return {k: tuple(v.shape) for k, v in ImageVQ(**own).state_dict().items()}
+
+
+def preset(settings: Settings) -> str:
+    """Which of PRESETS it is, whatever codes are in use; "" for others."""
+    own = {k: v for k, v in settings.items() if k != "used"}
+    return next((name for name, config in PRESETS.items() if config == own), "")
+
+
+def of_kind(kind: str, settings: Settings) -> bool:
+    """Whether settings are of an `ImageVQ` that the released files can hold."""
+    if settings.get("quantiser", {}).get("kind") != kind:
+        return False
+    return (settings["encoder"]["in_channels"], settings["decoder"]["out_channels"]) == (3, 3)
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def _places(levels: int) -> list[tuple[str, str]]:
     """(ours, the authors') places of all layers in both towers; {i} counts within a level."""
     out = []
-    for ours, theirs in (("encoder", f"{enc}encoder"), ("decoder", f"{dec}decoder")):
-        out += [(f"{ours}.conv_in", f"{theirs}.conv_in")]
-        out += [(f"{ours}.conv_norm_out", f"{theirs}.norm_out")]
-        out += [(f"{ours}.conv_out", f"{theirs}.conv_out")]
-        out += _inner(f"{ours}.mid_block.attentions.0", f"{theirs}.mid.attn_1", _ATTENTION)
+    for tower in ("encoder", "decoder"):
+        out += [(f"{tower}.conv_in", f"{tower}.conv_in")]
+        out += [(f"{tower}.conv_norm_out", f"{tower}.norm_out")]
+        out += [(f"{tower}.conv_out", f"{tower}.conv_out")]
+        out += _inner(f"{tower}.mid_block.attentions.0", f"{tower}.mid.attn_1", _ATTENTION)
         for n in (0, 1):
-            middle = f"{theirs}.mid.block_{n + 1}"
-            out += _inner(f"{ours}.mid_block.resnets.{n}", middle, _RESNET)
+            out += _inner(f"{tower}.mid_block.resnets.{n}", f"{tower}.mid.block_{n + 1}", _RESNET)
     for n in range(levels):
-        out += _level(f"encoder.down_blocks.{n}", f"{enc}encoder.down.{n}", "downsample")
+        out += _level(f"encoder.down_blocks.{n}", f"encoder.down.{n}", "downsample")
         # the authors count the decoder's levels from the finest, diffusers from the coarsest
-        out += _level(f"decoder.up_blocks.{levels - 1 - n}", f"{dec}decoder.up.{n}", "upsample")
+        out += _level(f"decoder.up_blocks.{levels - 1 - n}", f"decoder.up.{n}", "upsample")
     return out
 
 
@@ -196,30 +269,6 @@ def _inner(ours: str, theirs: str, parts: Mapping[str, str]) -> list[tuple[str, 
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in parts.items()]
 
 
-def _attentions(levels: int) -> list[str]:
-    coarsest = (f"encoder.down_blocks.{levels - 1}", "decoder.up_blocks.0")
-    middles = [f"{tower}.mid_block.attentions.0" for tower in ("encoder", "decoder")]
-    return [f"{place}.attentions.{{i}}" for place in coarsest] + middles
-
-
 def _projects(name: str) -> bool:
     """Whether a tensor of ours is the weight of an attention projection."""
     return name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight"))
-
-
-def _projection(weight: Tensor) -> Tensor:
-    return weight.flatten(1) if tuple(weight.shape[2:]) == (1, 1) else weight
-
-
-def _without_copy(tensors: dict[str, Tensor], kept: str, copy: str) -> dict[str, Tensor]:
-    originals = {k[len(kept) :]: v for k, v in tensors.items() if k.startswith(kept)}
-    copies = {k[len(copy) :]: v for k, v in tensors.items() if k.startswith(copy)}
-    check(_shapes(copies), _shapes(originals))
-    wrong = [k for k, v in copies.items() if not torch.equal(v, originals[k])]
-    if wrong:
-        raise LayoutError(f"the file holds two different {kept}{wrong[0]}; load it again")
-    return {k: v for k, v in tensors.items() if not k.startswith(copy)}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(v.shape) for k, v in tensors.items()}

@@ -2,6 +2,7 @@
 
 One state, the image's tokens, on the clock `image`.  Guidance takes the network's own null
 ("learned"; for classes the last label, or the table's mean), or an empty text ("empty": zero-shot).
+`published` has the released models, with the settings that they were released with.
 
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
 arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 2022, arXiv 2205.16007.
@@ -9,12 +10,14 @@ arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 202
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.image_vq import ImageVQ
 from everyway.codecs.plain import Labels
 from everyway.codecs.text_latent import TextLatent
@@ -24,6 +27,8 @@ from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.system import Condition, Modality, System
+from everyway.systems.vq_codec_layouts import FFHQ, IMAGENET, ITHQ, OPENIMAGES
+from everyway.systems.vq_network_layouts import PRESETS, preset_of
 from everyway.tasks import GENERATE, Task
 
 RATES = {"released": RELEASED, "paper": PAPER, "absorbing": ABSORBING, "uniform": UNIFORM}
@@ -32,6 +37,8 @@ NETWORKS: dict[str, tuple[type[nn.Module], Callable[[Mapping[str, Any]], Any]]] 
     "uvit": (UViT, UViTConfig.from_json),
 }
 """kind -> (class, its config from plain data)."""
+TEXTS: dict[str, type[nn.Module]] = {"latent": TextLatent, "clip": ClipText}
+"""text_kind -> the codec whose latent is the context "text"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +48,28 @@ class VQDiffusionConfig:
     kind: of the network, a name in NETWORKS.  network: its config as plain data; it also says what
     the network is told: a context "text", a "label", or nothing.
     codec: settings of its ImageVQ.  text: settings of the text codec, whose latent is the context.
+    text_kind: of the text codec, a name in TEXTS.
     shared: component -> the shipped model that has its weights.
-    rates: a name in RATES.  steps, auxiliary: of the process.  sampler, guidance: unless told.
+    rates: a name in RATES.  steps, auxiliary: of the process.
+    sampler, guidance, truncation, sample_steps: how it is sampled unless told.
     """
 
     network: Mapping[str, Any]
     codec: Mapping[str, Any]
     kind: str = "transformer"
     text: Mapping[str, Any] = field(default_factory=dict)
+    text_kind: str = "latent"
     shared: Mapping[str, str] = field(default_factory=dict)
     rates: str = "released"
     steps: int = 100
     auxiliary: float = 5e-4
     guidance: float = 3.0
     sampler: str = "purity"
+    truncation: float = 1.0
+    sample_steps: int = 25
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", NETWORKS), ("rates", RATES)):
+        for name, known in (("kind", NETWORKS), ("rates", RATES), ("text_kind", TEXTS)):
             if getattr(self, name) not in known:
                 told = f"{name} {getattr(self, name)!r} is unknown"
                 raise ValueError(f"{told}; choose {', '.join(known)}")
@@ -102,11 +114,16 @@ def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig
 def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     """The system with fresh weights.  config: a VQDiffusionConfig, or the plain data of one.
 
-    Raises ValueError where network and codec do not fit each other.
+    Raises ValueError where a part is missing, and where network and codec do not fit each other.
     """
     if not isinstance(config, VQDiffusionConfig):
         config = VQDiffusionConfig(**config)
     kind, read = NETWORKS[config.kind]
+    if parts := lacking(config):
+        raise ValueError(
+            "this model lacks parts; give them to everyway convert: "
+            + " ".join(f"--part {part}" for part in parts)
+        )
     network = kind(read(config.network))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
     side, codes = grid_of(network)
@@ -126,6 +143,8 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
         shared=config.shared,
         sampler=config.sampler,
         guidance=config.guidance,
+        steps=config.sample_steps,
+        truncation=config.truncation,
     )
 
 
@@ -147,13 +166,19 @@ def tasks(told: str) -> dict[str, Task]:
 
 
 def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
-    """A text, with the network's learned null, and the zero-shot one of an empty text."""
-    codec = TextLatent(**config.text).eval().requires_grad_(False)
-    nulls = {
-        "learned": network.null_context,
-        "empty": lambda batch: Context(tokens=codec.latent(codec.tokens.nothing(batch))),
-    }
+    """A text, with the network's learned null if any, and the zero-shot one of an empty text."""
+    codec = TEXTS[config.text_kind](**config.text).eval().requires_grad_(False)
+    nulls: dict[str, Callable[[int], Context]] = {}
+    if not isinstance(network, TokenTransformer) or network.config.learned_null:
+        nulls["learned"] = network.null_context
+    nulls["empty"] = lambda batch: Context(tokens=empty(codec).expand(batch, -1, -1))
     return {"text": Condition(name="text", source="text", codec=codec, nulls=nulls)}
+
+
+@torch.no_grad()
+def empty(codec: nn.Module) -> Tensor:
+    """(1, N, D): what a text codec makes of no text."""
+    return codec.latent(codec.tokens.nothing(1))
 
 
 def told_label(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
@@ -172,3 +197,91 @@ def labels_of(network: nn.Module) -> int:
 
 
 CONDITIONS = {"text": told_text, "label": told_label, "": lambda network, config: {}}
+
+
+# -- published --------------------------------------------------------------------------------
+
+CODECS: dict[str, Mapping[str, Any]] = {
+    "coco": OPENIMAGES,
+    "cc": OPENIMAGES,
+    "cub200": OPENIMAGES,
+    "human": OPENIMAGES,
+    "coco_learnable": OPENIMAGES,
+    "cc_learnable": OPENIMAGES,
+    "ithq": ITHQ,
+    "imagenet": IMAGENET,
+    "imagenet_learnable": IMAGENET,
+    "ffhq": FFHQ,
+}
+"""Released model -> settings of its codec."""
+SAMPLED: dict[tuple[str, bool], tuple[float, float]] = {
+    ("text", False): (1.0, 0.86),
+    ("text", True): (3.0, 1.0),
+    ("class", False): (1.0, 0.86),
+    ("class", True): (1.5, 0.94),
+    ("none", False): (1.0, 0.86),
+}
+"""(condition, learned null) -> the (guidance, truncation) that such models were released with."""
+GUIDANCE = {"ithq": 5.0, "cc_learnable": 5.0}
+"""Of the two that differ from models of their kind."""
+CLIP = "openai/clip-vit-base-patch32"
+"""Where the text tower and its tokenizer are published."""
+IMAGE_SIZE = 256
+"""Side in pixels of what every released model draws."""
+
+
+def published(
+    name: str, tokenizer: str = "", used: Sequence[int] | str | None = None
+) -> VQDiffusionConfig:
+    """A released model: coco, cc, cub200, human, coco_learnable, cc_learnable, ithq, imagenet,
+    imagenet_learnable or ffhq.
+
+    tokenizer: the JSON of CLIP's tokenizer, for models that are told a text.
+    used: the codes in use, or a file of them, for the models whose codec has more (2887 of 8192 on
+    captions, 974 of 16384 on classes).
+    All are sampled in 100 steps of the whole posterior; sampler="purity" with its weight of 1 is
+    the released purity sampling.  For a zero-shot null ask for guidance 3 (5 of ithq).
+    """
+    if name not in CODECS:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(CODECS)}")
+    text = {"tokenizer": tokenizer, "text": CLIP_B32_TEXT, "projection": 512}
+    codec = CODECS[name] if used is None else {**CODECS[name], "used": used}
+    made = full(PRESETS[name].to_json(), codec, text)
+    return replace(made, guidance=GUIDANCE.get(name, made.guidance))
+
+
+def full(
+    network: Mapping[str, Any], codec: Mapping[str, Any], text: Mapping[str, Any]
+) -> VQDiffusionConfig:
+    """A system as the released ones are.  network: a TokenTransformerConfig as plain data.
+
+    codec: of an ImageVQ.  text: of a ClipText, of no matter to networks that are told none.
+    """
+    condition = network["condition"]
+    guidance, truncation = SAMPLED[condition, bool(network.get("learned_null"))]
+    return VQDiffusionConfig(
+        network=network,
+        codec=codec,
+        text=text if condition == "text" else {},
+        text_kind="clip",
+        auxiliary=5e-4 if condition == "text" else 1e-3,
+        steps=network.get("steps", 100),
+        guidance=GUIDANCE.get(preset_of(network), guidance),
+        truncation=truncation,
+        sampler="ancestral",
+        sample_steps=100,
+    )
+
+
+def lacking(config: VQDiffusionConfig) -> list[str]:
+    """The published parts, as `everyway convert --part` takes them, that a config does not give."""
+    if config.text_kind != "clip":  # not as `full` makes it
+        return []
+    needed = [] if config.codec else ["image=vqgan.pth"]
+    if config.told == "text":
+        needed += [] if "text" in config.text else [f"text_states={CLIP}"]
+        needed += [] if config.text.get("tokenizer") else [f"tokenizer={CLIP}"]
+    if config.codec and config.codec.get("used") is None:
+        few = config.network["codes"] < config.codec["quantiser"]["codes"]
+        needed += ["used=used-codes.npy"] if few else []
+    return needed

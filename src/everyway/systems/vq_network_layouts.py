@@ -14,15 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from everyway.checkpoints.keymap import LayoutError, Table
-from everyway.nets.token_transformer import TokenTransformerConfig
+from everyway.checkpoints.foreign import Shapes
+from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
+from everyway.checkpoints.store import unfilled
+from everyway.checkpoints.tensor_files import Entries, Stored, held
+from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
+from everyway.process.mask_replace import MaskReplace
 from everyway.systems.uvit import both
 
+Settings = Mapping[str, Any]
 T = TypeVar("T")
 
 _BASE = TokenTransformerConfig(codes=2887, side=32, dim=1024, depth=19, heads=16, condition="text")
@@ -54,8 +59,12 @@ PRESETS: dict[str, TokenTransformerConfig] = {
 
 def keymap(config: TokenTransformerConfig) -> Table:
     """(ours, the authors') names of every weight of such a network, as in "ema"."""
-    attn = "attn1" if config.condition == "text" else "attn"
-    fc1, fc2 = ("mlp.conv1", "mlp.conv2") if config.mlp == "conv" else ("mlp.0", "mlp.2")
+    return _keymap(config.condition == "text", config.mlp == "conv")
+
+
+def _keymap(text: bool, conv: bool) -> Table:
+    attn = "attn1" if text else "attn"
+    fc1, fc2 = ("mlp.conv1", "mlp.conv2") if conv else ("mlp.0", "mlp.2")
     names = ("query", "key", "value", "proj")
     inner = (
         *_ada_norm("norm_attn", "ln1"),
@@ -93,6 +102,19 @@ def _attention(ours: str, theirs: str, names: tuple[str, str, str, str]) -> Tabl
 
 def _within(theirs: str, inner: Table) -> Table:
     return tuple((f"blocks.{{i}}.{a}", f"{theirs}.{b}") for a, b in inner)
+
+
+def from_authors(weights: Entries) -> Entries:
+    """The authors' names of the weights -> ours."""
+    text = any(".attn1." in name for name in weights)
+    return to_ours(weights, _keymap(text, any(".mlp.conv1." in name for name in weights)))
+
+
+def to_authors(entries: Entries) -> Entries:
+    """The inverse of `from_authors`."""
+    text = any(".cross." in name for name in entries)
+    conv = any(k.endswith(".fc1.weight") and len(v.shape) == 4 for k, v in entries.items())
+    return to_theirs(entries, _keymap(text, conv))
 
 
 _DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -171,17 +193,133 @@ def without_derived(names: Mapping[str, T]) -> dict[str, T]:
     return {name: value for name, value in names.items() if not is_derived(name)}
 
 
-def derived_shapes(config: TokenTransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every derived tensor in the authors' file of such a network."""
-    shapes: dict[str, tuple[int, ...]] = {
-        n: (config.steps + ("cumprod" in n),) for n in (*SCHEDULE, *HISTORY)
+def schedule(codes: int, steps: int) -> dict[str, Tensor]:
+    """The float32 tensors of SCHEDULE; what stands "before the first step" is their last entry."""
+    process = MaskReplace(classes=codes, steps=steps)
+    n = torch.arange(steps + 1, dtype=torch.float64) / steps
+    single = process.stride(n[1:], n[:-1])
+    cumulative = [torch.cat([rate[1:], rate[:1]]) for rate in process.cumulative(n)]
+    out = {}
+    for kind, rates in (("", single), ("cumprod_", cumulative)):
+        out |= {f"log_{kind}{letter}t": rate.log() for letter, rate in zip("abc", rates)}
+        out[f"log_1_min_{kind}ct"] = (1 - out[f"log_{kind}ct"].exp() + 1e-40).log()
+    return {name: values.float() for name, values in out.items()}
+
+
+def derived(settings: Settings) -> Entries:
+    """Every derived tensor in the authors' file of such a network; one mask stands for all."""
+    config = TokenTransformerConfig.from_json(settings)
+    made = schedule(config.codes, config.steps)
+    made |= {name: torch.zeros(config.steps) for name in HISTORY}
+    if config.condition == "text":
+        mask = torch.ones(config.length, config.length).tril()[None, None]
+        made |= {MASK.format(i=i): mask for i in range(config.depth)}
+    return {name: held(value) for name, value in made.items()}
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
+    """Of a TokenTransformerConfig, by our names and shapes of its weights.
+
+    told: heads (16), side (that of the table; half of it for networks that are told no text).
+    """
+    codes, dim = shapes["head.weight"]
+    rows = shapes["embed.rows.weight"][0]
+    fc1 = shapes["blocks.0.mlp.fc1.weight"]
+    text = "blocks.0.cross.k.weight" in shapes
+    labels = shapes.get("blocks.0.norm_mlp.table.weight", (0,))[0]
+    null = shapes.get("null", (77,))
+    side = int(told.get("side", told.get("sample_size", rows if text else rows // 2)))
+    config = TokenTransformerConfig(
+        codes=codes,
+        side=side,
+        dim=dim,
+        depth=shapes.count("blocks.{i}"),
+        heads=int(told.get("heads", told.get("num_attention_heads", 16))),
+        mlp_ratio=fc1[0] // dim,
+        mlp="conv" if len(fc1) == 4 else "linear",
+        table_side=0 if rows == side else rows,
+        condition="text" if text else "class" if labels else "none",
+        labels=labels,
+        text_length=null[0],
+        text_dim=shapes["blocks.0.cross.k.weight"][1] if text else 512,
+        learned_null="null" in shapes or labels == 1001,
+        steps=shapes["blocks.0.norm_attn.table.weight"][0],
+    )
+    return config.to_json()
+
+
+def expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    with unfilled():
+        network = TokenTransformer(TokenTransformerConfig.from_json(settings))
+    return {k: tuple(v.shape) for k, v in network.state_dict().items()}
+
+
+def preset_of(settings: Settings) -> str:
+    """The first of PRESETS that it is, "" for others; captions' base models are one network."""
+    return next((name for name, c in PRESETS.items() if c.to_json() == dict(settings)), "")
+
+
+def diffusers_config(settings: Settings) -> dict[str, Any]:
+    """The config.json of diffusers' Transformer2DModel."""
+    return {
+        "_class_name": "Transformer2DModel",
+        "num_attention_heads": settings["heads"],
+        "attention_head_dim": settings["dim"] // settings["heads"],
+        "num_layers": settings["depth"],
+        "cross_attention_dim": settings["text_dim"],
+        "attention_bias": True,
+        "num_vector_embeds": settings["codes"] + 1,
+        "num_embeds_ada_norm": settings["steps"],
+        "norm_num_groups": 32,
+        "sample_size": settings["side"],
+        "activation_fn": "geglu-approximate",
+        "norm_type": "ada_norm",
+        "dropout": 0.0,
     }
-    if config.condition != "text":
-        return shapes
-    square = (1, 1, config.length, config.length)
-    return shapes | {MASK.format(i=i): square for i in range(config.depth)}
 
 
-def cross_attention_mask(config: TokenTransformerConfig) -> Tensor:
-    """What the authors' file holds under every MASK: (1, 1, L, L) float32."""
-    return torch.ones(config.length, config.length).tril()[None, None]
+def in_authors(settings: Settings) -> bool:
+    """Whether the authors' file can hold such a network: a transformer with tables of time."""
+    return settings.get("time") == "table" and "codes" in settings
+
+
+def in_diffusers(settings: Settings) -> bool:
+    """Whether Transformer2DModel can be such a network."""
+    plain = {"condition": "text", "mlp": "linear", "activation": "gelu2", "time": "table"}
+    same = all(settings.get(name) == value for name, value in plain.items())
+    return same and not settings["table_side"] and settings["mlp_ratio"] == 4
+
+
+# -- a null of its own ------------------------------------------------------------------------
+
+
+def with_null(settings: Settings, entries: Entries) -> tuple[dict[str, Any], Entries]:
+    """A network that learned no null, with a fresh one to train on.
+
+    For a text it is normal, as a new network's is; for a class it is one more row of every table,
+    their mean, which such networks are told for no class.  ValueError where there is one already.
+    """
+    if settings["learned_null"] or settings["condition"] == "none":
+        raise ValueError("this network has a null of its own, or is told nothing; leave null out")
+    own = {**settings, "learned_null": True}
+    if settings["condition"] == "text":
+        shape = (settings["text_length"], settings["text_dim"])
+        null = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return own, entries | {"null": held(null)}
+    tables = {k: v for k, v in entries.items() if k.endswith(".norm_mlp.table.weight")}
+    own["labels"] += 1
+    return own, entries | {name: _with_mean(table) for name, table in tables.items()}
+
+
+def _with_mean(table: Stored) -> Stored:
+    """A table with the mean of its rows below them."""
+    rows, width = table.shape
+
+    def load(dtype: torch.dtype | None) -> Tensor:
+        whole = table.read(dtype)
+        return torch.cat([whole, whole.float().mean(0, keepdim=True).to(whole.dtype)])
+
+    return replace(table, shape=(rows + 1, width), load=load)
