@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,12 @@ def test_training_times():
     mixed = mixture_times(noise, clocks, 20000)
     image, text = mixed["image"], mixed["text"]
     shares = [text == 0, image == 0, image == text, text == 1, image == 1]
-    for mask, share in zip(shares, (0.2, 0.15, 0.1, 0.025, 0.025)):
+    for mask, share in zip(shares, (0.35, 0.2, 0.1, 0.05, 0.05)):
         assert float(mask.double().mean()) == pytest.approx(share, abs=0.012)
+    free = image[text == 0]  # 2 u / (1 + u) for uniform u, whose mean is 2 (1 - log 2)
+    assert float(free.mean()) == pytest.approx(2 * (1 - math.log(2)), abs=0.01)
+    plain = mixture_times(noise, clocks, 20000, shift=1.0)
+    assert float(plain["image"][plain["text"] == 0].mean()) == pytest.approx(0.5, abs=0.01)
     log = lognormal_times(noise, ("image",), 20000, schedule=EDMSigma())["image"]
     log_sigma = -EDMSigma().lam(log)
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.05)
