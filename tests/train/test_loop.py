@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from everyway.train.config import ConfigError, TrainConfig, resolve
@@ -47,9 +48,16 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     assert train(_small(tmp_path, 4))["step"] == first["step"]
 
 
+def test_a_finished_run_that_is_asked_for_more_goes_on_at_the_full_rate(tmp_path):
+    train(_small(tmp_path, 4))
+    assert train(_small(tmp_path, 10))["step"] == 10
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["facts"])["cooldown_from"] == 8
+
+
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     train(_small(tmp_path, 2))
-    with pytest.raises(ConfigError, match="other settings"):
+    with pytest.raises(ConfigError, match="another lr"):
         train(resolve("nano", SMALL | {"steps": "2", "lr": "0.5"}, out=str(tmp_path)))
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -36,6 +36,8 @@ OPTIMISERS = {
     "adamw": lambda network, **settings: torch.optim.AdamW(network.parameters(), **settings),
     "muon": Muon,
 }
+RESUMABLE = {"budget_s", "steps", "out", "save_every_s", "sample_every", "log_every"}
+"""Settings that a resumed run may change: they do not bear on what a step does."""
 TIMES = {"uniform": uniform_times, "tasks": mixture_times}
 """How times of several clocks are drawn: the whole square, or mostly the lines of tasks."""
 
@@ -73,6 +75,8 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     path = out / "state.safetensors"
     if path.exists():
         state.restore(path)
+        if _early(state, config):
+            state.cooldown_from = -1  # cooled down before, and now asked to go on
     log = _Log(out, config.log_every, world.first)
     saved = time.monotonic()
     with _polite_stop() as stopped:
@@ -171,22 +175,24 @@ def chain_of(system: System, config: TrainConfig) -> int:
     """Steps of the token chain whose times are drawn by importance; 0 where they are not."""
     if config.times != "importance":
         return 0
-    chains = {getattr(p, "steps", 0) for p in system.processes.values()}
-    if len(chains) != 1 or 0 in chains:
+    steps = {process.steps for process in system.chains.values()}
+    if len(system.chains) < len(system.modalities) or len(steps) != 1:
         raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
-    return chains.pop()
+    return steps.pop()
 
 
 def _finished(state: TrainState, config: TrainConfig) -> bool:
     """Counts steps; under a time budget, moves the cool-down to where the budget wants it."""
-    if config.budget_s and state.step:
-        if state.cooldown_from < 0 and state.seconds > config.budget_s * (1 - config.cooldown):
-            state.cooldown_from = state.step
-        if state.seconds >= config.budget_s:
-            return True
-    elif state.cooldown_from < 0 and state.step >= config.steps * (1 - config.cooldown):
+    if state.cooldown_from < 0 and not _early(state, config):
         state.cooldown_from = state.step
-    return state.step >= config.steps
+    return state.step >= config.steps or 0 < config.budget_s <= state.seconds
+
+
+def _early(state: TrainState, config: TrainConfig) -> bool:
+    """Whether so much of the budget, or else of the steps, is left that no cool-down is due."""
+    if config.budget_s:
+        return state.seconds <= config.budget_s * (1 - config.cooldown)
+    return state.step < config.steps * (1 - config.cooldown)
 
 
 def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
@@ -280,11 +286,12 @@ def _claim(out: Path, config: TrainConfig) -> None:
     path = out / "config.json"
     if path.exists():
         former = TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
-        same = replace(former, budget_s=config.budget_s, steps=config.steps, out=config.out)
-        if same != config:
+        mine = asdict(config)
+        other = [k for k, v in asdict(former).items() if v != mine[k] and k not in RESUMABLE]
+        if other:
             raise ConfigError(
-                f"{out} holds a run with other settings; choose another --out, "
-                "or run it with the settings in its config.json to resume"
+                f"{out} holds a run with another {', '.join(other)}; choose another --out, "
+                "or use the settings in its config.json to resume"
             )
     out.mkdir(parents=True, exist_ok=True)
     store.write_text(path, config.to_json())
