@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -132,7 +133,9 @@ def tiny_model(told: str, null: bool = False, kind: str = "gumbel") -> dict[str,
     inside = vq_codec_layouts.inside({k: _meta(v) for k, v in tiny_codec_shapes(kind).items()})
     shapes |= {f"content_codec.{k}": v.shape for k, v in inside.items()}
     if told == "text":
-        text = clip_shapes(VOCABULARY, 64, 96, 2)
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
+        sizes |= {"num_hidden_layers": 2, "max_position_embeddings": 77}
+        text = clip_shapes(sizes, 64)
         shapes |= {f"transformer.condition_emb.{k}": v for k, v in text.items()}
     return {k: v.read() for k, v in stored(shapes, _derived(config)).items()}
 
@@ -148,17 +151,18 @@ def tiny_codec(kind: str) -> dict[str, Tensor]:
     return {k: v.read() for k, v in stored(tiny_codec_shapes(kind)).items()}
 
 
-def clip_shapes(vocabulary: int, width: int, inner: int, layers: int) -> Shapes:
+def clip_shapes(text: Mapping[str, int], projection: int) -> Shapes:
     """OpenAI's names of a text tower with its projection, written out."""
+    width, inner = text["hidden_size"], text["intermediate_size"]
     out = {
-        "token_embedding.weight": (vocabulary, width),
-        "positional_embedding": (77, width),
-        "text_projection": (width, width),
+        "token_embedding.weight": (text["vocab_size"], width),
+        "positional_embedding": (text["max_position_embeddings"], width),
         "ln_final.weight": (width,),
         "ln_final.bias": (width,),
+        "text_projection": (width, projection),
     }
     wide = {"attn.out_proj": (width, width), "mlp.c_fc": (inner, width)}
-    for n in range(layers):
+    for n in range(text["num_hidden_layers"]):
         layer = f"transformer.resblocks.{n}"
         out[f"{layer}.attn.in_proj_weight"] = (3 * width, width)
         out[f"{layer}.attn.in_proj_bias"] = (3 * width,)

@@ -24,7 +24,7 @@ from everyway.contracts import Bundle, Context, Contexts, Denoise
 from everyway.controls.interpolation import slerp, start_states
 from everyway.controls.masks import free_places, pinned
 from everyway.guidance import guided
-from everyway.process.mask_replace import MaskReplace
+from everyway.objective import corrupt
 from everyway.request import GenerateRequest, read_image
 from everyway.sampling.loop import Progress, absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
@@ -225,10 +225,10 @@ class Model:
         """
         sure, shown = None, {}
         for name, clean in progress.clean.items():
-            process, shown[name] = self.system.processes[name], clean[row : row + 1]
-            if isinstance(process, MaskReplace) and self.system.clocks[name] == "image":
+            shown[name] = clean[row : row + 1]
+            if name in self.system.chains and self.system.clocks[name] == "image":
                 now = progress.states[name][row : row + 1]
-                masked = now == process.mask
+                masked = now == self.system.chains[name].mask
                 shown[name] = torch.where(masked, clean[row : row + 1, :, :-1].argmax(-1), now)
                 sure = clean[row].amax(-1).exp().masked_fill(masked[0], 0.0)
                 sure = sure.reshape(isqrt(len(sure)), -1)
@@ -290,10 +290,11 @@ class Model:
         steps, begin = request.steps, stage.begin
         if begin < 1:  # from what is carried, with as many of the steps as the way is long
             begin, steps = self._reached(begin), max(1, round(steps * begin))
-            states |= self._corrupted(known, begin, noise)
-        contexts = self._contexts(carried, task, request, batch)
+            times = dict.fromkeys(task.roles, torch.full((batch,), begin, dtype=torch.float64))
+            states |= corrupt(system, known, times, noise)[0]
+        nulls = system.null_contexts(batch, request.null)
         return sample(
-            self._denoise(task, contexts, noise, request),
+            self._denoise(task, nulls, noise, request),
             processes=system.processes,
             clocks=system.clocks,
             task=task,
@@ -302,13 +303,13 @@ class Model:
             noise=noise,
             steps=steps,
             sampler=sampler_of(request),
-            contexts=contexts,
+            contexts=self._contexts(carried, task, nulls),
             t_start=begin,
             pin=self._pin(known, noise, request) if stage.masked else None,
         )
 
     def _denoise(
-        self, task: Task, contexts: Contexts, noise: PerSampleNoise, request: GenerateRequest
+        self, task: Task, nulls: Contexts, noise: PerSampleNoise, request: GenerateRequest
     ) -> Denoise:
         """The system's estimates: guided, then truncated where they are of tokens."""
         system = self.system
@@ -318,21 +319,18 @@ class Model:
             system.clocks,
             request.guidance,
             absent_states(system.processes, noise),
-            null_contexts=system.null_contexts(len(noise.seeds), request.null),
+            null_contexts=nulls,
             processes=system.processes,
         )
         if request.truncation == 1:
             return made
-        tokens = [n for n, p in system.processes.items() if isinstance(p, MaskReplace)]
-        if not tokens:
+        if not system.chains:
             raise ModelError("truncation is for models of tokens; leave --truncation out")
-        return Truncated(denoise=made, rates=dict.fromkeys(tokens, request.truncation))
+        return Truncated(denoise=made, rates=dict.fromkeys(system.chains, request.truncation))
 
-    def _contexts(
-        self, carried: Carry, task: Task, request: GenerateRequest, batch: int
-    ) -> Contexts:
+    @staticmethod
+    def _contexts(carried: Carry, task: Task, nulls: Contexts) -> Contexts:
         """What the task tells of the conditions, or their null."""
-        nulls = self.system.null_contexts(batch, request.null)
         return {
             name: Context(tokens=carried[f"told.{name}"]) if task.contexts.get(name) else null
             for name, null in nulls.items()
@@ -340,18 +338,9 @@ class Model:
 
     def _reached(self, begin: float) -> float:
         """The time nearest to `begin` that every chain of tokens has."""
-        for process in self.system.processes.values():
-            if isinstance(process, MaskReplace):
-                begin = max(1, int(process.steps * begin)) / process.steps
+        for process in self.system.chains.values():
+            begin = max(1, int(process.steps * begin)) / process.steps
         return begin
-
-    def _corrupted(self, known: Bundle, t: float, noise: PerSampleNoise) -> Bundle:
-        out = {}
-        for name, x0 in known.items():
-            process = self.system.processes[name]
-            draw = process.draw(noise, name, tuple(x0.shape)).to(x0.device)
-            out[name] = process.corrupt(x0, draw, torch.full((len(x0),), t, dtype=torch.float64))
-        return out
 
     def _pin(self, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
         """Holds what the mask does not free; states without places are drawn anew."""
@@ -443,7 +432,7 @@ def load(name_or_path: str = "default", device: str = "auto") -> Model:
 def _fill(system: System, tensors: Mapping[str, Mapping[str, torch.Tensor]], folder: Path) -> None:
     modules = {"network": system.network, **system.codecs}
     for name, model in system.shared.items():
-        tensors = {**tensors, name: store.load(SHIPPED / model)[1][name]}
+        tensors = {**tensors, name: store.load_component(SHIPPED / model, name)}
     for name, module in modules.items():
         try:
             module.load_state_dict({k: v.float() for k, v in tensors[name].items()})

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Denoise, Process, Query, expand_times
+from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
+from everyway.process.gaussian import mixed
 from everyway.tasks import Task
 
 OFF = 1e-3
@@ -66,11 +67,8 @@ def combine(
     made = dict(conditional)
     for name, u in unconditional.items():
         weight = w if isinstance(w, Tensor) else torch.full((len(u),), w, dtype=torch.float64)
-        weight = weight.to(u.device)
-        if processes and name in processes:
-            made[name] = processes[name].combine(conditional[name], u, weight)
-        else:
-            made[name] = u + expand_times(weight, u).to(u.dtype) * (conditional[name] - u)
+        mix = processes[name].combine if processes and name in processes else mixed
+        made[name] = mix(conditional[name], u, weight.to(u.device))
     return made
 
 

@@ -71,9 +71,7 @@ def _section(page: Image.Image, pen: ImageDraw.ImageDraw, section: Section, x: i
 
 def _cell(page: Image.Image, pen: ImageDraw.ImageDraw, cell: Cell, x: int, y: int) -> None:
     frame = (x - 2, y - 2, x + SIDE + 1, y + SIDE + 1)
-    words, ink = drawable(cell.text), SOFT if cell.given or cell.right is None else INK
-    if cell.right is not None:
-        ink = RIGHT if cell.right else WRONG
+    words, ink = drawable(cell.text), {None: SOFT, True: RIGHT, False: WRONG}[cell.right]
     if cell.image is None:
         pen.rectangle(frame, fill="#f4f4f6")
         _words(pen, words, (x + 6, y + 6), SIDE - 12, SIDE // LINE, INK)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from everyway.contracts import Bundle, Codec, Context, Contexts, Denoise, Process, Query, Times
+from everyway.process.mask_replace import MaskReplace
 from everyway.tasks import Task
 
 
@@ -82,6 +83,11 @@ class System:
     @property
     def processes(self) -> dict[str, Process]:
         return {name: m.process for name, m in self.modalities.items()}
+
+    @property
+    def chains(self) -> dict[str, MaskReplace]:
+        """modality -> process, of those that are tokens."""
+        return {n: p for n, p in self.processes.items() if isinstance(p, MaskReplace)}
 
     @property
     def clocks(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from everyway.codecs.published_tokens import ClipTokens
 from everyway.systems import clip_text_layouts as layouts
 from formula import filled
 from published import CLIP_TOKENS, TEXT_VOCABULARY, tokenizer
+from published_vq import clip_shapes
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vq" / "j_clip_text.npz"
 ATOL = 1e-5
@@ -39,30 +40,8 @@ def words(count: int) -> str:
     return tokenizer((*(f"w{i}" for i in range(count - 10)), *MARKS))
 
 
-def released(text: dict, projection: int) -> dict[str, tuple[int, ...]]:
-    """OpenAI's names and shapes, written out."""
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    out = {
-        "token_embedding.weight": (text["vocab_size"], width),
-        "positional_embedding": (text["max_position_embeddings"], width),
-        "ln_final.weight": (width,),
-        "ln_final.bias": (width,),
-        "text_projection": (width, projection),
-    }
-    wide = {"attn.out_proj": (width, width), "mlp.c_fc": (inner, width)}
-    for n in range(text["num_hidden_layers"]):
-        layer = f"transformer.resblocks.{n}"
-        out[f"{layer}.attn.in_proj_weight"] = (3 * width, width)
-        out[f"{layer}.attn.in_proj_bias"] = (3 * width,)
-        for name, (there, here) in {**wide, "mlp.c_proj": (width, inner)}.items():
-            out[f"{layer}.{name}.weight"], out[f"{layer}.{name}.bias"] = (there, here), (there,)
-        for name in ("ln_1", "ln_2"):
-            out[f"{layer}.{name}.weight"] = out[f"{layer}.{name}.bias"] = (width,)
-    return out
-
-
 def theirs(text: dict, projection: int) -> dict:
-    shapes = released(text, projection)
+    shapes = clip_shapes(text, projection)
     return {k: held(filled(f"clip.{k}", shape)) for k, shape in shapes.items()}
 
 
@@ -109,7 +88,7 @@ def test_names_of_openai_both_ways(codec):
 
 
 def test_the_released_size():
-    shapes = released(CLIP_B32_TEXT, 512)
+    shapes = clip_shapes(CLIP_B32_TEXT, 512)
     assert sum(torch.Size(s).numel() for s in shapes.values()) == 63_428_096
     with torch.device("meta"):
         made = ClipText(words(49408), projection=512)

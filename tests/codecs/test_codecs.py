@@ -23,6 +23,7 @@ from everyway.codecs.text_tokens import PromptError, Tokens, train_tokens
 from everyway.codecs.whiten import Whiten
 from everyway.data.emoji import EmojiScenes
 from everyway.train.codecs import config_of, restore
+from tiny import DECODER, TEXT
 
 VISION = {
     "hidden_size": 32,
@@ -33,18 +34,6 @@ VISION = {
     "patch_size": 16,
     "projection_dim": 8,
 }
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 24,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
-DECODER = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 48,
-           "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

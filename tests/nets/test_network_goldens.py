@@ -8,9 +8,10 @@ import torch
 from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
 from everyway.nets.uvit import UViT
-from everyway.systems import unidiffuser_layouts, uvit
-from everyway.tasks import IMAGE_ALONE, IMAGE_TO_TEXT, JOINT, TEXT_ALONE, TEXT_TO_IMAGE, times_for
+from everyway.systems import uvit
+from everyway.tasks import TEXT_TO_IMAGE, times_for
 from formula import FOLDER, compare, fill, filled, golden, normal
+from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of
 
 UVIT = sorted(p.stem for p in FOLDER.glob("tiny_uvit_*.npz"))
 UNIDIFFUSER = sorted(p.stem for p in FOLDER.glob("tiny_unidiffuser_*.npz"))
@@ -53,22 +54,6 @@ def uvit_of(config: dict) -> UViT:
     if "clip_dim" in config:
         options["context"] = (config["num_clip_token"], config["clip_dim"])
     return fill(UViT(uvit.network(**options)), uvit.KEYMAP)
-
-
-def unidiffuser_of(config: dict, version: int) -> UViT:
-    network = unidiffuser_layouts.published(
-        version=version,
-        size=config["img_size"],
-        text=(config["num_text_tokens"], config["text_dim"]),
-        embed_dim=config["clip_img_dim"],
-        dim=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-        mlp_ratio=config["mlp_ratio"],
-        qkv_bias=config["qkv_bias"],
-        time_mlp=config["mlp_time_embed"],
-    )
-    return fill(UViT(network), unidiffuser_layouts.KEYMAP)
 
 
 def time(taus) -> torch.Tensor:
@@ -117,19 +102,6 @@ def test_unidiffuser(case):
         )
     for theirs, ours in OURS.items():
         compare(arrays, theirs, out[ours], meta["outputs"][theirs]["stride"], atol=1e-5)
-
-
-MODES = {
-    "t2i": TEXT_TO_IMAGE,
-    "i2t": IMAGE_TO_TEXT,
-    "joint": JOINT,
-    "i": IMAGE_ALONE,
-    "t": TEXT_ALONE,
-}
-CLOCKS = {"image": "image", "image_embed": "image", "text": "text"}
-SHAPES = {"image": (2, 4, 8, 8), "image_embed": (2, 1, 32), "text": (2, 77, 16)}
-NAMES = {"image": "z", "image_embed": "clip_img", "text": "text"}
-NOISES = {"image": "z_noise", "image_embed": "clip_noise", "text": "text_noise"}
 
 
 @pytest.fixture(scope="module", params=[0, 1])

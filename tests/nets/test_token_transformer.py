@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import Transformer2DModel
 from torch import Tensor
 
 from everyway.checkpoints.keymap import LayoutError, Table, check, to_ours, to_theirs
@@ -245,8 +246,7 @@ def test_parts_of_a_file():
 
 def test_diffusers_network_gives_the_same():
     """Measured on random weights: 1.2e-7 of the largest value."""
-    diffusers = pytest.importorskip("diffusers")
-    theirs = diffusers.Transformer2DModel(
+    theirs = Transformer2DModel(
         num_attention_heads=4,
         attention_head_dim=16,
         num_layers=3,

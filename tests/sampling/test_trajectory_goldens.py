@@ -10,27 +10,14 @@ import pytest
 import torch
 
 from everyway.guidance import guided
-from everyway.nets.uvit import UViT
 from everyway.process.gaussian import EPS, GaussianProcess
 from everyway.process.schedules import DiscreteVP
 from everyway.sampling.loop import absent_states, final, sample
-from everyway.systems import unidiffuser_layouts
-from everyway.tasks import IMAGE_ALONE, IMAGE_TO_TEXT, JOINT, TEXT_ALONE, TEXT_TO_IMAGE
-from formula import FOLDER, compare, fill, golden, normal
+from formula import FOLDER, compare, golden, normal
+from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of
 
 CASES = sorted(p.stem for p in FOLDER.glob("traj_unidiffuser_*.npz"))
-MODES = {
-    "t2i": TEXT_TO_IMAGE,
-    "i2t": IMAGE_TO_TEXT,
-    "joint": JOINT,
-    "i": IMAGE_ALONE,
-    "t": TEXT_ALONE,
-}
-CLOCKS = {"image": "image", "image_embed": "image", "text": "text"}
-SHAPES = {"image": (2, 4, 8, 8), "image_embed": (2, 1, 32), "text": (2, 77, 16)}
-START = {"image": "z", "image_embed": "clip_img", "text": "text"}
 CONDITION = {"image": "cond_z", "image_embed": "cond_clip", "text": "cond_text"}
-ABSENT = {"image": "z_noise", "image_embed": "clip_noise", "text": "text_noise"}
 PROCESSES = dict.fromkeys(SHAPES, GaussianProcess(schedule=DiscreteVP(), parameterisation=EPS))
 STEPS, SCALE, DAMPING = 10, 7.0, 0.05
 
@@ -39,12 +26,12 @@ class FixedNoise:
     """Every absent state is the same draw at every evaluation."""
 
     def normal(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return normal(f"input:guided:{ABSENT[name.removeprefix('absent:')]}", shape)
+        return normal(f"input:guided:{NOISES[name.removeprefix('absent:')]}", shape)
 
 
 def states_of(task) -> dict[str, torch.Tensor]:
     """The start of every generated stream and the condition of every given one."""
-    keys = {"generate": START, "given": CONDITION}
+    keys = {"generate": NAMES, "given": CONDITION}
     kinds = {name: task.roles[clock].kind for name, clock in CLOCKS.items()}
     return {
         name: normal(f"input:guided:{keys[kind][name]}", SHAPES[name])
@@ -56,17 +43,8 @@ def states_of(task) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     meta, arrays = golden(request.param)
-    config = meta["config"]
-    network = unidiffuser_layouts.published(
-        version=1 if request.param.endswith("v1") else 0,
-        size=config["img_size"],
-        text=(config["num_text_tokens"], config["text_dim"]),
-        embed_dim=config["clip_img_dim"],
-        dim=config["embed_dim"],
-        depth=config["depth"],
-        heads=config["num_heads"],
-    )
-    return meta, arrays, fill(UViT(network), unidiffuser_layouts.KEYMAP)
+    version = int(request.param[-1])
+    return meta, arrays, unidiffuser_of(meta["config"], version)
 
 
 @pytest.mark.parametrize("mode", MODES)

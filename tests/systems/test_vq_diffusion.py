@@ -31,19 +31,8 @@ from everyway.systems import vq_diffusion
 from everyway.train import sources
 from everyway.train.config import ConfigError, resolve
 from everyway.train.loop import train
+from tiny import DECODER, TEXT
 
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 24,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-}
-DECODER = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 48,
-           "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
 CODEC = {
     "encoder": {
         "in_channels": 192,

@@ -59,16 +59,27 @@ def save_stored(
     _finish(folder, config, facts, sums)
 
 
+def load_component(folder: Path, name: str) -> dict[str, Tensor]:
+    """One component's state dict; the others are not read.  Raises StoreError as `load` does."""
+    held = document(Path(folder))
+    if name not in held["sha256"]:
+        raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
+    (path,) = _components(Path(folder), {"sha256": {name: held["sha256"][name]}}).values()
+    return _read(path)
+
+
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
     """(config, component -> state dict, facts).  Raises StoreError for missing or damaged files."""
     held = document(Path(folder))
-    tensors = {}
-    for name, path in _components(Path(folder), held).items():
-        try:
-            tensors[name] = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
+    tensors = {name: _read(path) for name, path in _components(Path(folder), held).items()}
     return held["config"], tensors, held["facts"]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
 
 
 def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
@@ -149,6 +160,12 @@ def set_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Other facts for a model; its name by `fingerprint` stays."""
     held = document(Path(folder)) | {"facts": dict(facts)}
     write_text(Path(folder) / "config.json", json.dumps(held, indent=2, ensure_ascii=False))
+
+
+def write_module(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """A module's weights, whole or as the file was."""
+    tensors = {k: _cast(v, dtype) for k, v in module.state_dict().items()}
+    _atomic(Path(path), lambda temporary: save_file(tensors, temporary))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.nets.attention import CrossAttention
+from everyway.nets.recompute import run
 
 CHOICES = {
     "condition": ("none", "class", "text"),
@@ -215,7 +215,7 @@ class TokenTransformer(nn.Module):
         step = step_of(times[name], self.config.steps)
         x = self.embed(tokens)  # (B, L, D)
         for block in self.blocks:
-            x = self._run(block, x, step, told)
+            x = run(block, x, step, told, checkpointing=self.checkpointing)
         return {name: self.head(self.norm(x))}
 
     def null_context(self, batch: int) -> Context:
@@ -239,11 +239,6 @@ class TokenTransformer(nn.Module):
         if name not in contexts:
             raise ValueError(f"context {name!r} is missing; give it, or null_context(batch)")
         return contexts[name].tokens
-
-    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
 
 def step_of(t: Tensor, steps: int) -> Tensor:

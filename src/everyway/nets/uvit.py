@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.nets.attention import SelfAttention
 from everyway.nets.embed import resize_positions, sinusoid
+from everyway.nets.recompute import run
 from everyway.nets.tokens import (
     KINDS,
     STATES,
@@ -171,11 +171,11 @@ class UViT(nn.Module):
         x = torch.cat([p + q for p, q in zip(parts, self._positions(states))], 1)  # (B, N, D)
         skips = []
         for block in self.ins:
-            x = self._run(block, x)
+            x = run(block, x, checkpointing=self.checkpointing)
             skips.append(x)
-        x = self._run(self.mid, x)
+        x = run(self.mid, x, checkpointing=self.checkpointing)
         for block in self.outs:
-            x = self._run(block, x, skips.pop())
+            x = run(block, x, skips.pop(), checkpointing=self.checkpointing)
         pieces = self.norm(x).split([p.shape[1] for p in parts], 1)
         return {
             s.name: self._out(s, piece, states[s.name])
@@ -195,11 +195,6 @@ class UViT(nn.Module):
                 last = torch.full((batch,), s.classes - 1, device=self.positions.device)
                 return Context(tokens=last)
         raise ValueError("this network has no null of its own; encode an empty text for it")
-
-    def _run(self, block: Block, *inputs: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
 
     def _embed(self, s: Stream, states, times, contexts, batch: int) -> Tensor:
         """One stream as tokens (B, n, D)."""

@@ -153,6 +153,12 @@ def working(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def mixed(conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
+    """u + w (c - u) in the estimates' own dtype; w (B,)."""
+    weight = expand_times(w, conditional).to(conditional)
+    return unconditional + weight * (conditional - unconditional)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GaussianProcess:
     """contracts.Process for continuous states: a schedule and what the network predicts."""
@@ -194,8 +200,7 @@ class GaussianProcess:
 
     def combine(self, conditional: Tensor, unconditional: Tensor, w: Tensor) -> Tensor:
         """u + w (c - u); w (B,)."""
-        weight = expand_times(w, conditional).to(conditional)
-        return unconditional + weight * (conditional - unconditional)
+        return mixed(conditional, unconditional, w)
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
         """Mean over elements of (raw - target)^2, (B,) float32."""

@@ -14,7 +14,7 @@ from everyway.checkpoints.foreign import Layout, Shapes, Whole
 from everyway.checkpoints.keymap import Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser, unidiffuser_layouts, uvit, vq_layouts
+from everyway.systems import autoencoder_layouts, unidiffuser, unidiffuser_layouts, uvit, vq_layouts
 from everyway.systems import unidiffuser_codec_layouts as codecs
 
 Settings = Mapping[str, Any]
@@ -131,7 +131,7 @@ LAYOUTS: tuple[Layout, ...] = (
         name="autoencoder-kl-diffusers",
         origin="diffusers",
         marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "quant_conv.weight"),
-        modern=codecs.autoencoder_modern,
+        modern=autoencoder_layouts.modern,
         file="vae/diffusion_pytorch_model.safetensors",
         their_config=codecs.autoencoder_config,
         **_after("autoencoder."),

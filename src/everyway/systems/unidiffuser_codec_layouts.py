@@ -20,6 +20,7 @@ from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
+from everyway.systems.autoencoder_layouts import as_convolutions, as_matrices, places
 from everyway.systems.uvit import both
 
 Settings = Mapping[str, Any]
@@ -42,67 +43,20 @@ def _whitening(channels: int, scale: float = 1.0) -> dict[str, Tensor]:
 
 # -- autoencoder ------------------------------------------------------------------------------
 
-_RESNET = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "conv_shortcut": "nin_shortcut",
-}
-_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
 
 def autoencoder_keymap(levels: int) -> Table:
-    """(ours, the authors') names; they count the decoder's levels from the finest, we do not."""
-    pairs = [("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv")]
-    for tower in ("encoder", "decoder"):
-        pairs += [
-            (f"{tower}.conv_in", f"{tower}.conv_in"),
-            (f"{tower}.conv_norm_out", f"{tower}.norm_out"),
-            (f"{tower}.conv_out", f"{tower}.conv_out"),
-            *_inner(f"{tower}.mid_block.attentions.0", f"{tower}.mid.attn_1", _ATTENTION),
-            *_inner(f"{tower}.mid_block.resnets.0", f"{tower}.mid.block_1", _RESNET),
-            *_inner(f"{tower}.mid_block.resnets.1", f"{tower}.mid.block_2", _RESNET),
-        ]
-    for n in range(levels):
-        ours, theirs = f"encoder.down_blocks.{n}", f"encoder.down.{n}"
-        pairs += _inner(f"{ours}.resnets.{{i}}", f"{theirs}.block.{{i}}", _RESNET)
-        pairs += [(f"{ours}.downsamplers.0.conv", f"{theirs}.downsample.conv")]
-        ours, theirs = f"decoder.up_blocks.{levels - 1 - n}", f"decoder.up.{n}"
-        pairs += _inner(f"{ours}.resnets.{{i}}", f"{theirs}.block.{{i}}", _RESNET)
-        pairs += [(f"{ours}.upsamplers.0.conv", f"{theirs}.upsample.conv")]
-    return tuple(row for a, b in pairs for row in both(f"autoencoder.{a}", b))
-
-
-def _inner(ours: str, theirs: str, parts: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in parts.items()]
+    """(ours, the authors') names."""
+    return tuple(row for a, b in places(levels) for row in both(f"autoencoder.{a}", b))
 
 
 def autoencoder_from_authors(entries: Entries) -> Entries:
-    """Its attention is of 1x1 convolutions (C, C, 1, 1) in the file, of matrices here."""
-    ours = to_ours(entries, autoencoder_keymap(Shapes(entries).count("encoder.down.{i}")))
-    return {k: v.reshape(v.shape[:2]) if _projects(k) else v for k, v in ours.items()}
+    levels = Shapes(entries).count("encoder.down.{i}")
+    return as_matrices(to_ours(entries, autoencoder_keymap(levels)))
 
 
 def autoencoder_to_authors(entries: Entries) -> Entries:
     levels = Shapes(entries).count("autoencoder.encoder.down_blocks.{i}")
-    wide = {k: v.reshape((*v.shape, 1, 1)) if _projects(k) else v for k, v in entries.items()}
-    return to_theirs(wide, autoencoder_keymap(levels))
-
-
-def _projects(name: str) -> bool:
-    return name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight"))
-
-
-def autoencoder_modern(entries: Entries) -> Entries:
-    """diffusers' files of 2022 have older names of the attention's projections."""
-    out = {}
-    for name, entry in entries.items():
-        for ours, older in _OLDER.items():
-            name = name.replace(f".attentions.0.{older}.", f".attentions.0.{ours}.")
-        out[name] = entry
-    return out
+    return to_theirs(as_convolutions(entries), autoencoder_keymap(levels))
 
 
 def within(prefix: str, entries: Entries) -> Entries:

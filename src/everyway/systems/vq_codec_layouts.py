@@ -7,7 +7,6 @@ Sources: Esser et al., "Taming Transformers for High-Resolution Image Synthesis"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from everyway.checkpoints.keymap import LayoutError, Table, check, to_ours, to_t
 from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
 from everyway.codecs.image_vq import ImageVQ
+from everyway.systems.autoencoder_layouts import as_convolutions, as_matrices, places
 from everyway.systems.uvit import both
 
 Settings = Mapping[str, Any]
@@ -62,15 +62,6 @@ PRESETS = {
     "ithq of diffusers": ITHQ_DIFFUSERS,
 }
 
-_RESNET = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "conv_shortcut": "nin_shortcut",
-}
-_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-_LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _QUANTISER: dict[str, Table] = {
     "nearest": (("codes", "embedding.weight"),),
     "gumbel": (*both("logits", "proj"), ("codes", "embed.weight")),
@@ -95,23 +86,20 @@ MARKS = {
 def keymap(levels: int, kind: str) -> Table:
     """(ours, the authors') names of a codec with so many levels and this kind of quantiser."""
     return (
-        *(row for place in _places(levels) for row in both(*place)),
-        *both("quant_conv", "quant_conv"),
-        *both("post_quant_conv", "post_quant_conv"),
+        *(row for place in places(levels) for row in both(*place)),
         *((f"quantiser.{ours}", f"quantize.{theirs}") for ours, theirs in _QUANTISER[kind]),
     )
 
 
 def from_authors(kind: str, entries: Entries) -> Entries:
     """Its attention is of 1x1 convolutions (C, C, 1, 1) in the file, of matrices here."""
-    ours = to_ours(entries, keymap(Shapes(entries).count("encoder.down.{i}"), kind))
-    return {k: v.reshape(v.shape[:2]) if _projects(k) else v for k, v in ours.items()}
+    levels = Shapes(entries).count("encoder.down.{i}")
+    return as_matrices(to_ours(entries, keymap(levels, kind)))
 
 
 def to_authors(kind: str, entries: Entries) -> Entries:
     levels = Shapes(entries).count("encoder.down_blocks.{i}")
-    wide = {k: v.reshape((*v.shape, 1, 1)) if _projects(k) else v for k, v in entries.items()}
-    return to_theirs(wide, keymap(levels, kind))
+    return to_theirs(as_convolutions(entries), keymap(levels, kind))
 
 
 _INSIDE = {
@@ -156,13 +144,6 @@ def outside(entries: Entries) -> Entries:
 # -- diffusers' -------------------------------------------------------------------------------
 
 
-def modern(entries: Entries) -> Entries:
-    """diffusers' files of 2022 have older names of the attention's projections."""
-    older = {theirs: ours for ours, theirs in _LEGACY.items()}
-    pattern = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(older)})\.")
-    return {pattern.sub(lambda m: f"{m[1]}.{older[m[2]]}.", k): v for k, v in entries.items()}
-
-
 def from_diffusers(entries: Entries) -> Entries:
     return to_ours(entries, _diffusers_keymap(Shapes(entries)))
 
@@ -175,8 +156,7 @@ def to_diffusers(entries: Entries) -> Entries:
 
 def _diffusers_keymap(shapes: Shapes) -> Table:
     levels = shapes.count("encoder.down_blocks.{i}")
-    same = (*(ours for ours, _ in _places(levels)), "quant_conv", "post_quant_conv")
-    rows = (row for place in same for row in both(place, place))
+    rows = (row for ours, _ in places(levels) for row in both(ours, ours))
     return (*rows, ("quantiser.codes", "quantize.embedding.weight"))
 
 
@@ -235,40 +215,3 @@ def of_kind(kind: str, settings: Settings) -> bool:
     if settings.get("quantiser", {}).get("kind") != kind:
         return False
     return (settings["encoder"]["in_channels"], settings["decoder"]["out_channels"]) == (3, 3)
-
-
-# -- names ------------------------------------------------------------------------------------
-
-
-def _places(levels: int) -> list[tuple[str, str]]:
-    """(ours, the authors') places of all layers in both towers; {i} counts within a level."""
-    out = []
-    for tower in ("encoder", "decoder"):
-        out += [(f"{tower}.conv_in", f"{tower}.conv_in")]
-        out += [(f"{tower}.conv_norm_out", f"{tower}.norm_out")]
-        out += [(f"{tower}.conv_out", f"{tower}.conv_out")]
-        out += _inner(f"{tower}.mid_block.attentions.0", f"{tower}.mid.attn_1", _ATTENTION)
-        for n in (0, 1):
-            out += _inner(f"{tower}.mid_block.resnets.{n}", f"{tower}.mid.block_{n + 1}", _RESNET)
-    for n in range(levels):
-        out += _level(f"encoder.down_blocks.{n}", f"encoder.down.{n}", "downsample")
-        # the authors count the decoder's levels from the finest, diffusers from the coarsest
-        out += _level(f"decoder.up_blocks.{levels - 1 - n}", f"decoder.up.{n}", "upsample")
-    return out
-
-
-def _level(ours: str, theirs: str, sampler: str) -> list[tuple[str, str]]:
-    return [
-        *_inner(f"{ours}.resnets.{{i}}", f"{theirs}.block.{{i}}", _RESNET),
-        *_inner(f"{ours}.attentions.{{i}}", f"{theirs}.attn.{{i}}", _ATTENTION),
-        (f"{ours}.{sampler}rs.0.conv", f"{theirs}.{sampler}.conv"),
-    ]
-
-
-def _inner(ours: str, theirs: str, parts: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in parts.items()]
-
-
-def _projects(name: str) -> bool:
-    """Whether a tensor of ours is the weight of an attention projection."""
-    return name.endswith((".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight"))

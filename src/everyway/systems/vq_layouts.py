@@ -16,6 +16,7 @@ from typing import Any
 from everyway.checkpoints.foreign import Layout, Shapes, Whole
 from everyway.checkpoints.keymap import to_ours, to_theirs
 from everyway.checkpoints.tensor_files import Entries
+from everyway.systems import autoencoder_layouts
 from everyway.systems import clip_text_layouts as clip
 from everyway.systems import vq_codec_layouts as codec
 from everyway.systems import vq_network_layouts as network
@@ -160,7 +161,7 @@ CODECS = (
         name="vq-codec-diffusers",
         origin="diffusers",
         marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "quantize.embedding.weight"),
-        modern=codec.modern,
+        modern=autoencoder_layouts.modern,
         settings=partial(codec.settings, "nearest"),
         to_ours=codec.from_diffusers,
         to_theirs=codec.to_diffusers,

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from everyway.checkpoints.store import StoreError, write_text
+from everyway.checkpoints.store import StoreError, write_module, write_text
 from everyway.codecs.encoders import SMALL_TEXT, SMALL_VISION, Contrastive
 from everyway.codecs.image_vae import SMALL, ImageVAE, psnr, reconstruction_loss
 from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
@@ -114,7 +114,7 @@ def train_image_embed(
         for number, language in enumerate(("en", "ko")):
             facts[f"retrieval_{language}"] = _retrieval(net, tokens, unseen, number)
     write_text(out / "contrastive.json", json.dumps(facts))
-    _weights(out / "contrastive.safetensors", net)
+    write_module(out / "contrastive.safetensors", net)
     return _save(out, "image_embed", net.image, {"vision": SMALL_VISION}, facts)
 
 
@@ -237,17 +237,10 @@ def _tokenizer(out: Path) -> str:
 
 
 def _save(out: Path, name: str, codec: nn.Module, config: dict, facts: dict) -> dict[str, Any]:
-    _weights(out / f"{name}.safetensors", codec)
+    write_module(out / f"{name}.safetensors", codec)
     write_text(out / f"{name}.json", json.dumps(config, ensure_ascii=False))
     write_text(out / f"{name}.facts.json", json.dumps(facts))
     return facts
-
-
-def _weights(path: Path, module: nn.Module) -> None:
-    """float32; a model folder rounds them to bf16."""
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, partial)
-    partial.replace(path)
 
 
 def main() -> int:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from everyway.checkpoints.store import write_text
+from everyway.checkpoints.store import write_module, write_text
 from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
 from everyway.nets.recogniser import Recogniser
 from everyway.train.fit import Report, fit
@@ -68,13 +67,7 @@ def train_recogniser(
         "accuracy": test_accuracy(net, test) if test else None,
         "test_seed": TEST_SEED,
     }
-    weights = {
-        k: (v.bfloat16() if v.is_floating_point() else v).contiguous().clone()
-        for k, v in net.state_dict().items()
-    }
-    partial = out / "recogniser.partial"
-    save_file(weights, partial)
-    partial.replace(out / "recogniser.safetensors")
+    write_module(out / "recogniser.safetensors", net, torch.bfloat16)
     write_text(out / "recogniser.json", json.dumps(facts, indent=2))
     return facts
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from everyway.checkpoints.store import StoreError, write_text
+from everyway.checkpoints.store import StoreError, write_module, write_text
 from everyway.codecs.image_vae import psnr, reconstruction_loss
 from everyway.codecs.image_vq import SMALL, ImageVQ
 from everyway.data.emoji import EmojiScenes, MissingFont
@@ -91,7 +91,7 @@ def train(settings: VQTraining, out: Path, report: Report = print) -> dict[str, 
     """Trains until `settings.minutes`, writes codec and gallery into `out`, returns the facts.
 
     Facts: psnr_db of unseen pictures; codes_used, the share of codes they use; perplexity of their
-    codes; revived, the dead codes of this session.  Raises StateError for other settings than
+    codes; revived, the dead codes since it was started.  Raises StateError for other settings than
     those the folder was begun with, FolderError for a folder that cannot be read.
     """
     torch.manual_seed(settings.seed)  # initial weights only
@@ -218,9 +218,7 @@ def _bytes(images: Tensor) -> np.ndarray:
 
 
 def _save(out: Path, codec: ImageVQ, settings: VQTraining, facts: dict[str, Any]) -> None:
-    partial = out / "image_vq.partial"
-    save_file({k: v.contiguous().clone() for k, v in codec.state_dict().items()}, partial)
-    partial.replace(out / "image_vq.safetensors")
+    write_module(out / "image_vq.safetensors", codec)
     write_text(out / "image_vq.json", json.dumps(settings.config))
     write_text(out / "image_vq.facts.json", json.dumps(facts))
 
