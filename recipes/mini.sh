@@ -25,7 +25,7 @@ codec image --minutes "$(minutes 10)"
 codec image --decoder --minutes "$(minutes 5)"
 codec image_embed --minutes "$(minutes 6)"
 codec text --minutes "$(minutes 4)"
-codec text --decoder --minutes "$(minutes 9)"
+codec text --decoder --minutes "$(minutes 2)"
 "$PYTHON" -m everyway.train.recogniser --out "$RUNS/recogniser" --minutes "$(minutes 5)"
 
 # Two processes of one thread beat one process of two threads (docs/LOG.md).
@@ -34,7 +34,7 @@ if [ "$PROCESSES" -gt 1 ]; then
   launch=(env OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --nproc-per-node "$PROCESSES")
 fi
 "${launch[@]}" -m everyway.apps.cli train mini --out "$RUNS/mini" --set "codecs=$RUNS/codecs" \
-  --budget "$(minutes 59)m"
+  --budget "$(minutes 66)m"
 "$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini/model" --suite scenes --json
 
 cat <<END

@@ -29,6 +29,9 @@ from everyway.data.emoji import EmojiScenes
 from everyway.train.fit import Report, fit
 
 LENGTH, DIM = 24, 32  # of the text latent
+WORDS = {**SMALL_TEXT, "num_hidden_layers": 0}
+"""What the text latent reads: CLIP's token embeddings.  Its last states are mixed by what a match
+to pictures needs: where a thing is could not be read from them by a linear map (docs/LOG.md)."""
 TEST_SEED = 700_001  # of the scenes that codecs are measured on, used for nothing else
 KL = 1e-4 / 1024  # weight of the posterior's summed divergence: 1e-4 an element
 LATENT_NOISE = 0.1  # of a latent's own spread, added while the decoder learns
@@ -126,14 +129,14 @@ def train_text(
     batch: int = 128,
     report: Report = print,
 ) -> dict[str, Any]:
-    """The text latent over CLIP's frozen text states.  Returns facts: the exact shares at sigma
-    0 and 0.3 (the gate is 0.99).  decoder: as in `train_image`."""
+    """The text latent over CLIP's frozen token embeddings.  Returns facts: the exact shares at
+    sigma 0 and 0.3 (the gate is 0.99).  decoder: as in `train_image`."""
     torch.manual_seed(seed)
     config = {
         "tokenizer": _tokenizer(out),
         "length": LENGTH,
         "dim": DIM,
-        "text": SMALL_TEXT,
+        "text": WORDS,
         "decoder": SMALL_DECODER,
     }
     codec, name = TextLatent(**config), "text"
@@ -143,7 +146,7 @@ def train_text(
         codec.widen.requires_grad_(True)
         codec.decoder.requires_grad_(True)
     else:
-        codec.states.load_state_dict(_text_tower(out))
+        codec.states.load_state_dict(_text_tower(out, codec.states.state_dict()))
         codec.states.requires_grad_(False)
     data = EmojiScenes(seed=seed + decoder)
 
@@ -219,10 +222,10 @@ def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -
     return right / len(samples)
 
 
-def _text_tower(out: Path) -> dict[str, Tensor]:
+def _text_tower(out: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of these names out of the contrastive text tower."""
     weights = load_file(_made(out, "contrastive.safetensors"))
-    tower = {k: v for k, v in weights.items() if k.startswith("text.")}
-    return {k.removeprefix("text."): v for k, v in tower.items()}
+    return {name: weights[f"text.{name}"] for name in wanted}
 
 
 def _frozen(out: Path, name: str, codec: nn.Module) -> nn.Module:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from everyway.train.parallel import ALONE, World
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that drives singular values towards 1
 ITERATIONS = 5
 
@@ -21,30 +23,43 @@ class Muon(torch.optim.AdamW):
     """matrices: 2-D weights for Muon, each with the number of square-ish blocks stacked in it.
 
     Everything else of `network` is left to AdamW.  momentum: of the matrices (Nesterov).
+    world: the processes of one training, which share out the matrices; the sums are the same.
     """
 
-    def __init__(self, network: nn.Module, *, momentum: float = 0.95, **adamw) -> None:
+    def __init__(
+        self, network: nn.Module, world: World = ALONE, *, momentum: float = 0.95, **adamw
+    ) -> None:
         super().__init__(network.parameters(), **adamw)
-        self.momentum = momentum
+        self.world, self.momentum = world, momentum
         self.matrices = hidden_matrices(network)
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         group = self.param_groups[0]
-        for p, stacked in self.matrices:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-                state["step"] = torch.zeros(())  # Adam wants one of every parameter it restores
-            state["step"] += 1
-            state["momentum"].lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(state["momentum"], self.momentum)
+        moved = [(p, stacked) for p, stacked in self.matrices if p.grad is not None]
+        updates = []
+        for number, (p, stacked) in enumerate(moved):
+            update = self._nesterov(p)
+            if self.world.owns(number):
+                updates.append(orthogonalised(update, stacked))
+            else:
+                updates.append(torch.zeros_like(update))  # another process's, added below
+        self.world.sum(updates)
+        for (p, _), update in zip(moved, updates):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(orthogonalised(update, stacked), alpha=group["lr"])
+            p.sub_(update, alpha=group["lr"])
             p.grad = None  # AdamW passes over parameters without a gradient
         super().step(closure)
+
+    def _nesterov(self, p: nn.Parameter) -> Tensor:
+        """The gradient and its running mean, which takes the gradient in."""
+        state = self.state[p]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(p)
+            state["step"] = torch.zeros(())  # Adam wants one of every parameter it restores
+        state["step"] += 1
+        state["momentum"].lerp_(p.grad, 1 - self.momentum)
+        return p.grad.lerp(state["momentum"], self.momentum)
 
 
 def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:

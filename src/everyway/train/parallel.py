@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +36,22 @@ class World:
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        self.sum(grads)
+        torch._foreach_div_(grads, self.size)
+
+    def sum(self, tensors: list[Tensor]) -> None:
+        """Replace every tensor by its sum over the processes."""
         if self.size == 1:
             return
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads])
+        flat = torch.cat([t.flatten() for t in tensors])
         distributed.all_reduce(flat)
-        flat /= self.size
-        parts = flat.split([g.numel() for g in grads])
-        torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads)])
+        parts = flat.split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors)])
+
+    def owns(self, number: int) -> bool:
+        """Whether the piece of work of this number is this process's: they take turns."""
+        return number % self.size == self.rank
 
     def agreed(self, value: float) -> float:
         """The first process's value, on every process: clocks and stop signals differ."""
@@ -54,11 +62,14 @@ class World:
         return float(told)
 
 
+ALONE = World()
+
+
 def join() -> World:
     """The world that torchrun made, or a world of one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
+        return ALONE
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
     return World(rank=distributed.get_rank(), size=size)
