@@ -14,7 +14,7 @@ from torch import Tensor
 from everyway.checkpoints.keymap import to_theirs
 from everyway.checkpoints.tensor_files import Entries, Stored
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit
+from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
 from formula import filled
 
 TIED = {
@@ -135,7 +135,8 @@ def full() -> dict[str, tuple[str, Shapes]]:
     """The released file -> (its layout, names and shapes)."""
     published = unidiffuser_layouts.published
     tables = {
-        f"uvit_{n}": ("uvit", network_shapes(c, uvit.KEYMAP)) for n, c in uvit.PRESETS.items()
+        f"uvit_{n}": ("uvit", network_shapes(c, uvit_layouts.KEYMAP))
+        for n, c in uvit.PRESETS.items()
     }
     for version in (0, 1):
         shapes = network_shapes(published(version=version), unidiffuser_layouts.KEYMAP)

@@ -230,13 +230,15 @@ def test_unused_copies_of_diffusers_are_kept_as_they_are():
 )
 def test_settings_of_a_uvit_are_in_its_shapes(options):
     from everyway.nets.uvit import UViTConfig
-    from everyway.systems import uvit
+    from everyway.systems import uvit, uvit_layouts
     from published import network_shapes
 
     sizes = dict(size=16, patch=4, channels=4, dim=128, depth=4, heads=4)
     config = uvit.network(**sizes | options)
     part = foreign.read(
-        stored(network_shapes(config, uvit.KEYMAP)), foreign.named(LAYOUTS, "uvit"), {"heads": "4"}
+        stored(network_shapes(config, uvit_layouts.KEYMAP)),
+        foreign.named(LAYOUTS, "uvit"),
+        {"heads": "4"},
     )
     assert UViTConfig.from_json(part.settings["network"]) == config
     assert part.layout.preset(part.settings) == ""

@@ -8,7 +8,7 @@ import torch
 from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
 from everyway.nets.uvit import UViT
-from everyway.systems import uvit
+from everyway.systems import uvit, uvit_layouts
 from everyway.tasks import TEXT_TO_IMAGE, times_for
 from formula import FOLDER, compare, fill, filled, golden, normal
 from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of
@@ -53,7 +53,7 @@ def uvit_of(config: dict) -> UViT:
         options["classes"] = config["num_classes"]
     if "clip_dim" in config:
         options["context"] = (config["num_clip_token"], config["clip_dim"])
-    return fill(UViT(uvit.network(**options)), uvit.KEYMAP)
+    return fill(UViT(uvit.network(**options)), uvit_layouts.KEYMAP)
 
 
 def time(taus) -> torch.Tensor:

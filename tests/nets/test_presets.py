@@ -11,7 +11,7 @@ import torch
 
 from everyway.checkpoints.keymap import LayoutError, check, to_ours, to_theirs
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit
+from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
 
 PARAMETERS = {
     "cifar10_small": 44_255_328,
@@ -25,6 +25,8 @@ PARAMETERS = {
     "mscoco_small": 44_692_644,
     "mscoco_small_deep": 58_345_636,
 }
+MILLIONS = {44, 45, 58, 131, 287, 501, 952}
+"""Sizes as the papers tell them."""
 # sha256 of the sorted "name shape" lines of every published layout
 LAYOUTS = json.loads(
     (Path(__file__).parents[1] / "golden" / "layouts.json").read_text(encoding="utf-8")
@@ -43,7 +45,7 @@ def digest(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def networks():
     for name, config in uvit.PRESETS.items():
-        yield f"uvit_{name}", config, uvit.KEYMAP, PARAMETERS[name]
+        yield f"uvit_{name}", config, uvit_layouts.KEYMAP, PARAMETERS[name]
     for version, count in ((0, 952_504_912), (1, 952_509_520)):
         config = unidiffuser_layouts.published(version=version)
         yield f"unidiffuser_v{version}", config, unidiffuser_layouts.KEYMAP, count
@@ -59,6 +61,13 @@ def test_published_layout(name, config, table, count):
     assert to_ours(theirs, table) == shapes
 
 
+def test_counts_are_those_of_the_papers():
+    told = {min(MILLIONS, key=lambda m: abs(count - 1e6 * m)) for *_, count in networks()}
+    assert told == MILLIONS
+    for name, _, _, count in networks():
+        assert min(abs(count - 1e6 * m) for m in MILLIONS) < 0.51e6, name
+
+
 def test_config_survives_json():
     for config in (*uvit.PRESETS.values(), unidiffuser_layouts.published()):
         assert UViTConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -66,7 +75,7 @@ def test_config_survives_json():
 
 def test_faults_of_a_foreign_file_are_listed():
     with pytest.raises(LayoutError, match="unknown to this layout: nonsense"):
-        to_ours({"nonsense": 1, "pos_embed": 2}, uvit.KEYMAP)
+        to_ours({"nonsense": 1, "pos_embed": 2}, uvit_layouts.KEYMAP)
     with pytest.raises(LayoutError, match="missing: a; extra: c; misshapen: b"):
         check({"b": (1,), "c": (1,)}, {"a": (1,), "b": (2,)})
 

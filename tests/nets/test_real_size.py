@@ -16,11 +16,13 @@ from torch import Tensor
 from everyway.checkpoints.keymap import Table, to_ours, to_theirs
 from everyway.contracts import Context
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit
+from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
 from formula import FOLDER, compare, filled, golden, normal
 
 REAL = FOLDER.with_name("uvit_real")
 PRESETS = ("cifar10_small", "mscoco_small", "imagenet256_large")
+HUGE = (0.180349, 1.163189, 3.806087)
+"""Of the output of imagenet256_huge, whose elements are in no golden."""
 OURS = {"img": "image", "clip_img": "image_embed", "text": "text"}
 
 
@@ -54,7 +56,7 @@ def compare_whole(meta: dict, arrays: dict, key: str, value: Tensor) -> None:
 def test_uvit(preset):
     meta, arrays = golden(f"real_uvit_{preset}", REAL)
     config, inputs, contexts = uvit.PRESETS[preset], meta["inputs"], {}
-    network = filled_network(config, uvit.KEYMAP, meta["params"])
+    network = filled_network(config, uvit_layouts.KEYMAP, meta["params"])
     if "y" in inputs:
         contexts["label"] = Context(tokens=torch.tensor(inputs["y"]))
     if "context" in inputs:
@@ -63,6 +65,21 @@ def test_uvit(preset):
     with torch.inference_mode():
         out = network({"image": given(inputs["x"])}, {"image": t}, contexts)
     compare_whole(meta, arrays, "eps", out["image"])
+
+
+@pytest.mark.slow
+def test_uvit_huge():
+    """The largest U-ViT, told its null class: mean, standard deviation and absolute maximum."""
+    config, name = uvit.PRESETS["imagenet256_huge"], "real_uvit_imagenet256_huge"
+    network = filled_network(config, uvit_layouts.KEYMAP, 500_832_016)
+    state, null = normal(f"input:{name}:x", (1, 4, 32, 32)), network.null_context(1)
+    assert null.tokens.tolist() == [1000]
+    with torch.inference_mode():
+        t = torch.tensor([0.5], dtype=torch.float64)
+        out = network({"image": state}, {"image": t}, {"label": null})["image"].double()
+    stats = [float(v) for v in (out.mean(), out.std(correction=0), out.abs().max())]
+    difference = np.abs(np.array(stats) - HUGE)
+    assert (difference <= (1e-6, 1e-6, 1e-5)).all(), difference
 
 
 @pytest.mark.slow

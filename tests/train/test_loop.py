@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from everyway.train.config import ConfigError, TrainConfig, resolve
-from everyway.train.loop import fast_precision, rate_factor, train
+from everyway.train.loop import rate_factor, train
 from everyway.train.state import StateError
 
 SMALL = {"cache": "128", "batch": "8", "log_every": "2", "warmup": "2"}
@@ -110,7 +110,3 @@ def test_bad_settings_are_one_clear_line(overrides):
 def test_unknown_preset_lists_the_presets():
     with pytest.raises(ConfigError, match="nano"):
         resolve("nanoo")
-
-
-def test_precision_is_measured():
-    assert fast_precision() in (torch.float32, torch.bfloat16)

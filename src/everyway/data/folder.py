@@ -88,12 +88,15 @@ class Folder:
 
     size: the side of the square that a picture's middle is fitted to; 0 leaves pictures as they
     are.  captioned: a picture without a caption is refused.
+    classes: names of the folders right inside that hold pictures, sorted; the number of a picture's
+    class is its folder's place among them.
     """
 
     def __init__(self, path: Path, size: int = 0, captioned: bool = False) -> None:
         self.path, self.size, self.captioned = Path(path), size, captioned
         self.names = _images(self.path)
         self.rows = _metadata(self.path)
+        self.classes = tuple(sorted({name.partition("/")[0] for name in self.names if "/" in name}))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,6 +119,7 @@ class Folder:
             captions=captions,
             record=row.get("record"),
             key=str(Path(name).with_suffix("")),
+            label=self.classes.index(name.partition("/")[0]) if "/" in name else None,
         )
 
 

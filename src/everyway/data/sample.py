@@ -15,12 +15,16 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """image: uint8 (H, W, 3).  captions: one or more.  record: plain data (JSON), or None."""
+    """image: uint8 (H, W, 3).  captions: one or more.  record: plain data (JSON), or None.
+
+    label: the number of its class, where it has one.
+    """
 
     image: np.ndarray
     captions: tuple[str, ...]
     record: dict[str, Any] | None = None
     key: str = ""
+    label: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ class UViTConfig:
     """depth: blocks, the middle one not counted (an odd depth loses one).  norm: "pre" | "post".
 
     skip: "concat" | "add" | "none".  time_mlp: a small network after the time's sinusoid.
-    conv: a 3x3 convolution after the patches are put together.  time_scale: tau = time_scale * t.
+    time: "token" | "norm", which scales and shifts after every norm of a block instead of a token.
+    conv: a 3x3 convolution after the patches are put together.  conv_first: it is over the tokens,
+    before they become patches.  time_scale: tau = time_scale * t.
     init: "small" is the published one, positions at 0.02; "unit" starts every embedding at unit
     variance and positions as sinusoids of like size, so that a short training learns where things
     are (the small one had not after 190,000 samples; docs/LOG.md).
@@ -55,7 +57,9 @@ class UViTConfig:
     norm: str = "pre"
     skip: str = "concat"
     time_mlp: bool = False
+    time: str = "token"
     conv: bool = True
+    conv_first: bool = False
     time_scale: float = 1000.0
     init: str = "small"
 
@@ -66,8 +70,20 @@ class UViTConfig:
             raise ValueError(f"norm {self.norm!r} is unknown; choose pre or post")
         if self.skip not in ("concat", "add", "none"):
             raise ValueError(f"skip {self.skip!r} is unknown; choose concat, add or none")
+        if self.time not in ("token", "norm"):
+            raise ValueError(f"time {self.time!r} is unknown; choose token or norm")
+        if self.time == "norm" and sum(isinstance(s, TimeToken) for s in self.layout) != 1:
+            raise ValueError("time 'norm' is for one clock; tell the times of several as tokens")
+        if self.conv_first and not self.conv:
+            raise ValueError("conv_first says where the convolution is; it needs conv")
         if self.init not in ("small", "unit"):
             raise ValueError(f"init {self.init!r} is unknown; choose small or unit")
+
+    @property
+    def tokens(self) -> Layout:
+        """The streams that have tokens."""
+        told = self.time == "token"
+        return tuple(s for s in self.layout if told or not isinstance(s, TimeToken))
 
     def to_json(self) -> dict[str, Any]:
         layout = [{"kind": type(s).__name__, **asdict(s)} for s in self.layout]
@@ -80,6 +96,18 @@ class UViTConfig:
         return UViTConfig(**{**data, "layout": layout})
 
 
+class TimeNorm(nn.LayerNorm):
+    """(1 + scale) LayerNorm(x) + shift, both linear in the time's embedding (B, 1, D)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.told = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        scale, shift = self.told(time).chunk(2, -1)
+        return (1 + scale) * super().forward(x) + shift
+
+
 class Block(nn.Module):
     """Attention and MLP with residuals; `skips` blocks first take in a skip."""
 
@@ -87,7 +115,8 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.post, self.skip = config.norm == "post", config.skip if skips else "none"
-        self.norm_attn, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        norm = TimeNorm if config.time == "norm" else nn.LayerNorm
+        self.norm_attn, self.norm_mlp = norm(dim), norm(dim)
         self.attn = SelfAttention(dim, config.heads, config.qkv_bias)
         self.fc1 = nn.Linear(dim, config.mlp_ratio * dim)
         self.fc2 = nn.Linear(config.mlp_ratio * dim, dim)
@@ -96,19 +125,20 @@ class Block(nn.Module):
         if self.post and self.skip != "none":
             self.norm_skip = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x, skip (B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, skip: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+        """x, skip (B, N, D), time (B, 1, D) where norms are told it -> (B, N, D)."""
+        told = () if time is None else (time,)
         if self.skip == "concat":
             x = self.skip_linear(torch.cat([x, skip], -1))  # current first
         elif self.skip == "add":
             x = x + skip
         if not self.post:
-            x = x + self.attn(self.norm_attn(x))
-            return x + self._mlp(self.norm_mlp(x))
+            x = x + self.attn(self.norm_attn(x, *told))
+            return x + self._mlp(self.norm_mlp(x, *told))
         if self.skip != "none":
             x = self.norm_skip(x)
-        x = self.norm_attn(x + self.attn(x))
-        return self.norm_mlp(x + self._mlp(x))
+        x = self.norm_attn(x + self.attn(x), *told)
+        return self.norm_mlp(x + self._mlp(x), *told)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x)))  # the exact, erf form
@@ -131,7 +161,7 @@ class UViT(nn.Module):
                     nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)
                 )
         flags = [s for s in config.layout if isinstance(s, Flag)]
-        length = sum(s.length for s in config.layout if not isinstance(s, Flag))
+        length = sum(s.length for s in config.tokens if not isinstance(s, Flag))
         self.positions = nn.Parameter(torch.zeros(1, length, dim))
         self.flag_positions = nn.ParameterDict(
             {_key(s): nn.Parameter(torch.zeros(1, 1, dim)) for s in flags}
@@ -144,17 +174,14 @@ class UViT(nn.Module):
         self.mid = Block(config, skips=False)
         self.outs = nn.ModuleList(Block(config, skips=True) for _ in range(half))
         self.norm = nn.LayerNorm(dim)
-        patches = [s for s in config.layout if isinstance(s, Patches)]
-        self.conv = nn.ModuleDict(
-            {_key(s): nn.Conv2d(s.channels, s.channels, 3, padding=1) for s in patches}
-            if config.conv
-            else {}
-        )
+        pictures = {_key(s): s for s in config.layout if isinstance(s, Patches) and config.conv}
+        widths = {k: dim if config.conv_first else s.channels for k, s in pictures.items()}
+        self.conv = nn.ModuleDict({k: nn.Conv2d(n, n, 3, padding=1) for k, n in widths.items()})
         self.apply(_initialise)
         nn.init.trunc_normal_(self.positions, std=0.02)
         if config.init == "unit":
             self.embed.apply(_unit_variance)
-            fixed = [s for s in config.layout if not isinstance(s, Flag)]
+            fixed = [s for s in config.tokens if not isinstance(s, Flag)]
             self.positions.data += torch.cat([start_positions(s, dim) for s in fixed])
 
     def forward(
@@ -167,19 +194,20 @@ class UViT(nn.Module):
         """states: name -> (B, ...); times: clock -> (B,) float64; keep: the outputs wanted."""
         contexts = contexts or {}
         batch = next(iter(states.values())).shape[0]
-        parts = [self._embed(s, states, times, contexts, batch) for s in self.config.layout]
+        layout = self.config.tokens
+        parts = [self._embed(s, states, times, contexts, batch) for s in layout]
         x = torch.cat([p + q for p, q in zip(parts, self._positions(states))], 1)  # (B, N, D)
-        skips = []
+        time, skips = self._told_time(times), []
         for block in self.ins:
-            x = run(block, x, checkpointing=self.checkpointing)
+            x = run(block, x, None, time, checkpointing=self.checkpointing)
             skips.append(x)
-        x = run(self.mid, x, checkpointing=self.checkpointing)
+        x = run(self.mid, x, None, time, checkpointing=self.checkpointing)
         for block in self.outs:
-            x = run(block, x, skips.pop(), checkpointing=self.checkpointing)
+            x = run(block, x, skips.pop(), time, checkpointing=self.checkpointing)
         pieces = self.norm(x).split([p.shape[1] for p in parts], 1)
         return {
             s.name: self._out(s, piece, states[s.name])
-            for s, piece in zip(self.config.layout, pieces)
+            for s, piece in zip(layout, pieces)
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
 
@@ -196,13 +224,24 @@ class UViT(nn.Module):
                 return Context(tokens=last)
         raise ValueError("this network has no null of its own; encode an empty text for it")
 
+    def _told_time(self, times: Times) -> Tensor | None:
+        """(B, 1, D) where norms are told it."""
+        if self.config.time == "token":
+            return None
+        (s,) = (s for s in self.config.layout if isinstance(s, TimeToken))
+        return self._time(s, times)
+
+    def _time(self, s: TimeToken, times: Times) -> Tensor:
+        """(B, 1, D)."""
+        tau = times[s.clock].to(torch.float64) * self.config.time_scale
+        token = sinusoid(tau, self.config.dim).to(self.positions.dtype)[:, None]
+        return self.embed[_key(s)](token) if self.config.time_mlp else token
+
     def _embed(self, s: Stream, states, times, contexts, batch: int) -> Tensor:
         """One stream as tokens (B, n, D)."""
         match s:
-            case TimeToken(clock=clock):
-                tau = times[clock].to(torch.float64) * self.config.time_scale
-                token = sinusoid(tau, self.config.dim).to(self.positions.dtype)[:, None]
-                return self.embed[_key(s)](token) if self.config.time_mlp else token
+            case TimeToken():
+                return self._time(s, times)
             case Label(name=name):
                 return self.embed[_key(s)](contexts[name].tokens)[:, None]
             case Flag(name=name, default=default):
@@ -218,7 +257,7 @@ class UViT(nn.Module):
     def _positions(self, states: Bundle) -> list[Tensor]:
         """The positions of each stream, patches resized where the picture is of another size."""
         out, start = [], 0
-        for s in self.config.layout:
+        for s in self.config.tokens:
             if isinstance(s, Flag):
                 out.append(self.flag_positions[_key(s)])
                 continue
@@ -232,12 +271,15 @@ class UViT(nn.Module):
         return out
 
     def _out(self, s: Stream, tokens: Tensor, state: Tensor) -> Tensor:
-        tokens = self.head[_key(s)](tokens)
         if not isinstance(s, Patches):
-            return tokens
+            return self.head[_key(s)](tokens)
         height, width = (n // s.patch for n in state.shape[-2:])
-        image = unpatchify(tokens, s.patch, height, width)
-        return self.conv[_key(s)](image) if self.config.conv else image
+        if self.config.conv_first:
+            tokens = self.conv[_key(s)](unpatchify(tokens, 1, height, width))
+            tokens = tokens.flatten(2).transpose(1, 2)
+        image = unpatchify(self.head[_key(s)](tokens), s.patch, height, width)
+        after = self.config.conv and not self.config.conv_first
+        return self.conv[_key(s)](image) if after else image
 
 
 def _key(stream: Stream) -> str:

@@ -25,6 +25,15 @@ def uniform_times(noise: Noise, clocks: Sequence[str], batch: int) -> Times:
     return {c: noise.uniform(f"time:{c}", (batch,)).to(torch.float64) for c in clocks}
 
 
+def knot_times(noise: Noise, clocks: Sequence[str], batch: int, steps: int = 1000) -> Times:
+    """Every clock on its own, uniform on 1/steps, 2/steps, ..., 1: clock -> (batch,).
+
+    These are the times that networks of a discrete schedule were trained at.
+    """
+    drawn = uniform_times(noise, clocks, batch)
+    return {c: ((u * steps).floor() + 1) / steps for c, u in drawn.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """A part of the square of times.

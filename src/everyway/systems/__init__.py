@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 SYSTEMS: dict[str, Callable[[], Callable]] = {
+    "uvit": lambda: import_module("everyway.systems.uvit").build,
     "unidiffuser": lambda: import_module("everyway.systems.unidiffuser").build,
     "vq_diffusion": lambda: import_module("everyway.systems.vq_diffusion").build,
 }

@@ -13,7 +13,7 @@ from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.checkpoints.tensor_files import Entries, joined
 from everyway.systems import unidiffuser_codec_layouts as codecs
-from everyway.systems.uvit import both
+from everyway.systems.uvit_layouts import both
 
 Settings = Mapping[str, Any]
 PROJECTION = "text_projection"

@@ -14,7 +14,14 @@ from everyway.checkpoints.foreign import Layout, Shapes, Whole
 from everyway.checkpoints.keymap import Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import autoencoder_layouts, unidiffuser, unidiffuser_layouts, uvit, vq_layouts
+from everyway.systems import (
+    autoencoder_layouts,
+    unidiffuser,
+    unidiffuser_layouts,
+    uvit,
+    uvit_layouts,
+    vq_layouts,
+)
 from everyway.systems import unidiffuser_codec_layouts as codecs
 
 Settings = Mapping[str, Any]
@@ -26,7 +33,7 @@ def _network_shapes(config: UViTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _uvit_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
-    return {"network": uvit.inferred(shapes, told).to_json()}
+    return {"network": uvit_layouts.inferred(shapes, told).to_json()}
 
 
 def _uvit_config(settings: Settings) -> UViTConfig:
@@ -116,7 +123,7 @@ LAYOUTS: tuple[Layout, ...] = (
         expected=lambda settings: _network_shapes(_uvit_config(settings)),
         preset=lambda settings: uvit.preset_of(_uvit_config(settings)),
         file="nnet_ema.pth",
-        **_both_ways(uvit.KEYMAP),
+        **_both_ways(uvit_layouts.KEYMAP),
     ),
     Layout(
         name="autoencoder-kl",

@@ -21,7 +21,7 @@ from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
 from everyway.systems.autoencoder_layouts import as_convolutions, as_matrices, places
-from everyway.systems.uvit import both
+from everyway.systems.uvit_layouts import both
 
 Settings = Mapping[str, Any]
 SCALE = 0.18215
@@ -166,7 +166,7 @@ def _tied(entries: Entries) -> Entries:
     if HEAD in entries and entries[HEAD].shape == entries[TABLE].shape:
         if not torch.equal(entries[HEAD].read(), entries[TABLE].read()):
             raise LayoutError("lm_head differs from wte, which it is tied to; load the file again")
-    return {HEAD: entries[TABLE], **entries}
+    return {HEAD: entries[TABLE], **entries} | {HEAD: entries[TABLE]}
 
 
 def caption_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:

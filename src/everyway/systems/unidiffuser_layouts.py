@@ -16,7 +16,7 @@ from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.checkpoints.tensor_files import joined
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViTConfig
-from everyway.systems.uvit import blocks, blocks_of, both, side
+from everyway.systems.uvit_layouts import blocks, blocks_of, both, side
 
 
 def published(

@@ -1,4 +1,8 @@
-"""U-ViT as published: presets of every released network, and the authors' tensor names.
+"""U-ViT: one transformer that treats time, condition and noisy picture as tokens.
+
+One state, the picture, on the clock `image`: pixels on a linear schedule, or the latents of an
+autoencoder.  It is told a class, a text, or nothing.  A class model is guided by its last class,
+which tells nothing (ImageNet-64 models have none), a text model by the empty text.
 
 Source: Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", 2022,
 arXiv 2209.12152.  Parameter counts are of the released files.
@@ -6,15 +10,240 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from math import isqrt
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from everyway.checkpoints.foreign import Shapes
-from everyway.checkpoints.keymap import LayoutError, Table
+import torch
+from torch import Tensor, nn
+
+from everyway.codecs.plain import Labels, Pixels, Words
+from everyway.contracts import Codec, Context
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
-from everyway.nets.uvit import UViTConfig
+from everyway.nets.uvit import UViT, UViTConfig
+from everyway.process.gaussian import EPS, GaussianProcess
+from everyway.process.schedules import DiscreteVP, LinearVP
+from everyway.system import Condition, Modality, System
+from everyway.tasks import GENERATE, Task
+
+SCHEDULES = {"linear": LinearVP, "discrete": DiscreteVP}
+"""Continuous time in pixels and *_large latents; the 1000 steps of latent diffusion elsewhere."""
+CLIP_L14 = "openai/clip-vit-large-patch14"
+"""Where the text encoder and its tokenizer are published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UViTSystemConfig:
+    """One U-ViT as a whole.
+
+    network: its UViTConfig as plain data; what the network is told is in its layout.
+    codec_config: "image", settings of the autoencoder, if pictures are no pixels; "text", settings
+    of a ClipStates, or a vocabulary of whole words.
+    null_class: the last label tells nothing.  latent_scale: of latents, where it is not what their
+    autoencoder has.  schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
+    """
+
+    network: Mapping[str, Any]
+    codec_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    null_class: bool = False
+    latent_scale: float = 0.0
+    schedule: str = "discrete"
+    sampler: str = "dpm++fast"
+    guidance: float = 1.0
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise ValueError(f"schedule {self.schedule!r} is unknown; choose one of {known}")
+
+    @property
+    def patches(self) -> Patches:
+        (own,) = (s for s in UViTConfig.from_json(self.network).layout if isinstance(s, Patches))
+        return own
+
+    @property
+    def told(self) -> str:
+        """What the network is told: "label", "text" or ""."""
+        return told_of(UViTConfig.from_json(self.network))
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the pictures that it draws."""
+        return self.patches.size * (_shrinks(self) if _latent(self) else 1)
+
+
+# -- the system -------------------------------------------------------------------------------
+
+
+def full(
+    network: UViTConfig, codec_config: Mapping[str, Mapping[str, Any]] | None = None
+) -> UViTSystemConfig:
+    """A system as released ones with such a network are."""
+    data = network.to_json()
+    return UViTSystemConfig(network=data, codec_config=codec_config or {}, **as_released(data))
+
+
+def as_released(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Schedule, null, scale and sampling of the released model that a network is most like.
+
+    The authors' guidance scale s is s + 1 here: 0.4 at 256 pixels, 0.7 at 512, 1 with texts.
+    """
+    config = UViTConfig.from_json(network)
+    (picture,) = (s for s in config.layout if isinstance(s, Patches))
+    told, pixels = told_of(config), picture.channels == 3
+    linear = config.time_scale == 999.0
+    sampler, steps = ("dpm-fast", 50) if linear else ("dpm++fast", 50)
+    if pixels and not told:
+        sampler, steps = "em-sde", 1000
+    by_class = 1.0 if pixels else 1.7 if picture.size == 64 else 1.4
+    return {
+        "null_class": told == "label" and not pixels,
+        "latent_scale": 0.23010 if told == "text" and not pixels else 0.0,
+        "schedule": "linear" if linear else "discrete",
+        "sampler": sampler,
+        "steps": steps,
+        "guidance": {"": 1.0, "label": by_class, "text": 2.0}[told],
+    }
+
+
+def told_of(network: UViTConfig) -> str:
+    """What a network is told: "label", "text" or ""."""
+    names = {Label: "label", ContextTokens: "text"}
+    return next((names[type(s)] for s in network.layout if type(s) in names), "")
+
+
+def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
+    """The system with fresh weights.
+
+    config: a UViTSystemConfig, or the plain data of one, in which what is left out is as released.
+    Raises ValueError where a codec is missing.
+    """
+    if not isinstance(config, UViTSystemConfig):
+        config = UViTSystemConfig(**{**as_released(config["network"]), **config})
+    if parts := lacking(config):
+        raise ValueError(
+            "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
+        )
+    with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
+        process = GaussianProcess(schedule=SCHEDULES[config.schedule](), parameterisation=EPS)
+    network, picture = UViT(UViTConfig.from_json(config.network)), config.patches
+    image = Modality(
+        name="image",
+        clock="image",
+        shape=(picture.channels, picture.size, picture.size),
+        process=process,
+        codec=_autoencoder(config) if _latent(config) else Pixels(size=picture.size),
+    )
+    conditions = CONDITIONS[config.told](network, config)
+    nulls = config.told != "label" or config.null_class
+    return System(
+        name="uvit",
+        network=network,
+        modalities={"image": image},
+        tasks=tasks(config.told, nulls),
+        config=asdict(config),
+        conditions=conditions,
+        sampler=config.sampler,
+        guidance=config.guidance,
+        steps=config.steps,
+    )
+
+
+def tasks(told: str, nulls: bool) -> dict[str, Task]:
+    """What a network that is told this can do; without a null it draws nothing untold."""
+    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
+    if not told:
+        return {"image": alone}
+    name = {"text": "text-to-image", "label": "class-to-image"}[told]
+    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True})}
+    return made | {"image": alone} if nulls else made
+
+
+def lacking(config: UViTSystemConfig) -> list[str]:
+    """The published parts, as `everyway convert --part` takes them, that a config does not give."""
+    bare = _latent(config) and "image" not in config.codec_config
+    parts = ["image=autoencoder_kl.pth"] if bare else []
+    text = config.codec_config.get("text", {})
+    if config.told != "text" or "vocabulary" in text:
+        return parts
+    wanted = {"text": "text_states", "tokenizer": "tokenizer"}
+    return parts + [f"{part}={CLIP_L14}" for key, part in wanted.items() if key not in text]
+
+
+# -- the picture ------------------------------------------------------------------------------
+
+
+def _latent(config: UViTSystemConfig) -> bool:
+    return config.patches.channels != 3
+
+
+def _shrinks(config: UViTSystemConfig) -> int:
+    """Pixels a latent, along a side; 8 where the autoencoder is not given yet."""
+    own = config.codec_config.get("image", {})
+    levels = len(own.get("autoencoder", {}).get("block_out_channels", range(4)))
+    return own.get("fold", 1) * 2 ** (levels - 1)
+
+
+def _autoencoder(config: UViTSystemConfig) -> nn.Module:
+    from everyway.codecs.rescaled import RescaledVAE
+
+    own = config.codec_config["image"]
+    wanted, had = config.latent_scale, own.get("scale", 0.0)
+    gain = wanted / had if wanted and had else 1.0
+    return RescaledVAE(gain=gain, **own).eval().requires_grad_(False)
+
+
+# -- what it is told --------------------------------------------------------------------------
+
+
+class NoNull(Context):
+    """The null of a network that has none: it may be handed on, and is refused where it is read."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def tokens(self) -> Tensor:  # type: ignore[override]
+        raise ValueError(
+            "this model has no null class to be guided by; use a guidance of 1, which is off"
+        )
+
+
+def told_label(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
+    """A class by its number."""
+    (label,) = (s for s in network.config.layout if isinstance(s, Label))
+    nulls: dict[str, Callable[[int], Context]] = {"none": lambda batch: NoNull()}
+    if config.null_class:
+        nulls = {"last": network.null_context}
+    codec = Labels(classes=label.classes - config.null_class)
+    return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
+
+
+def told_text(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
+    """A text, whose null is the empty one."""
+    (told,) = (s for s in network.config.layout if isinstance(s, ContextTokens))
+    codec = _reader(told, config)
+
+    @torch.no_grad()
+    def empty(batch: int) -> Context:
+        return Context(tokens=codec.encode([""]).expand(batch, -1, -1))
+
+    return {"text": Condition(name="text", source="text", codec=codec, nulls={"empty": empty})}
+
+
+def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
+    own = config.codec_config["text"]
+    if "vocabulary" in own:
+        return Words(vocabulary=tuple(own["vocabulary"]), length=told.length, dim=told.dim)
+    from everyway.codecs.clip_states import ClipStates
+
+    return ClipStates(length=told.length, **own).eval().requires_grad_(False)
+
+
+CONDITIONS = {"label": told_label, "text": told_text, "": lambda network, config: {}}
+
+# -- networks ---------------------------------------------------------------------------------
 
 
 def network(
@@ -47,7 +276,8 @@ _H = dict(dim=1152, depth=28, heads=16, conv=False)
 _PIXELS_64 = dict(size=64, patch=4, channels=3)
 _LATENT_32 = dict(size=32, patch=2, channels=4)
 _LATENT_64 = dict(size=64, patch=4, channels=4)
-_CLIP = (77, 768)
+CLIP = (77, 768)
+"""Tokens and their width, of CLIP L/14."""
 
 PRESETS: dict[str, UViTConfig] = {
     "cifar10_small": network(size=32, patch=2, channels=3, **_S, time_scale=999.0),  # 44,255,328
@@ -58,106 +288,11 @@ PRESETS: dict[str, UViTConfig] = {
     "imagenet256_huge": network(**_LATENT_32, **_H, classes=1001),  # 500,832,016
     "imagenet512_large": network(**_LATENT_64, **_L, classes=1001, time_scale=999.0),  # 286,861,524
     "imagenet512_huge": network(**_LATENT_64, **_H, classes=1001),  # 500,942,656
-    "mscoco_small": network(**_LATENT_32, **_S, context=_CLIP),  # 44,692,644
-    "mscoco_small_deep": network(**_LATENT_32, **_S | {"depth": 16}, context=_CLIP),  # 58,345,636
+    "mscoco_small": network(**_LATENT_32, **_S, context=CLIP),  # 44,692,644
+    "mscoco_small_deep": network(**_LATENT_32, **_S | {"depth": 16}, context=CLIP),  # 58,345,636
 }
-
-_LINEARS = (
-    ("attn.qkv.weight", "attn.qkv.weight"),
-    ("attn.qkv.bias", "attn.qkv.bias"),
-    ("attn.proj.weight", "attn.proj.weight"),
-    ("attn.proj.bias", "attn.proj.bias"),
-    ("fc1.weight", "mlp.fc1.weight"),
-    ("fc1.bias", "mlp.fc1.bias"),
-    ("fc2.weight", "mlp.fc2.weight"),
-    ("fc2.bias", "mlp.fc2.bias"),
-    ("skip_linear.weight", "skip_linear.weight"),
-    ("skip_linear.bias", "skip_linear.bias"),
-)
-
-
-def both(ours: str, theirs: str) -> Table:
-    """A weight and a bias."""
-    return tuple((f"{ours}.{p}", f"{theirs}.{p}") for p in ("weight", "bias"))
-
-
-def blocks(norms: dict[str, str]) -> Table:
-    """The rows of all blocks.  norms: our name of a LayerNorm -> the authors'."""
-    inner = _LINEARS + tuple(row for a, b in norms.items() for row in both(a, b))
-    places = {"ins.{i}": "in_blocks.{i}", "mid": "mid_block", "outs.{i}": "out_blocks.{i}"}
-    return tuple((f"{p}.{a}", f"{q}.{b}") for p, q in places.items() for a, b in inner)
-
-
-KEYMAP: Table = (
-    ("positions", "pos_embed"),
-    *both("embed.image", "patch_embed.proj"),
-    ("embed.label.weight", "label_emb.weight"),
-    *both("embed.text", "context_embed"),
-    *both("embed.time_image.0", "time_embed.0"),
-    *both("embed.time_image.2", "time_embed.2"),
-    *blocks({"norm_attn": "norm1", "norm_mlp": "norm2"}),
-    *both("norm", "norm"),
-    *both("head.image", "decoder_pred"),
-    *both("conv.image", "final_layer"),
-)
-"""(ours, the authors') names of every U-ViT tensor."""
-
-
-def inferred(shapes: Shapes, told: Mapping[str, Any]) -> UViTConfig:
-    """The config of weights by our names and shapes.
-
-    Neither heads nor time_scale show in them: those of the preset of these shapes; else heads are
-    `told`, or of 64 dimensions, and pixels are of continuous time.  LayoutError for no U-ViT.
-    """
-    dim = shapes["embed.image.weight"][0]
-    _, channels, patch, _ = shapes["embed.image.weight"]
-    classes = shapes["embed.label.weight"][0] if "embed.label.weight" in shapes else 0
-    width = shapes["embed.text.weight"][1] if "embed.text.weight" in shapes else 0
-    context = (_CLIP[0], width) if width else None
-    extras = 1 + bool(classes) + (context[0] if context else 0)
-    config = network(
-        size=patch * side(shapes["positions"][1] - extras),
-        patch=patch,
-        channels=channels,
-        dim=dim,
-        heads=int(told.get("heads", max(1, dim // 64))),
-        classes=classes,
-        context=context,
-        conv="conv.image.weight" in shapes,
-        skip="concat" if "outs.0.skip_linear.weight" in shapes else "none",
-        time_scale=999.0 if channels == 3 else 1000.0,
-        **blocks_of(shapes),
-    )
-    alike = [p for p in PRESETS.values() if "heads" not in told and _alike(p, config)]
-    return alike[0] if alike else config
 
 
 def preset_of(config: UViTConfig) -> str:
     """The name of the published model of this config, or ""."""
     return next((name for name, preset in PRESETS.items() if preset == config), "")
-
-
-def _alike(preset: UViTConfig, config: UViTConfig) -> bool:
-    """Whether both have the same names and shapes."""
-    if preset.dim != config.dim:
-        return False
-    return preset == replace(config, heads=preset.heads, time_scale=preset.time_scale)
-
-
-def side(patches: int) -> int:
-    """How many patches a row has; LayoutError if they are no square."""
-    found = isqrt(max(patches, 0))
-    if not found or found**2 != patches:
-        raise LayoutError(f"the file's positions leave {patches} patches, which are no square")
-    return found
-
-
-def blocks_of(shapes: Shapes) -> dict[str, Any]:
-    """Options of the blocks and of the time token, by our names and shapes."""
-    wide, dim = shapes["mid.fc1.weight"]
-    return {
-        "depth": 2 * shapes.count("ins.{i}"),
-        "mlp_ratio": wide // dim,
-        "qkv_bias": "mid.attn.qkv.bias" in shapes,
-        "time_mlp": "embed.time_image.0.weight" in shapes,
-    }

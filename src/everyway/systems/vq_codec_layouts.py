@@ -18,7 +18,7 @@ from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
 from everyway.codecs.image_vq import ImageVQ
 from everyway.systems.autoencoder_layouts import as_convolutions, as_matrices, places
-from everyway.systems.uvit import both
+from everyway.systems.uvit_layouts import both
 
 Settings = Mapping[str, Any]
 

@@ -25,7 +25,7 @@ from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries, Stored, held
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
-from everyway.systems.uvit import both
+from everyway.systems.uvit_layouts import both
 
 Settings = Mapping[str, Any]
 T = TypeVar("T")

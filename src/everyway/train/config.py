@@ -23,10 +23,17 @@ class TrainConfig:
     """Settings of one training run.
 
     system: a name in everyway.systems.SYSTEMS.  preset: of that system.
-    data: "emoji", "shapes", or a folder.  cache: scenes whose latents are cached (0: made anew).
-    codecs: folder with the trained codecs.  tokens: folder with the trained codec of tokens.
-    times: how they are drawn: "uniform", on the lines of "tasks", or by "importance" (tokens).
-    drop: share of the samples whose conditions are replaced by their null.
+    skip, told_time, conv, patch: of a U-ViT, other than its preset has them: skip is "concat",
+    "add" or "none", told_time "token" or "norm", conv "after", "before" or "none".
+    data: "emoji", "shapes", or a folder, in which folders are classes.  flip: 1 adds the mirror
+    image of every picture.  cache: scenes whose latents are cached (0: made anew).
+    codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
+    tokens: folder with the trained codec of tokens.
+    times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
+    "tasks", or by "importance" (tokens).
+    drop: share of the samples whose conditions are replaced by their null; a U-ViT of classes that
+    drops none has no null class.  clip: largest norm of the gradient, 0 for any.
+    recompute: 1 keeps no block's inside for the way back, which saves memory and costs time.
     init: a model (name or folder) to start from, codecs and weights; the optimiser starts afresh.
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
     seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
@@ -38,7 +45,12 @@ class TrainConfig:
 
     system: str = "unidiffuser"
     preset: str = "nano"
+    skip: str = ""
+    told_time: str = ""
+    conv: str = ""
+    patch: int = 0
     data: str = "shapes"
+    flip: int = 0
     cache: int = 20_000
     codecs: str = ""
     init: str = ""
@@ -60,6 +72,7 @@ class TrainConfig:
     drop: float = 0.1
     tokens: str = "runs/vq"
     precision: str = "auto"
+    recompute: int = 0
     device: str = "auto"
     save_every_s: float = 120.0
     sample_every: int = 0
@@ -75,8 +88,10 @@ class TrainConfig:
             raise ConfigError(f"cooldown is {self.cooldown}; it is a fraction from 0 to 1")
         if self.optimiser not in ("adamw", "muon"):
             raise ConfigError(f"optimiser is {self.optimiser!r}; choose adamw or muon")
-        if self.times not in ("uniform", "tasks", "importance"):
-            raise ConfigError(f"times is {self.times!r}; choose uniform, tasks or importance")
+        if self.times not in ("uniform", "knots", "tasks", "importance"):
+            raise ConfigError(f"times is {self.times!r}; choose uniform, knots, tasks, importance")
+        if self.conv not in ("", "after", "before", "none"):
+            raise ConfigError(f"conv is {self.conv!r}; choose after, before or none")
         if not 0 <= self.drop < 1:
             raise ConfigError(f"drop is {self.drop}; it is a share from 0 to below 1")
         if self.precision not in ("auto", "bf16", "fp32"):

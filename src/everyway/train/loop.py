@@ -22,7 +22,14 @@ from everyway.checkpoints import store
 from everyway.checkpoints.card import hardware, write_card
 from everyway.contracts import Bundle, Context, Contexts, Times
 from everyway.data.latents import Latents
-from everyway.process.times import importance, mixture_times, remember, uniform_times
+from everyway.nets.precision import fast
+from everyway.process.times import (
+    importance,
+    knot_times,
+    mixture_times,
+    remember,
+    uniform_times,
+)
 from everyway.sampling.noise import StreamNoise
 from everyway.system import System
 from everyway.train import sources
@@ -33,13 +40,13 @@ from everyway.train.parallel import World, join
 from everyway.train.state import TrainState
 
 OPTIMISERS = {
-    "adamw": lambda network, **settings: torch.optim.AdamW(network.parameters(), **settings),
+    "adamw": lambda network, world, **settings: torch.optim.AdamW(network.parameters(), **settings),
     "muon": Muon,
 }
 RESUMABLE = {"budget_s", "steps", "out", "save_every_s", "sample_every", "log_every"}
 """Settings that a resumed run may change: they do not bear on what a step does."""
-TIMES = {"uniform": uniform_times, "tasks": mixture_times}
-"""How times of several clocks are drawn: the whole square, or mostly the lines of tasks."""
+TIMES = {"uniform": uniform_times, "knots": knot_times, "tasks": mixture_times}
+"""How times of several clocks are drawn: the whole square, its knots, or mostly lines of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +71,11 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     device = torch.device(config.device if config.device != "auto" else _best_device())
     system, latents = sources.prepare(config, world)
     network = system.network.to(device)
+    if config.recompute:
+        network.checkpointing = True
     optimiser = OPTIMISERS[config.optimiser](
         network,
+        world,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
@@ -121,7 +131,7 @@ def _steps(
         x0 = {k: v for k, v in batch.items() if k in system.modalities}
         noise = StreamNoise(_on(device, source, seed))
         times, weights, learn = _times(state, system, config, source, noise, share)
-        contexts = _contexts(system, batch, noise, config.drop)
+        contexts = _contexts(system, batch, noise, config.drop, share)
         with autocast():
             per_modality = objective.losses(system, x0, times, noise, contexts)
             loss = objective.total(system, per_modality, weights)
@@ -129,7 +139,8 @@ def _steps(
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         world.average(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        if config.clip:
+            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         state.optimiser.step()
         state.ema.update(state.network, state.step)
         state.step += 1
@@ -159,12 +170,24 @@ def _times(
     return {c: (index.double() + 1) / len(law) for c in clocks}, weights, learn
 
 
-def _contexts(system: System, batch: Bundle, noise: StreamNoise, drop: float) -> Contexts:
-    """What the conditions are told, a share of the samples their null."""
+def _contexts(
+    system: System, batch: Bundle, noise: StreamNoise, drop: float, share: int
+) -> Contexts:
+    """What the conditions are told, a share `drop` of the samples their null.
+
+    What the data does not tell (the kind of data of UniDiffuser v1) is the null for all of them.
+    """
     out = {}
     for name, condition in system.conditions.items():
-        told = batch[f"told.{name}"]
-        null = condition.null(len(told)).tokens.to(told)
+        told = batch.get(f"told.{name}")
+        if told is None:
+            device = next(iter(batch.values())).device
+            out[name] = Context(tokens=condition.null(share).tokens.to(device))
+            continue
+        if not drop:
+            out[name] = Context(tokens=told)
+            continue
+        null = condition.null(share).tokens.to(told)
         dropped = noise.uniform(f"drop:{name}", (len(told),)).to(told.device) < drop
         dropped = dropped.reshape(-1, *([1] * (told.ndim - 1)))
         out[name] = Context(tokens=torch.where(dropped, null, told))
@@ -216,7 +239,7 @@ def show(system: System, state: TrainState, config: TrainConfig) -> Path:
 
     path = Path(config.out) / "samples" / f"{state.step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = sources.open_data(config.data, config.seed)
+    data = sources.data_of(system, config)
     samples(system, state.ema, data, {"training": {"data": config.data}}).save(path)
     return path
 
@@ -236,6 +259,7 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     former, codecs = sources.origins(config)
     facts = {
         "name": config.preset,
+        "image_size": sources.picture_size(system),
         "losses": losses,
         "history": [*former, run],
         "codecs": codecs,
@@ -246,27 +270,11 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     return folder
 
 
-def fast_precision() -> torch.dtype:
-    """bf16 where its products are faster than float32's on this device, measured once.
-
-    On a CPU without bf16 instructions they are emulated and about 80 times slower.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.randn(128, 128).to(dtype)
-        a @ a
-        began = time.perf_counter()
-        for _ in range(4):
-            a @ a
-        seconds[dtype] = time.perf_counter() - began
-    return min(seconds, key=lambda dtype: seconds[dtype])
-
-
 def _autocast(precision: str, device: torch.device):
     """A context in which the network runs in bf16, or one that changes nothing."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
     if dtype is None:
-        dtype = torch.bfloat16 if device.type == "cuda" else fast_precision()
+        dtype = torch.bfloat16 if fast(torch.bfloat16, device.type) else torch.float32
     if dtype is torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype)

@@ -39,7 +39,12 @@ def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
         given["text"] = [s.captions[0] for s in unseen]
     if "image" in chosen.given:
         given["image"] = [Image.fromarray(s.image) for s in unseen]
-    made = model.each(task, range(COUNT), settings={"steps": steps}, **given)
+    if chosen.contexts.get("label"):
+        classes = model.system.conditions["label"].codec.classes
+        asked = [{"seed": k, "label": k % classes, "steps": steps} for k in range(COUNT)]
+        made = [result for one in asked for result in model.generate(kind=task, **one)]
+    else:
+        made = model.each(task, range(COUNT), settings={"steps": steps}, **given)
     pictures = given.get("image") or [r.image for r in made]
     words = given.get("text") or [r.text or "" for r in made]
     return Section(title=task, cells=[Cell(image=i, text=w) for i, w in zip(pictures, words)])

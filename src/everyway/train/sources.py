@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from everyway.codecs.plain import Pixels
 from everyway.data import latents as cache
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
@@ -19,6 +21,8 @@ from everyway.systems import unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 
+PLAIN = 64
+"""Side of the pictures that a UniDiffuser without codecs makes its pixels and thumbnails of."""
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
 
@@ -58,6 +62,10 @@ def origins(config: TrainConfig) -> tuple[list[dict], dict[str, dict]]:
 
 def build_system(config: TrainConfig) -> System:
     """The preset's system; trained codecs are read from config.codecs."""
+    if config.system == "uvit":
+        from everyway.train import uvit
+
+        return uvit.system_of(config)
     if config.preset == "nano":
         return unidiffuser.build(unidiffuser.nano(vocabulary(config)))
     if config.preset == "mini":
@@ -106,8 +114,29 @@ def vocabulary(config: TrainConfig) -> tuple[str, ...]:
     return tuple(sorted(words))
 
 
-def open_data(name: str, seed: int, size: int = 64):
-    """A built-in endless set by name, or a folder of captioned pictures, fitted to `size`."""
+def data_of(system: System, config: TrainConfig):
+    """The data that a system is trained on, in its size."""
+    return open_data(config.data, config.seed, picture_size(system), "text" in system.raws)
+
+
+def picture_size(system: System) -> int:
+    """Side in pixels of the pictures that it is trained on."""
+    from everyway.codecs.image_vae import ImageVAE
+
+    image = system.modalities["image"]
+    if isinstance(image.codec, Pixels):
+        return image.codec.size if system.name == "uvit" else PLAIN
+    if isinstance(image.codec, ImageVAE):
+        levels = len(image.codec.autoencoder.config.block_out_channels)
+        return image.shape[-1] * image.codec.fold * 2 ** (levels - 1)
+    return isqrt(image.shape[0]) * image.codec.factor
+
+
+def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
+    """A built-in endless set by name, or a folder of pictures, fitted to `size`.
+
+    captioned: a folder's picture without a caption is refused.
+    """
     if name == "shapes":
         from everyway.data.shapes import Shapes
 
@@ -117,7 +146,7 @@ def open_data(name: str, seed: int, size: int = 64):
 
         return EmojiScenes(seed=seed, variants=2)
     if Path(name).is_dir():
-        return Folder(Path(name), size, captioned=True)
+        return Folder(Path(name), size, captioned)
     raise ConfigError(f"data {name!r} is unknown; choose shapes, emoji, or give a folder")
 
 
@@ -127,10 +156,10 @@ def cached(system: System, config: TrainConfig) -> Latents:
     path = Path(config.out) / f"latents-{key}.safetensors"
     if path.exists():
         return cache.load(path)
-    data = open_data(config.data, config.seed)
+    data = data_of(system, config)
     count = min(config.cache, len(data)) if isinstance(data, Folder) else config.cache
     made = cache.encode_all(
-        lambda part: encode(system, part),
+        lambda part: encode(system, part, bool(config.flip)),
         _samples(data),
         count,
         {"data": config.data, "seed": str(config.seed), "codecs": key},
@@ -139,14 +168,31 @@ def cached(system: System, config: TrainConfig) -> Latents:
     return made
 
 
-def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
-    """modality -> (B, V, ...): one variant of a picture, a variant for each caption."""
+def encode(system: System, samples: list, flip: bool = False) -> dict[str, torch.Tensor]:
+    """modality -> (B, V, ...): a picture, its mirror image where `flip`; a variant a caption.
+
+    Raises ConfigError for a picture without a class where the system is told one.
+    """
     pixels = np.stack([s.image for s in samples])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
+    shown = [images, images.flip(-1)] if flip else [images]
+    states = [system.encode({"image": i}) for i in shown]
+    out = {k: torch.stack([s[k] for s in states], 1) for k in states[0]}
+    if "label" in system.raws:
+        told = system.tell({"label": _labels(samples)})
+        out |= {f"told.{k}": v[:, None] for k, v in told.items()}
+    if "text" not in system.raws:
+        return out
     said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
     texts = [_words(system, captions) for captions in said]
     return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
+
+
+def _labels(samples: list) -> list[int]:
+    for sample in samples:
+        if sample.label is None:
+            raise ConfigError(f"{sample.key} has no class; put pictures into a folder a class")
+    return [sample.label for sample in samples]
 
 
 def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
@@ -167,9 +213,10 @@ def _fingerprint(system: System, config: TrainConfig) -> str:
 
     A decoder that was trained on behind its latent does not make a cache stale.
     """
-    digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}".encode())
-    first = list(islice(_samples(open_data(config.data, config.seed)), 4))
-    for name, states in sorted(encode(system, first).items()):
+    flipped = " flipped" if config.flip else ""
+    digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
+    first = list(islice(_samples(data_of(system, config)), 4))
+    for name, states in sorted(encode(system, first, bool(config.flip)).items()):
         digest.update(name.encode())
         kind = torch.float16 if states.is_floating_point() else torch.int16
         digest.update(states.to(kind).numpy().tobytes())
