@@ -5,6 +5,7 @@ A fenced Python block after the comment `<!-- not run -->` is left out.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -141,7 +142,10 @@ def test_what_a_reader_is_told_to_write_is_not_there():
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
 def test_examples_are_short_and_run(example, tmp_path):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 80
+    before = os.times()
     done = subprocess.run(
-        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=20
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and done.stdout, done.stderr
+    after = os.times()
+    assert after.children_user - before.children_user < 20  # of the processor, busy or not

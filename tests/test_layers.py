@@ -18,6 +18,7 @@ LAYERS = {
     "process": 1,
     "nets": 1,
     "codecs": 2,
+    "placement": 2,
     "system": 3,
     "checkpoints": 3,
     "data": 3,
@@ -28,10 +29,12 @@ LAYERS = {
     "systems": 5,
     "request": 6,
     "sheet": 6,
-    "generate": 7,
-    "train": 8,
-    "metrics": 8,
-    "apps": 9,
+    "library": 6,
+    "plan": 7,
+    "generate": 8,
+    "train": 9,
+    "metrics": 9,
+    "apps": 10,
 }
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem != "__init__")
 

@@ -126,7 +126,7 @@ def test_the_names_here_are_those_of_the_parts_below():
 
 
 def test_every_kind_has_a_plan():
-    from everyway.generate import plan
+    from everyway.plan import plan
     from everyway.systems.vq_diffusion import tasks
     from everyway.tasks import TASKS
 

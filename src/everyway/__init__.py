@@ -4,8 +4,12 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load": "everyway.generate", "GenerateRequest": "everyway.request"}
-__all__ = ["GenerateRequest", "__version__", "load"]
+_PUBLIC = {
+    "load": "everyway.generate",
+    "Model": "everyway.generate",
+    "GenerateRequest": "everyway.request",
+}
+__all__ = ["GenerateRequest", "Model", "__version__", "load"]
 
 
 def __getattr__(name: str):

@@ -1,13 +1,10 @@
-"""Runs a request on a model.  A request becomes a Plan: a tuple of stages, one sampling loop each.
-
-Variation, the Gibbs chain and interpolation are plans, not special cases of the sampler.
-"""
+"""Runs a request on a model: every stage of its plan, from raw data to results."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isqrt
 from pathlib import Path
@@ -18,28 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway import __version__
-from everyway.checkpoints import store
+from everyway import __version__, library
 from everyway.contracts import Bundle, Context, Contexts, Denoise
-from everyway.controls.interpolation import slerp, start_states
 from everyway.controls.masks import free_places, pinned
 from everyway.guidance import guided
 from everyway.objective import corrupt
-from everyway.request import GenerateRequest, read_image
+from everyway.plan import Carry, Stage, plan
+from everyway.request import GenerateRequest, RequestError, read_image
 from everyway.sampling.loop import Progress, absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
 from everyway.sampling.token_kernels import Truncated, purity
 from everyway.system import System
-from everyway.systems import builder
-from everyway.tasks import Task, given_noisy
+from everyway.tasks import Task
 
-SHIPPED = Path(__file__).parent / "shipped"
 BATCH = 16  # samples in flight; results stream out batch by batch
-
-
-class ModelError(ValueError):
-    """A model that cannot be found or loaded; the message says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -71,58 +61,6 @@ class Result:
     facts: dict[str, Any]
 
 
-Carry = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Stage:
-    """One sampling loop.  Its given states are taken from what former stages made.
-
-    prepare: may change what is carried before the loop (interpolation does).
-    shown: whether this stage's states become results.
-    begin: the time at which the loop begins, from what is carried (picture to picture).
-    masked: whether only the places that the request's mask frees are drawn.
-    """
-
-    task: Task
-    prepare: Callable[[Carry, Model, GenerateRequest], Carry] | None = None
-    shown: bool = True
-    begin: float = 1.0
-    masked: bool = False
-
-
-def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
-    """The stages of a request, out of a system's own tasks.
-
-    Raises ModelError where the system has no such task.
-    """
-
-    def task(name: str) -> Task:
-        if name not in tasks:
-            raise ModelError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
-        return tasks[name]
-
-    kind = request.kind
-    if kind in ("inpaint", "image-to-image"):
-        drawn = task("text-to-image" if request.text is not None else "image")
-        return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
-    if kind == "vary-image":
-        return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
-    if kind == "vary-text":
-        return (Stage(task=task("text-to-image"), shown=False), Stage(task=task("image-to-text")))
-    if kind == "chain":
-        forth, back = Stage(task=task("text-to-image")), Stage(task=task("image-to-text"))
-        return (forth, back) * request.rounds
-    if kind == "interpolate":
-        back, forth = task("image-to-text"), task("text-to-image")
-        return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
-    noisy = {c: given_noisy(v) for c, v in request.given_noise.items()}
-    wrong = set(noisy) - set(task(kind).given)
-    if wrong:
-        raise ModelError(f"--given-noise {sorted(wrong)}: {kind} is given {[*task(kind).given]}")
-    return (Stage(task=task(kind).replace(**noisy)),)
-
-
 def sampler_of(request: GenerateRequest) -> Sampler:
     """The sampler that a settled request names, with the settings it gives for it."""
     chosen = named_sampler(request.sampler)
@@ -134,12 +72,32 @@ def sampler_of(request: GenerateRequest) -> Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A loaded system and the facts of its folder."""
+    """A loaded system and the facts of its folder.
+
+    told: what `load` was told, as plain data.  note: what it made of it, in one line.
+    """
 
     name: str
     hash: str
     system: System
     facts: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @staticmethod
+    def from_pretrained(
+        path_or_hub_id: str, device: str = "auto", dtype: str = "auto", memory: str = "auto"
+    ) -> Model:
+        """`load` by its other name."""
+        return load(path_or_hub_id, device, dtype, memory)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """A model folder with its card; weights as they are kept, so load in fp32 to keep all."""
+        library.save(Path(folder), self.system, self.facts)
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """The folder of `save_pretrained` onto the hub; returns its address there."""
+        return library.push(repo_id, self.system, self.facts, private)
 
     def generate(self, request: GenerateRequest | None = None, **settings) -> list[Result]:
         """All results of a request (or of the keyword settings of one)."""
@@ -240,10 +198,10 @@ class Model:
         carried = self._encoded(raw)
         if not together:
             carried = {k: v.expand(len(rows), *v.shape[1:]) for k, v in carried.items()}
-        began, shown, noise = time.monotonic(), 0, PerSampleNoise(seeds)
+        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
         for number, stage in enumerate(stages):
             if stage.prepare:
-                carried = stage.prepare(carried, self, request)
+                carried = stage.prepare(carried, self.system, request)
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
@@ -251,9 +209,10 @@ class Model:
                 yield Preview(number + 1, len(stages), progress.step, progress.steps, progress)
             generated = [m.name for c in stage.task.generated for m in self.system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
+            calls += progress.calls
             if not stage.shown:
                 continue
-            facts = self._record(stage.task, time.monotonic() - began, progress.calls)
+            facts = self._record(stage.task, time.monotonic() - began, calls)
             made = self._results({name: carried[name] for name in generated}, seeds, 0, facts)
             for k, row in enumerate(rows):
                 part = row if together else shown
@@ -272,7 +231,8 @@ class Model:
             one = {k: v[i : i + 1] for k, v in raw.items() if k in self.system.raws}
             told = {f"told.{k}": v for k, v in self.system.tell(one).items()}
             rows.append(self.system.encode(one) | told)
-        return {k: torch.cat([row[k] for row in rows]) for k in rows[0]} if rows else {}
+        names = rows[0] if rows else ()
+        return {k: torch.cat([row[k] for row in rows]).to(self.system.device) for k in names}
 
     def _sample(
         self, stage: Stage, carried: Carry, noise: PerSampleNoise, request: GenerateRequest
@@ -290,7 +250,8 @@ class Model:
         steps, begin = request.steps, stage.begin
         if begin < 1:  # from what is carried, with as many of the steps as the way is long
             begin, steps = self._reached(begin), max(1, round(steps * begin))
-            times = dict.fromkeys(task.roles, torch.full((batch,), begin, dtype=torch.float64))
+            t = torch.full((batch,), begin, dtype=torch.float64, device=system.device)
+            times = dict.fromkeys(task.roles, t)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null)
         return sample(
@@ -305,6 +266,7 @@ class Model:
             sampler=sampler_of(request),
             contexts=self._contexts(carried, task, nulls),
             t_start=begin,
+            device=system.device,
             pin=self._pin(known, noise, request) if stage.masked else None,
         )
 
@@ -325,7 +287,7 @@ class Model:
         if request.truncation == 1:
             return made
         if not system.chains:
-            raise ModelError("truncation is for models of tokens; leave --truncation out")
+            raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.chains, request.truncation))
 
     @staticmethod
@@ -376,70 +338,34 @@ class Model:
             "task": task.name,
             "seconds": round(seconds, 3),
             "forwards": forwards,
+            "loaded": dict(self.told),
             "everyway": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         }
 
 
-def between(carried: Carry, model: Model, request: GenerateRequest) -> Carry:
-    """Interpolation of two pictures: their captions' latents and their start noises, on the sphere.
+def load(
+    name_or_path: str = "default",
+    device: str = "auto",
+    dtype: str = "auto",
+    memory: str = "auto",
+    parts: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Model:
+    """A model ready to run; "default" is the best one that is shipped.
 
-    The start noise of a picture is the deterministic flow run backwards, from data to t = 1, under
-    its caption (Bao et al. 2023, arXiv 2303.06555; Song et al. 2021, arXiv 2010.02502).
+    name_or_path, device, dtype, memory, parts, settings: as in `library.load`, and its errors.
     """
-    system, steps = model.system, max(request.steps, 25)
-    states = {m.name: carried[m.name] for m in system.on("image")}
-    text = {m.name: carried[m.name] for m in system.on("text")}
-    task = system.tasks["text-to-image"]
-    starts = start_states(system, system.denoiser(), task, states, text, {}, steps)
-    weights = torch.linspace(0, 1, request.frames)
-    out = {k: slerp(v[0], v[1], weights) for k, v in text.items()}
-    return out | {f"start.{k}": slerp(v[0], v[1], weights) for k, v in starts.items()}
-
-
-def shipped() -> list[str]:
-    """Names of the models inside the package."""
-    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
-
-
-def folder_of(name_or_path: str) -> Path:
-    """Where a model lies; ModelError where there is none."""
-    if name_or_path == "default" and shipped():
-        name_or_path = "mini" if "mini" in shipped() else shipped()[0]
-    for folder in (SHIPPED / name_or_path, Path(name_or_path)):
-        if (folder / "config.json").is_file():
-            return folder
-    names = ", ".join(shipped()) or "none is shipped"
-    raise ModelError(f"there is no model {name_or_path!r}; shipped: {names}; or give a folder")
-
-
-def load(name_or_path: str = "default", device: str = "auto") -> Model:
-    """A shipped model's name or a model folder; "default" is the best model that is shipped.
-
-    Raises ModelError (unknown model) or StoreError (damaged files), one clear line each.
-    """
-    folder = folder_of(name_or_path)
-    config, tensors, facts = store.load(folder)
-    system = builder(config["system"])(config["config"])
-    _fill(system, tensors, folder)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    system.network.to(device).eval()
-    return Model(name=folder.name, hash=store.fingerprint(folder), system=system, facts=facts)
-
-
-def _fill(system: System, tensors: Mapping[str, Mapping[str, torch.Tensor]], folder: Path) -> None:
-    modules = {"network": system.network, **system.codecs}
-    for name, model in system.shared.items():
-        tensors = {**tensors, name: store.load_component(SHIPPED / model, name)}
-    for name, module in modules.items():
-        try:
-            module.load_state_dict({k: v.float() for k, v in tensors[name].items()})
-        except (KeyError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
-            raise ModelError(f"{folder} does not fit its config ({name}: {first})") from None
-        module.eval().requires_grad_(False)
+    made = library.load(name_or_path, device, dtype, memory, parts, settings)
+    return Model(
+        name=made.name,
+        hash=made.hash,
+        system=made.system,
+        facts=made.facts,
+        told=made.told,
+        note=made.note,
+    )
 
 
 def _to_tensor(

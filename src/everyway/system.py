@@ -6,7 +6,8 @@ samplers, guidance and metrics ever see.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from everyway.contracts import Bundle, Codec, Context, Contexts, Denoise, Process, Query, Times
+from everyway.nets.precision import computing
+from everyway.placement import CPU, Placement
 from everyway.process.mask_replace import MaskReplace
 from everyway.tasks import Task
 
@@ -65,6 +68,7 @@ class System:
 
     conditions: the contexts that the network is told.
     shared: component -> the shipped model that holds its weights, where it is not this one.
+    placement: where its modules lie and compute; None leaves them where they are.
     sampler, guidance, steps, truncation: what this system is sampled with unless told otherwise.
     """
 
@@ -75,6 +79,7 @@ class System:
     config: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    placement: Placement | None = None
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -119,7 +124,7 @@ class System:
             raise ValueError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
-        return {m.name: m.codec.encode(raw[m.clock]) for c in raw for m in self.on(c)}
+        return {m.name: self._encoded(m.codec, raw[m.clock]) for c in raw for m in self.on(c)}
 
     @property
     def raws(self) -> set[str]:
@@ -130,30 +135,59 @@ class System:
     def tell(self, raw: Mapping[str, Any]) -> dict[str, Tensor]:
         """raw: source -> raw data.  Condition -> context tokens."""
         told = self.conditions.values()
-        return {c.name: c.codec.encode(raw[c.source]) for c in told if c.source in raw}
+        return {c.name: self._encoded(c.codec, raw[c.source]) for c in told if c.source in raw}
 
     def null_contexts(self, batch: int, name: str = "") -> Contexts:
         """What every condition is told in place of its context."""
-        return {c.name: c.null(batch, name) for c in self.conditions.values()}
+        out = {}
+        for condition in self.conditions.values():
+            with self._using(condition.codec):
+                out[condition.name] = condition.null(batch, name)
+        return out
 
     @torch.no_grad()
     def decode(self, states: Bundle) -> dict[str, Any]:
         """Clean states -> raw data by clock; streams that are not shown are left out."""
         return {
-            m.clock: m.codec.decode(states[m.name])
+            m.clock: self._decoded(m.codec, states[m.name])
             for m in self.modalities.values()
             if m.decodes and m.name in states
         }
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes, and where states are best drawn."""
+        placed = self.placement
+        if placed is not None and placed.memory == "low":  # the network may lie elsewhere now
+            return placed.device
+        return next(self.network.parameters()).device
+
+    @contextmanager
+    def _using(self, part: nn.Module | Codec) -> Iterator[torch.device]:
+        """The network or a codec, ready to run; gives the device that it runs on."""
+        if not isinstance(part, nn.Module):
+            yield CPU
+            return
+        placed = self.placement
+        with placed.lent(part, self.network) if placed else nullcontext(), computing(part):
+            yield next(part.parameters()).device
+
+    def _encoded(self, codec: Codec, raw: Any) -> Tensor:
+        with self._using(codec) as device:
+            return codec.encode(raw.to(device) if isinstance(raw, Tensor) else raw)
+
+    def _decoded(self, codec: Codec, state: Tensor) -> Any:
+        with self._using(codec) as device:
+            return codec.decode(state.to(device))
+
     def denoiser(self, rows_a_call: int | None = None) -> Denoise:
-        """Clean estimates for queries.
+        """Clean estimates for queries, in float32 or better, where the query's states are.
 
         rows_a_call: None batches everything (a GPU); 1 gives every sample its own fixed-shape call,
         which makes sample k bit-equal whatever the batch it came in (the default on a CPU, where
         one row of a float32 product differs in its last bits from the same row in a larger batch).
         """
-        device = next(self.network.parameters()).device
-        if rows_a_call is None and device.type == "cpu":
+        if rows_a_call is None and self.device.type == "cpu":
             rows_a_call = 1
 
         @torch.inference_mode()
@@ -164,15 +198,29 @@ class System:
 
     def _clean(self, query: Query, rows: int | None) -> Bundle:
         keep = query.keep or tuple(self.modalities)
-        raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(
-            query.states, query.times, query.contexts
-        )
+        with self._using(self.network) as device:
+            asked = _placed(query, device)
+            raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(*asked)
         return {
             name: self.modalities[name].process.to_clean(
-                raw[name].float(), query.states[name], query.times[self.clocks[name]]
+                raw[name].to(query.states[name].device, torch.float32),
+                query.states[name],
+                query.times[self.clocks[name]],
             )
             for name in keep
         }
+
+
+def _placed(query: Query, device: torch.device) -> tuple[Bundle, Times, Contexts]:
+    """What a network is called with, on its device."""
+    contexts = {
+        name: Context(
+            tokens=told.tokens.to(device), mask=None if told.mask is None else told.mask.to(device)
+        )
+        for name, told in query.contexts.items()
+    }
+    states = {name: state.to(device) for name, state in query.states.items()}
+    return states, {clock: t.to(device) for clock, t in query.times.items()}, contexts
 
 
 Network = Callable[[Bundle, Times, Contexts], Bundle]

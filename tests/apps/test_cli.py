@@ -11,7 +11,8 @@ from PIL import Image
 
 import everyway
 from everyway.apps import cli, files
-from everyway.generate import SHIPPED, load
+from everyway.generate import load
+from everyway.library import SHIPPED
 
 FAST = ["--model", "nano", "--steps", "3"]
 

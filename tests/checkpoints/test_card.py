@@ -6,7 +6,8 @@ import shutil
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import add_scores, write_card
-from everyway.generate import SHIPPED, load
+from everyway.generate import load
+from everyway.library import SHIPPED
 from everyway.train.config import resolve
 from everyway.train.loop import train
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from everyway.data.shapes import Shapes
-from everyway.generate import ModelError, load
+from everyway.generate import load
+from everyway.library import ModelError
 from everyway.request import GenerateRequest
 
 STEPS = 6

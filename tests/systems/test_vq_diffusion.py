@@ -19,7 +19,7 @@ from everyway.contracts import Context
 from everyway.data.emoji import EmojiScenes
 from everyway.data.folder import write_folder
 from everyway.data.latents import encode_all
-from everyway.generate import Model, ModelError, Preview
+from everyway.generate import Model, Preview
 from everyway.metrics.report import evaluate
 from everyway.nets.token_transformer import TokenTransformerConfig
 from everyway.objective import losses
@@ -231,7 +231,7 @@ def test_frames_show_the_tokens_as_they_come(model):
 
 
 def test_what_it_cannot_do_is_one_line(model, picture):
-    with pytest.raises(ModelError, match="it does text-to-image, image"):
+    with pytest.raises(RequestError, match="it does text-to-image, image"):
         model.generate(kind="joint")
     with pytest.raises(RequestError, match="a mask goes with the kind inpaint"):
         GenerateRequest(kind="inpaint", images=(picture,))

@@ -29,6 +29,9 @@ COMMANDS: dict[str, str] = {
 }
 
 
+MODEL = "a shipped name, a model folder, a file or folder of published weights, or a hub id"
+
+
 class UsageError(ValueError):
     """The user's mistake: one line, exit code 2."""
 
@@ -84,12 +87,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _loading_flags(p: argparse.ArgumentParser) -> None:
+    many: dict[str, Any] = {"action": "append", "default": []}
+    p.add_argument("--part", **many, metavar="NAME=PATH", help="what the model's file lacks")
+    p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as null=fresh")
+    p.add_argument("--dtype", default="auto", help="of the weights: fp32 (CPU), bf16 (GPU), fp16")
+    p.add_argument("--memory", default="auto", help="full, offload or low: what fits, unless told")
+    p.add_argument("--device", default="auto")
+
+
 def _sampling_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", default="default", help="a shipped name or a model folder")
+    p.add_argument("--model", default="default", help=MODEL)
     p.add_argument("-n", type=int, default=1, help="how many; sample k has seed + k")
     p.add_argument("--seed", type=int, default=0)
     _model_flags(p)
-    p.add_argument("--device", default="auto")
+    _loading_flags(p)
     p.add_argument("--out", default="out", help="folder for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     p.add_argument("--quiet", action="store_true")
@@ -143,11 +155,13 @@ def _chain_flags(p: argparse.ArgumentParser) -> None:
 def _replay_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("picture", help="a PNG that everyway made")
     p.add_argument("--model", help="where the model is now, if it moved")
+    p.add_argument("--part", action="append", default=[], metavar="NAME=PATH", help="likewise")
     p.set_defaults(run=_replay)
 
 
 def _demo_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", default="default")
+    p.add_argument("--model", default="default", help=MODEL)
+    _loading_flags(p)
     p.add_argument("--out", default="out")
     p.set_defaults(run=_demo)
 
@@ -173,7 +187,8 @@ def _data_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _evaluate_flags(p: argparse.ArgumentParser) -> None:
-    p.add_argument("model")
+    p.add_argument("model", help=MODEL)
+    _loading_flags(p)
     p.add_argument("--suite", help="scenes or shapes; by default what the model was trained on")
     p.add_argument("-n", type=int, default=1000, help="scenes a row")
     p.add_argument("--rows", help="only these rows, such as t2i.one,i2t.one")
@@ -311,25 +326,51 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
         for path in (*request.images, *filter(None, [request.mask])):
             read_image(path)  # a bad picture is told before the model loads
     from everyway.apps import files
-    from everyway.generate import Result, load
+    from everyway.generate import Result
 
-    out, rows, models = Path(args.out), [], {}
+    out, rows, models, told = Path(args.out), [], {}, ""
     done = files.finished(out) if skip else set()
     for request in requests:
         if request.model not in models:
-            models = {request.model: load(request.model, args.device)}  # one at a time
+            models.clear()  # one at a time
+            models[request.model] = _load(args, request.model)
         request = models[request.model].settled(request)
         if skip and files.key(request) in done:
             _say(args, f"skipped, as it exists: {request.text or request.kind}")
             continue
         for event in models[request.model].run(request):
+            if told != request.model:  # not before: a mistake is one line
+                _say(args, models[request.model].note)
+                told = request.model
             if isinstance(event, Result):
                 row = files.save_result(out, files.next_number(out), event, request)
                 rows.append(row)
                 _say(args, row.get("image", "") + "  " + row.get("text", ""))
+    peak = _tell_cost(args, models, rows)
     if args.json:
-        print(json.dumps({"out": str(out), "results": rows}, ensure_ascii=False))
+        answer = {"out": str(out), "results": rows, "peak_bytes": peak}
+        print(json.dumps(answer, ensure_ascii=False))
     return 0
+
+
+def _load(args: argparse.Namespace, name: str):
+    """The model as the flags say."""
+    parts, settings = _pairs("part", args.part), _pairs("set", args.set)
+    from everyway.generate import load
+
+    return load(name, args.device, args.dtype, args.memory, parts, settings)
+
+
+def _tell_cost(args: argparse.Namespace, models: dict, rows: list) -> int | None:
+    """Says what a run took; returns the peak of its memory in bytes, where that is known."""
+    from everyway.placement import peak_memory
+
+    peaks = [peak_memory(model.system.device) for model in models.values()]
+    if rows and peaks and peaks[0]:
+        facts = rows[-1]["facts"]
+        took = f"{facts['forwards']} forwards in {facts['seconds']:.1f} s"
+        _say(args, f"{took}, peak memory {peaks[0] / 1e9:.2f} GB")
+    return peaks[0] if peaks else None
 
 
 def _say(args: argparse.Namespace, line: str) -> None:
@@ -338,6 +379,7 @@ def _say(args: argparse.Namespace, line: str) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
+    parts = _pairs("part", args.part)
     from everyway.apps import files
     from everyway.generate import load
     from everyway.request import GenerateRequest
@@ -345,7 +387,9 @@ def _replay(args: argparse.Namespace) -> int:
     path = Path(args.picture)
     record = files.read_record(path)
     request = GenerateRequest(**record["request"])
-    model = load(args.model or request.model)
+    told = {"dtype": "auto", **record["facts"].get("loaded", {})}
+    told["parts"] = {**told.get("parts", {}), **parts}
+    model = load(args.model or request.model, **told)
     if model.hash != record["facts"]["model_hash"]:
         made_by = record["facts"]["model_hash"]
         raise UsageError(f"{path} was made by model {made_by}, this one is {model.hash}")
@@ -363,7 +407,7 @@ def _replay(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from everyway.apps.demo import demo
 
-    demo(args.model, Path(args.out), print)
+    demo(_load(args, args.model), Path(args.out), print)
     return 0
 
 
@@ -468,17 +512,19 @@ def _check(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from everyway.checkpoints.card import add_scores
-    from everyway.generate import folder_of, load
+    from everyway.library import folder_of
     from everyway.metrics.report import evaluate
     from everyway.request import SETTINGS
 
     settings = {name: getattr(args, name) for name in SETTINGS}
-    model = load(args.model)
+    folder = folder_of(args.model) if args.record else None
+    model = _load(args, args.model)
     own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
     rows = args.rows.split(",") if args.rows else ()
     report = evaluate(model, args.suite or own, args.n, args.seed, rows, settings)
-    if args.record:
-        add_scores(folder_of(args.model), report)
+    _say(args, model.note)
+    if folder:
+        add_scores(folder, report)
     if args.json:
         print(json.dumps(report))
         return 0
@@ -533,7 +579,8 @@ def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:
 
 
 def _models(args: argparse.Namespace) -> int:
-    from everyway.generate import load, shipped
+    from everyway.generate import load
+    from everyway.library import shipped
 
     if args.model is None:
         print("\n".join(shipped()) or "no model is shipped")

@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.apps import files
-from everyway.generate import Model, Result, load
+from everyway.generate import Model, Result
 from everyway.metrics.judge import Judge, judge_of
 from everyway.sheet import Cell, Section, sheet
 
 SEED = 0
 
 
-def demo(name: str, out: Path, tell: Callable[[str], None]) -> Path:
+def demo(model: Model, out: Path, tell: Callable[[str], None]) -> Path:
     """Writes OUT/demo.png, and what is on it under OUT/demo/; returns the sheet's path."""
     began = time.monotonic()
-    model = load(name)
-    tell(f"{model.name} ({model.hash}) loaded in {time.monotonic() - began:.1f} s")
+    tell(model.note)
     show = _Show(model=model, judge=judge_of(model), out=out / "demo")
     show.out.mkdir(parents=True, exist_ok=True)
     sections = []

@@ -43,6 +43,8 @@ def write_card(folder: Path) -> None:
 def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Markdown."""
     history = facts.get("history", [])
+    if "source" in facts and not history:
+        return _published(config, facts["source"])
     data = history[-1]["data"] if history else ""
     lines = [
         f"# {config['system']}: {facts.get('name', 'a model')}",
@@ -63,6 +65,22 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         lines.append(f"| {name} ({told}) | {part.get('steps', '')} | | | {hours} | |")
     for suite, report in facts.get("scores", {}).items():
         lines += ["", *_scores(suite, report)]
+    return "\n".join(lines) + "\n"
+
+
+def _published(config: Mapping[str, Any], source: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card of a model that was put together from files of others."""
+    lines = [
+        f"# {config['system']}: published weights",
+        "",
+        "Read by Everyway from the files below, whose own licences hold.",
+        "",
+        "| part | file | layout | size |",
+        "|---|---|---|---|",
+    ]
+    for name, row in source.items():
+        size = row["preset"] or "of no published size"
+        lines.append(f"| {name} | {row['file']} | {row['layout']} | {size} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,8 @@
 """Model folders: one safetensors file a component, and a config.json with the sha256 of each.
 
 A file's name carries the first digits of its sha256, and config.json is moved in last: a folder
-holds the former model whole until it holds the new one whole.
+holds the former model whole until it holds the new one whole.  A tensor of several names (GPT-2's
+output layer is its embedding) is in a file under the first; config.json has the others as `tied`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +30,8 @@ from everyway.checkpoints.tensor_files import (
     write_safetensors,
 )
 
+T = TypeVar("T")
+
 
 def save(
     folder: Path,
@@ -39,11 +42,12 @@ def save(
 ) -> None:
     """config: plain data that rebuilds the model.  tensors: component -> state dict."""
     folder = Path(folder)
-    sums = {}
+    sums, tied = {}, {n: _tied(weights, _memory_of) for n, weights in tensors.items()}
     for name, weights in tensors.items():
-        made = {k: _cast(v, dtype) for k, v in weights.items()}
+        own = {k: v for k, v in weights.items() if k not in tied[name]}
+        made = {k: _cast(v, torch.float32 if _exact(k) else dtype) for k, v in own.items()}
         sums[name] = _write_component(folder, name, made)
-    _finish(folder, config, facts, sums)
+    _finish(folder, config, facts, sums, tied)
 
 
 def save_stored(
@@ -55,23 +59,47 @@ def save_stored(
 ) -> None:
     """`save` of tensors that are read one by one; None keeps every float as it is."""
     folder = Path(folder)
-    sums = {n: _write_stored(folder, n, stored, dtype) for n, stored in entries.items()}
-    _finish(folder, config, facts, sums)
+    sums, tied = {}, {n: _tied(stored, id) for n, stored in entries.items()}
+    for name, stored in entries.items():
+        own = {k: v for k, v in stored.items() if k not in tied[name]}
+        sums[name] = _write_stored(folder, name, own, dtype)
+    _finish(folder, config, facts, sums, tied)
 
 
-def load_component(folder: Path, name: str) -> dict[str, Tensor]:
-    """One component's state dict; the others are not read.  Raises StoreError as `load` does."""
+def _tied(weights: Mapping[str, T], identity: Callable[[T], Hashable]) -> dict[str, str]:
+    """Name -> the former name of the same tensor."""
+    first: dict[Hashable, str] = {}
+    names = {name: first.setdefault(identity(value), name) for name, value in weights.items()}
+    return {name: former for name, former in names.items() if name != former}
+
+
+def _memory_of(tensor: Tensor) -> Hashable:
+    """The same for tensors that are one in memory; one of no elements is none."""
+    if not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _untied(tensors: Mapping[str, T], held: Mapping[str, Any], component: str) -> dict[str, T]:
+    """With those of several names under every one."""
+    aliases = held.get("tied", {}).get(component, {})
+    return {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
+
+
+def open_component(folder: Path, name: str) -> Entries:
+    """One component of `open_folder`; the others are not looked at.  Raises StoreError."""
     held = document(Path(folder))
     if name not in held["sha256"]:
         raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
     (path,) = _components(Path(folder), {"sha256": {name: held["sha256"][name]}}).values()
-    return _read(path)
+    return _untied(open_safetensors(path), held, name)
 
 
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
     """(config, component -> state dict, facts).  Raises StoreError for missing or damaged files."""
     held = document(Path(folder))
-    tensors = {name: _read(path) for name, path in _components(Path(folder), held).items()}
+    paths = _components(Path(folder), held)
+    tensors = {name: _untied(_read(path), held, name) for name, path in paths.items()}
     return held["config"], tensors, held["facts"]
 
 
@@ -86,7 +114,7 @@ def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
     """`load` with tensors that stay in their files until they are read."""
     held = document(Path(folder))
     paths = _components(Path(folder), held)
-    stored = {name: open_safetensors(path) for name, path in paths.items()}
+    stored = {n: _untied(open_safetensors(path), held, n) for n, path in paths.items()}
     return held["config"], stored, held["facts"]
 
 
@@ -108,9 +136,12 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def fill(
-    module: nn.Module, entries: Mapping[str, Stored], dtype: torch.dtype | None = None
+    module: nn.Module,
+    entries: Mapping[str, Stored],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A module of the meta device with its tensors, read one by one.
+    """A module of the meta device with its tensors, read one by one and put on `device`.
 
     dtype: of its parameters that are floats (None: as they are stored); buffers stay float32.
     A parameter of several names is read once.  Raises LayoutError for names or shapes that differ.
@@ -121,15 +152,15 @@ def fill(
     parameters = {}
     for name, place in wanted.items():
         if not isinstance(place, nn.Parameter):
-            parameters[name] = entries[name].read(torch.float32)
+            parameters[name] = entries[name].read(torch.float32).to(device)
         elif id(place) in made:
             parameters[name] = made[id(place)]
         else:
-            value = entries[name].read(dtype)
+            value = entries[name].read(dtype).to(device)
             made[id(place)] = parameters[name] = nn.Parameter(value, place.requires_grad)
     module.load_state_dict(parameters, assign=True)
     _count_positions(module)
-    return module
+    return module.to(device)  # what is in no file is of a few bytes
 
 
 def _count_positions(module: nn.Module) -> None:
@@ -181,9 +212,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _finish(folder: Path, config: Mapping, facts: Mapping, sums: Mapping[str, str]) -> None:
+def _finish(
+    folder: Path,
+    config: Mapping,
+    facts: Mapping,
+    sums: Mapping[str, str],
+    tied: Mapping[str, Mapping[str, str]],
+) -> None:
     """config.json last; then what the former model left is removed."""
     document = {"config": dict(config), "facts": dict(facts), "sha256": dict(sums)}
+    if any(tied.values()):
+        document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
     write_text(folder / "config.json", json.dumps(document, indent=2, ensure_ascii=False))
     current = {component(folder, name, digest) for name, digest in sums.items()}
     for name in sums:
@@ -220,6 +259,11 @@ def document(folder: Path) -> dict:
     return held
 
 
+def _exact(name: str) -> bool:
+    """Whitening is a measure and keeps its precision."""
+    return name.startswith("whiten.")
+
+
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.detach().cpu()
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
@@ -243,11 +287,11 @@ def _write_component(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> 
 def _write_stored(
     folder: Path, name: str, entries: Mapping[str, Stored], dtype: torch.dtype | None
 ) -> str:
-    """The sha256 that the file is named after; whitening is a measure and keeps its precision."""
+    """The sha256 that the file is named after."""
     temporary = folder / f"{name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        digest = write_safetensors(temporary, entries, dtype, lambda k: k.startswith("whiten."))
+        digest = write_safetensors(temporary, entries, dtype, _exact)
         os.replace(temporary, component(folder, name, digest))
         return digest
     except OSError as error:

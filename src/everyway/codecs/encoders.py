@@ -99,7 +99,7 @@ class TextStates(nn.Module):
         self.model = CLIPTextModel(CLIPTextConfig(**text))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.model(input_ids=ids).last_hidden_state
+        return self.model(input_ids=ids.to(self.model.device)).last_hidden_state
 
 
 class Contrastive(nn.Module):

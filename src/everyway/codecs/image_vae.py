@@ -80,6 +80,11 @@ class ImageVAE(nn.Module):
     def decode(self, state: Tensor) -> Tensor:
         return self.reconstruct(self.whiten.inverse(state.float())).float().clamp(-1, 1)
 
+    def spare(self) -> None:
+        """Decode with little memory: row by row, pictures larger than it was made for in tiles."""
+        self.autoencoder.enable_slicing()
+        self.autoencoder.enable_tiling()
+
     @property
     def _dtype(self) -> torch.dtype:
         """The number format of its weights, in which it computes."""

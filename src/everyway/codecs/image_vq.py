@@ -188,8 +188,10 @@ def grid(vectors: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def nearest(z: Tensor, codes: Tensor) -> Tensor:
-    """(M, D), (codes, D) -> (M,): the code of least squared distance, |z|^2 left out."""
-    return torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2).argmin(1)
+    """(M, D), (codes, D) -> (M,): codes of least squared distance, |z|^2 left out; in float32."""
+    with torch.autocast(z.device.type, enabled=False):
+        z, codes = z.float(), codes.float()
+        return torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2).argmin(1)
 
 
 class Truncation(nn.Module):

@@ -75,10 +75,11 @@ class TextLatent(nn.Module):
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""
-        return self.latent(self.tokens.encode(raw).to(self.narrow.weight.device))
+        return self.latent(self.tokens.encode(raw))
 
     def latent(self, ids: Tensor) -> Tensor:
         """(B, length, dim) of ids (B, length); padding is zero, or what CLIP makes of it."""
+        ids = ids.to(self.narrow.weight.device)
         latent = self.whiten(self.narrow(self.states(ids)))
         return latent if self.keep_padding else latent * self.tokens.mask(ids)[..., None]
 

@@ -7,7 +7,7 @@ filled holds its weights once, in the number format asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -18,16 +18,14 @@ import torch
 from everyway.checkpoints import foreign, store
 from everyway.checkpoints.foreign import Layout, Part
 from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import Entries
+from everyway.checkpoints.tensor_files import Entries, Stored
+from everyway.placement import CPU
 from everyway.system import System
-from everyway.systems import builder, unidiffuser, vq_diffusion, vq_network_layouts
-from everyway.systems.layouts import LAYOUTS, WHOLES
+from everyway.systems import builder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TABLES = {"tokenizer": "text", "reader": "text", "used": "image"}
 """Tokenizers, and the list of a codec's codes in use -> the component whose settings have it."""
-PARTS = (*dict.fromkeys(layout.part for layout in LAYOUTS), *TABLES)
-"""What `parts` may name: weights by their layouts, and tables."""
 CODECS = {"vq_diffusion": {"image": "codec", "text": "text"}}
 """System -> component -> the field of its config with the settings of the component's codec; in
 other systems all lie in `codec_config`."""
@@ -63,9 +61,13 @@ class Opened:
 
     @property
     def parameters(self) -> int:
-        """Of all components, buffers included."""
-        own = [v for k, v in self.components.items() if k != ASIDE]
-        return sum(prod(entry.shape) for entries in own for entry in entries.values())
+        """Of all components, buffers included and tied ones counted once."""
+        return sum(prod(entry.shape) for own in self.weights.values() for entry in own)
+
+    @property
+    def weights(self) -> dict[str, set[Stored]]:
+        """Component -> what is read to fill it."""
+        return {k: set(v.values()) for k, v in self.components.items() if k != ASIDE}
 
 
 # -- opening ----------------------------------------------------------------------------------
@@ -80,28 +82,45 @@ def open_model(
 ) -> Opened:
     """A model folder of ours, a foreign file, a folder of one, or a whole pipeline of diffusers.
 
-    layout: the name of a row of LAYOUTS; "" recognises it.  parts: name in PARTS -> path or hub id
-    of what the source lacks.  weights: which set of a file with several.  told: settings that no
-    shapes show, such as heads; {"null": "fresh"} gives a network that learned no null one to learn.
+    layout: the name of a row of LAYOUTS; "" recognises it.  parts: what a layout or TABLES names ->
+    path or hub id of what the source lacks.  weights: which set of a file with several.  told:
+    settings that no shapes show, such as heads; {"null": "fresh"} gives a network that learned no
+    null one to learn.
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
     """
-    if wrong := sorted(set(parts or {}) - set(PARTS)):
-        raise ValueError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(PARTS)}")
-    path, wanted = local(source), dict(parts or {})
+    path, wanted = local(source), _known(parts or {})
     begun = Opened(config={}, components={})
     if (path / "model_index.json").is_file():
         wanted = _inside(path) | wanted
-    elif _is_ours(path):
+    elif is_ours(path):
         config, components, facts = store.open_folder(path)
         begun = Opened(config=config, components=components, facts=facts)
     else:
         begun = _with_part(begun, path, layout, "", weights, told or {})
-    for name in sorted(wanted, key=PARTS.index):
+    for name in _in_order(wanted):
         if name in TABLES:
             begun = _with_table(begun, name, wanted[name])
         else:
             begun = _with_part(begun, local(wanted[name]), "", name, "", {})
     return _with_null(begun) if (told or {}).get("null") == "fresh" else begun
+
+
+def _known(parts: Mapping[str, str]) -> dict[str, str]:
+    """ValueError for a part that there is not."""
+    if wrong := sorted(set(parts) - set(_in_order(parts))):
+        raise ValueError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(_parts())}")
+    return dict(parts)
+
+
+def _in_order(parts: Mapping[str, str]) -> list[str]:
+    """Weights first, each in the order of the layouts."""
+    return [name for name in _parts() if name in parts] if parts else []
+
+
+def _parts() -> tuple[str, ...]:
+    from everyway.systems.layouts import LAYOUTS
+
+    return (*dict.fromkeys(layout.part for layout in LAYOUTS), *TABLES)
 
 
 def _inside(pipeline: Path) -> dict[str, str]:
@@ -112,8 +131,12 @@ def _inside(pipeline: Path) -> dict[str, str]:
     return {name: str(folder) for name, folder in found.items()}
 
 
-def _is_ours(path: Path) -> bool:
-    return (path / "config.json").is_file() and bool(list(path.glob("*-????????.safetensors")))
+def is_ours(path: Path) -> bool:
+    """Whether it is a model folder of ours, be it damaged."""
+    config = path / "config.json"
+    if not config.is_file():
+        return False
+    return any(path.glob("*-????????.safetensors")) or '"sha256"' in config.read_text("utf-8")
 
 
 def local(where: str) -> Path:
@@ -140,6 +163,8 @@ def local(where: str) -> Path:
 def _with_part(
     model: Opened, path: Path, layout: str, part: str, weights: str, told: Mapping[str, Any]
 ) -> Opened:
+    from everyway.systems.layouts import WHOLES
+
     entries, beside = foreign.open_tensors(path, weights)
     told = {**beside, **told}
     parts = next(filter(None, (whole.split(entries) for whole in WHOLES if not layout)), {})
@@ -155,6 +180,8 @@ def _with_part(
 def _with_tensors(
     model: Opened, entries: Entries, path: Path, layout: str, part: str, told: Mapping[str, Any]
 ) -> Opened:
+    from everyway.systems.layouts import LAYOUTS
+
     if layout:
         chosen = foreign.named(LAYOUTS, layout)
     else:
@@ -204,6 +231,8 @@ def _with_table(model: Opened, name: str, where: str) -> Opened:
 
 def _with_null(model: Opened) -> Opened:
     """The model with a null to train, of the network of VQ-Diffusion."""
+    from everyway.systems import vq_diffusion, vq_network_layouts
+
     if model.config["system"] != "vq_diffusion":
         raise ValueError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
     own = model.config["config"]
@@ -218,8 +247,12 @@ def _config(config: Mapping[str, Any], layout: Layout, settings: Mapping[str, An
         return _with_codec(config, layout.component, settings)
     codecs = _codecs(config)
     if layout.system == "unidiffuser":
+        from everyway.systems import unidiffuser
+
         own: dict[str, Any] = asdict(unidiffuser.full(settings, codecs))
     elif layout.system == "vq_diffusion":
+        from everyway.systems import vq_diffusion
+
         had = config.get("config", {}).get("network", {})
         settings = {"learned_null": False, **had, **settings}
         if "condition" not in settings:
@@ -276,9 +309,19 @@ def lacking(model: Opened) -> list[str]:
         tokens = "quantiser" in _codecs(model.config).get("image", {})
         return ["network=coco_pretrained.pth" if tokens else "network=uvit_v1.pth"]
     if model.config["system"] == "vq_diffusion":
+        from everyway.systems import vq_diffusion
+
         return vq_diffusion.lacking(vq_diffusion.VQDiffusionConfig(**model.config["config"]))
     if model.config["system"] == "unidiffuser":
-        return unidiffuser.lacking(model.config["config"]["codec_config"])
+        from everyway.systems import unidiffuser
+
+        own = model.config["config"]
+        published = own["schedule"] == "discrete"
+        return unidiffuser.lacking(own["codec_config"]) if published else []
+    if model.config["system"] == "uvit":
+        from everyway.systems import uvit
+
+        return uvit.lacking(uvit.UViTSystemConfig(**model.config["config"]))
     return []
 
 
@@ -290,10 +333,15 @@ def save(model: Opened, folder: Path, dtype: torch.dtype | None = None) -> None:
     store.save_stored(folder, model.config, model.components, model.facts, dtype)
 
 
-def restored(model: Opened, dtype: torch.dtype | None = None) -> System:
+def restored(
+    model: Opened,
+    dtype: torch.dtype | None = None,
+    home: Callable[[str], torch.device] = lambda component: CPU,
+) -> System:
     """The system, its networks made on the meta device and filled tensor by tensor.
 
     dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
+    home: component -> the device that it is filled on.
     Raises ValueError where it lacks a codec, LayoutError where weights do not fit its config.
     """
     with store.unfilled():
@@ -301,7 +349,7 @@ def restored(model: Opened, dtype: torch.dtype | None = None) -> System:
     for name, module in {"network": system.network, **system.codecs}.items():
         try:
             entries = model.components.get(name, {})
-            store.fill(module, entries, dtype or _one_format(module, entries))
+            store.fill(module, entries, dtype or _one_format(module, entries), home(name))
         except LayoutError as error:
             raise LayoutError(f"{name} does not fit the model's config: {error}") from None
         module.eval().requires_grad_(False)
@@ -318,6 +366,8 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
 
     Raises LayoutError where a component cannot be held by any of their layouts.
     """
+    from everyway.systems.layouts import LAYOUTS, WHOLES
+
     system, parts, refused = model.config["system"], {}, {}
     for layout in LAYOUTS:
         own = model.components.get(layout.component, {})

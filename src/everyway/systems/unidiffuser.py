@@ -298,7 +298,6 @@ def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
 
     if config.schedule == "discrete" and (parts := lacking(config.codec_config)):
         raise ValueError(
-            "this model lacks codecs; give them to everyway convert: "
-            + " ".join(f"--part {part}" for part in parts)
+            "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
         )
     return bundle.build(config.codec_config)

@@ -121,8 +121,7 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     kind, read = NETWORKS[config.kind]
     if parts := lacking(config):
         raise ValueError(
-            "this model lacks parts; give them to everyway convert: "
-            + " ".join(f"--part {part}" for part in parts)
+            "this model lacks parts; give them: " + " ".join(f"--part {part}" for part in parts)
         )
     network = kind(read(config.network))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)

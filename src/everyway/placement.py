@@ -1,0 +1,100 @@
+"""Where a system's modules lie, and when they go to the device: all of it, or what little fits.
+
+full     everything lies on the device
+offload  codecs and encoders lie in main memory and are on the device while they are used
+low      so does the network: codecs and network are never there together; pictures larger
+         than their autoencoder was made for are decoded tile by tile
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MEMORY = ("auto", "full", "offload", "low")
+"""What may be asked for; "auto" takes the first of the others that fits."""
+WORK_A_PIXEL = 6144
+"""Bytes of a picture's pixel while an autoencoder of the published size decodes it in float32."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """device: where modules compute.  memory: a name in MEMORY that is not "auto"."""
+
+    device: torch.device = CPU
+    memory: str = "full"
+
+    def home(self, component: str) -> torch.device:
+        """Where a component ("network", or a codec's name) lies while it is not used."""
+        stays = self.memory == "full" or (self.memory == "offload" and component == "network")
+        return self.device if stays else CPU
+
+    @contextmanager
+    def lent(self, module: nn.Module, network: nn.Module) -> Iterator[None]:
+        """`module` on the device, be it a codec or the system's network itself.
+
+        The network then stays there until a codec needs its place.
+        """
+        if self.memory == "full" or self.device == CPU:
+            yield
+            return
+        if module is not network and self.memory == "low":
+            _move(network, CPU)
+        _move(module, self.device)
+        try:
+            yield
+        finally:
+            if module is not network:
+                _move(module, CPU)
+
+
+def _move(module: nn.Module, device: torch.device) -> None:
+    """Weights moved in inference mode could not be trained or written to afterwards."""
+    with torch.inference_mode(False):
+        module.to(device)
+
+
+def memory_for(free: int, network: int, codecs: Mapping[str, int], work: int) -> str:
+    """The first of MEMORY that fits into `free` bytes, or "low".
+
+    network, codecs: bytes of weights.  work: bytes that a codec computes in.
+    """
+    largest = max(codecs.values(), default=0)
+    needed = {
+        "full": network + sum(codecs.values()) + work,
+        "offload": network + largest + work,
+    }
+    return next((name for name, bytes_ in needed.items() if bytes_ <= free), "low")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device could still give; of a CPU, what its system has available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = _line_of("/proc/meminfo", "MemAvailable")
+    return 2**63 if found is None else found  # a system that does not tell is not doubted
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were in use: by tensors on a GPU, by this process on a CPU.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _line_of("/proc/self/status", "VmHWM")
+
+
+def _line_of(path: str, name: str) -> int | None:
+    """Bytes, from a line of Linux such as "VmHWM:  1024 kB"."""
+    if not Path(path).exists():
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path(path).read_text(), re.MULTILINE)
+    return 1024 * int(found[1]) if found else None

@@ -1,0 +1,85 @@
+"""What a request needs: a tuple of stages, one sampling loop each.
+
+Variation, the Gibbs chain and interpolation are plans, not special cases of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everyway.controls.interpolation import slerp, start_states
+from everyway.request import GenerateRequest, RequestError
+from everyway.system import System
+from everyway.tasks import Task, given_noisy
+
+Carry = dict[str, Tensor]
+"""What goes from stage to stage: clean states by modality, "told.NAME" and "start.NAME"."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One sampling loop.  Its given states are taken from what former stages made.
+
+    prepare: may change what is carried before the loop (interpolation does).
+    shown: whether this stage's states become results.
+    begin: the time at which the loop begins, from what is carried (picture to picture).
+    masked: whether only the places that the request's mask frees are drawn.
+    """
+
+    task: Task
+    prepare: Callable[[Carry, System, GenerateRequest], Carry] | None = None
+    shown: bool = True
+    begin: float = 1.0
+    masked: bool = False
+
+
+def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
+    """The stages of a request, out of a system's own tasks.
+
+    Raises RequestError where the system has no such task.
+    """
+
+    def task(name: str) -> Task:
+        if name not in tasks:
+            raise RequestError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
+        return tasks[name]
+
+    kind = request.kind
+    if kind in ("inpaint", "image-to-image"):
+        drawn = task("text-to-image" if request.text is not None else "image")
+        return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
+    if kind == "vary-image":
+        return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
+    if kind == "vary-text":
+        return (Stage(task=task("text-to-image"), shown=False), Stage(task=task("image-to-text")))
+    if kind == "chain":
+        forth, back = Stage(task=task("text-to-image")), Stage(task=task("image-to-text"))
+        return (forth, back) * request.rounds
+    if kind == "interpolate":
+        back, forth = task("image-to-text"), task("text-to-image")
+        return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
+    noisy = {c: given_noisy(v) for c, v in request.given_noise.items()}
+    wrong = set(noisy) - set(task(kind).given)
+    if wrong:
+        raise RequestError(f"--given-noise {sorted(wrong)}: {kind} is given {[*task(kind).given]}")
+    return (Stage(task=task(kind).replace(**noisy)),)
+
+
+def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:
+    """Interpolation of two pictures: their captions' latents and their start noises, on the sphere.
+
+    The start noise of a picture is the deterministic flow run backwards, from data to t = 1, under
+    its caption (Bao et al. 2023, arXiv 2303.06555; Song et al. 2021, arXiv 2010.02502).
+    """
+    steps = max(request.steps, 25)
+    states = {m.name: carried[m.name] for m in system.on("image")}
+    text = {m.name: carried[m.name] for m in system.on("text")}
+    task = system.tasks["text-to-image"]
+    starts = start_states(system, system.denoiser(), task, states, text, {}, steps)
+    weights = torch.linspace(0, 1, request.frames)
+    out = {k: slerp(v[0], v[1], weights.to(v.device)) for k, v in text.items()}
+    return out | {f"start.{k}": slerp(v[0], v[1], weights.to(v.device)) for k, v in starts.items()}
