@@ -26,3 +26,18 @@ def nano():
     from everyway.generate import load
 
     return load("nano")
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command in an empty folder -> (exit code, stdout, stderr)."""
+    from everyway.apps import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = cli.main([str(w) for w in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -7,6 +7,7 @@ files of the same layouts.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -229,3 +230,12 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(
         found[k].dtype == v.dtype and torch.equal(found[k], v) for k, v in expected.items()
     )
+
+
+def write_tiny_files(folder: Path) -> None:
+    """UniDiffuser v1 as the authors' files, tiny; tokenizers are the caller's to add."""
+    torch.save(tiny_network(1), folder / "uvit_v1.pth")
+    torch.save(tiny_autoencoder(), folder / "autoencoder_kl.pth")
+    torch.save(tiny_caption(), folder / "caption_decoder.pth")
+    for kind in ("image", "text"):
+        tiny_clip(kind).save_pretrained(folder / f"clip-{kind}")

@@ -29,9 +29,7 @@ from published import (
     full,
     network_shapes,
     stored,
-    tiny_autoencoder,
-    tiny_caption,
-    tiny_clip,
+    write_tiny_files,
 )
 from published import tiny_network as network
 
@@ -42,11 +40,7 @@ PROMPT = "a red fox on blue"
 def files(tmp_path_factory) -> Path:
     """UniDiffuser v1 in the authors' files, tiny."""
     out = tmp_path_factory.mktemp("files")
-    torch.save(network(1), out / "uvit_v1.pth")
-    torch.save(tiny_autoencoder(), out / "autoencoder_kl.pth")
-    torch.save(tiny_caption(), out / "caption_decoder.pth")
-    for kind in ("image", "text"):
-        tiny_clip(kind).save_pretrained(out / f"clip-{kind}")
+    write_tiny_files(out)
     for name, tokens in (("clip.json", CLIP_TOKENS), ("gpt2.json", GPT2_TOKENS)):
         (out / name).write_text(tokens, encoding="utf-8")
     return out
@@ -389,18 +383,6 @@ def test_the_float32_path_enters_no_context(model):
 
 
 # -- the command ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code = cli.main([str(w) for w in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_the_command_runs_published_files_and_replays_them(run, source, parts):

@@ -17,19 +17,6 @@ from everyway.library import SHIPPED
 FAST = ["--model", "nano", "--steps", "3"]
 
 
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command in an empty folder -> (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        code = cli.main([str(w) for w in words])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     """A picture that everyway made, with its record inside."""

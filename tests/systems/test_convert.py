@@ -30,10 +30,9 @@ from published import (
     read,
     same,
     stored,
-    tiny_autoencoder,
-    tiny_caption,
     tiny_clip,
     tiny_network,
+    write_tiny_files,
 )
 
 PROMPT = "a red fox on blue"
@@ -43,12 +42,8 @@ PROMPT = "a red fox on blue"
 def files(tmp_path_factory) -> Path:
     """The authors' files, tiny."""
     out = tmp_path_factory.mktemp("files")
-    torch.save(tiny_network(1), out / "uvit_v1.pth")
+    write_tiny_files(out)
     torch.save(tiny_network(0), out / "uvit_v0.pth")
-    torch.save(tiny_autoencoder(), out / "autoencoder_kl.pth")
-    torch.save(tiny_caption(), out / "caption_decoder.pth")
-    for kind in ("image", "text"):
-        tiny_clip(kind).save_pretrained(out / f"clip-{kind}")
     (out / "tokenizer.json").write_text(CLIP_TOKENS, encoding="utf-8")
     (out / "gpt2").mkdir()
     (out / "gpt2" / "tokenizer.json").write_text(GPT2_TOKENS, encoding="utf-8")
