@@ -73,13 +73,13 @@ def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:
     """Interpolation of two pictures: their captions' latents and their start noises, on the sphere.
 
     The start noise of a picture is the deterministic flow run backwards, from data to t = 1, under
-    its caption (Bao et al. 2023, arXiv 2303.06555; Song et al. 2021, arXiv 2010.02502).
+    its caption (Bao et al. 2023, arXiv 2303.06555; Song et al. 2021, arXiv 2010.02502), in as many
+    steps as lead forth again.
     """
-    steps = max(request.steps, 25)
     states = {m.name: carried[m.name] for m in system.on("image")}
     text = {m.name: carried[m.name] for m in system.on("text")}
     task = system.tasks["text-to-image"]
-    starts = start_states(system, system.denoiser(), task, states, text, {}, steps)
+    starts = start_states(system, system.denoiser(), task, states, text, {}, request.steps)
     weights = torch.linspace(0, 1, request.frames)
     out = {k: slerp(v[0], v[1], weights.to(v.device)) for k, v in text.items()}
     return out | {f"start.{k}": slerp(v[0], v[1], weights.to(v.device)) for k, v in starts.items()}

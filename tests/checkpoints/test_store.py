@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from everyway.checkpoints import store
 from everyway.checkpoints.store import StoreError
@@ -189,11 +189,11 @@ def fill_the_disk(request, monkeypatch):
     """A function of a file's name: from that file on, nothing can be written any more."""
 
     def fill(name: str) -> None:
-        def write(tensors, path):
-            if Path(path).name.startswith(name):
-                Path(path).write_bytes(b"half")
+        def write(path, *rest, real=store.write_safetensors):
+            if path.name.startswith(name):
+                path.write_bytes(b"half")
                 raise FULL
-            save_file(tensors, path)
+            return real(path, *rest)
 
         def write_text(self, text, **options):
             if self.name.startswith(name):
@@ -201,16 +201,16 @@ def fill_the_disk(request, monkeypatch):
                 raise FULL
             return self.write_bytes(text.encode())
 
-        def move(source, target, real=store.os.replace):
+        def move(source, target, real=os.replace):
             if Path(target).name.startswith(name):
                 raise FULL
             real(source, target)
 
         if request.param == "while writing":
-            monkeypatch.setattr(store, "save_file", write)
+            monkeypatch.setattr(store, "write_safetensors", write)
             monkeypatch.setattr(Path, "write_text", write_text)
         else:
-            monkeypatch.setattr(store.os, "replace", move)
+            monkeypatch.setattr(os, "replace", move)
 
     return fill
 

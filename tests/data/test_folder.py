@@ -82,7 +82,7 @@ def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("everyway.data.folder.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_folder(folder, [Shapes().sample(0)])
     assert (folder / METADATA).read_bytes() == before and not list(folder.glob("*.partial"))

@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from everyway.generate import Result
 from everyway.request import GenerateRequest, RequestError
+from everyway.whole import whole
 
 
 class FileError(RuntimeError):
@@ -43,15 +44,11 @@ def save_png(path: Path, image: Image.Image, row: dict[str, Any]) -> None:
         f"Model hash: {facts['model_hash']}, Model: {facts['model']}",
     )
     info.add_text("everyway", json.dumps(row, ensure_ascii=False))
-    temporary = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            image.save(temporary, format="PNG", pnginfo=info)
     except OSError as error:
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from everyway.checkpoints.keymap import LayoutError, check
-from everyway.checkpoints.store import write_text
+from everyway.checkpoints.store import write_text, writing
 from everyway.checkpoints.tensor_files import (
     Entries,
     Stored,
@@ -27,6 +27,7 @@ from everyway.checkpoints.tensor_files import (
     write_pth,
     write_safetensors,
 )
+from everyway.whole import whole
 
 Rename = Callable[[Entries], Entries]
 AVERAGES = ("ema", "nnet_ema", "model_ema", "ema_state_dict", "state_dict", "model", "nnet")
@@ -353,16 +354,7 @@ def write_whole(folder: Path, whole: Whole, parts: Mapping[str, Entries]) -> Pat
 
 def _put(path: Path, entries: Mapping[str, Any]) -> Path:
     """The file whole, or as it was."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            write_safetensors(temporary, entries)
-        else:
-            write_pth(temporary, entries)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise StoreError(f"{path} was not written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write = write_safetensors if path.suffix == ".safetensors" else write_pth
+    with writing(path), whole(path) as temporary:
+        write(temporary, entries)
     return path

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -26,9 +26,11 @@ from everyway.checkpoints.tensor_files import (
     Entries,
     Stored,
     StoreError,
+    held,
     open_safetensors,
     write_safetensors,
 )
+from everyway.whole import beside, whole
 
 T = TypeVar("T")
 
@@ -40,14 +42,12 @@ def save(
     facts: Mapping[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """config: plain data that rebuilds the model.  tensors: component -> state dict."""
-    folder = Path(folder)
-    sums, tied = {}, {n: _tied(weights, _memory_of) for n, weights in tensors.items()}
-    for name, weights in tensors.items():
-        own = {k: v for k, v in weights.items() if k not in tied[name]}
-        made = {k: _cast(v, torch.float32 if _exact(k) else dtype) for k, v in own.items()}
-        sums[name] = _write_component(folder, name, made)
-    _finish(folder, config, facts, sums, tied)
+    """config: plain data that rebuilds the model.  tensors: component -> state dict.
+
+    Raises StoreError, and the folder's former model stays, where a file cannot be written.
+    """
+    entries = {name: _held(weights) for name, weights in tensors.items()}
+    save_stored(folder, config, entries, facts, dtype)
 
 
 def save_stored(
@@ -59,17 +59,23 @@ def save_stored(
 ) -> None:
     """`save` of tensors that are read one by one; None keeps every float as it is."""
     folder = Path(folder)
-    sums, tied = {}, {n: _tied(stored, id) for n, stored in entries.items()}
+    sums, tied = {}, {name: _tied(stored) for name, stored in entries.items()}
     for name, stored in entries.items():
         own = {k: v for k, v in stored.items() if k not in tied[name]}
-        sums[name] = _write_stored(folder, name, own, dtype)
+        sums[name] = _write_component(folder, name, own, dtype)
     _finish(folder, config, facts, sums, tied)
 
 
-def _tied(weights: Mapping[str, T], identity: Callable[[T], Hashable]) -> dict[str, str]:
+def _held(weights: Mapping[str, Tensor]) -> Entries:
+    """Tensors that are one in memory are one entry."""
+    made: dict[Hashable, Stored] = {}
+    return {name: made.setdefault(_memory_of(v), held(v)) for name, v in weights.items()}
+
+
+def _tied(entries: Entries) -> dict[str, str]:
     """Name -> the former name of the same tensor."""
-    first: dict[Hashable, str] = {}
-    names = {name: first.setdefault(identity(value), name) for name, value in weights.items()}
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(entry), name) for name, entry in entries.items()}
     return {name: former for name, former in names.items() if name != former}
 
 
@@ -195,13 +201,15 @@ def set_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def write_module(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """A module's weights, whole or as the file was."""
-    tensors = {k: _cast(v, dtype) for k, v in module.state_dict().items()}
-    _atomic(Path(path), lambda temporary: save_file(tensors, temporary))
+    entries = {name: held(tensor) for name, tensor in module.state_dict().items()}
+    with writing(path), whole(path) as temporary:
+        write_safetensors(temporary, entries, dtype)
 
 
 def write_text(path: Path, text: str) -> None:
     """The file whole, or as it was."""
-    _atomic(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with writing(path), whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
@@ -264,54 +272,18 @@ def _exact(name: str) -> bool:
     return name.startswith("whiten.")
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous().clone()
-
-
-def _write_component(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> str:
+def _write_component(folder: Path, name: str, entries: Entries, dtype: torch.dtype | None) -> str:
     """The sha256 that the file is named after."""
-    temporary = folder / f"{name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), temporary)
-        digest = sha256(temporary)
-        os.replace(temporary, component(folder, name, digest))
-        return digest
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{folder / name} was not written: {error}") from None
-    finally:
-        _discard(temporary)
-
-
-def _write_stored(
-    folder: Path, name: str, entries: Mapping[str, Stored], dtype: torch.dtype | None
-) -> str:
-    """The sha256 that the file is named after."""
-    temporary = folder / f"{name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder / name), beside(folder / name) as temporary:
         digest = write_safetensors(temporary, entries, dtype, _exact)
         os.replace(temporary, component(folder, name, digest))
-        return digest
-    except OSError as error:
-        raise StoreError(f"{folder / name} was not written: {error}") from None
-    finally:
-        _discard(temporary)
+    return digest
 
 
-def _discard(path: Path) -> None:
-    with suppress(OSError):  # its folder may not exist
-        path.unlink(missing_ok=True)
-
-
-def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(path.name + ".partial")
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses within is a StoreError that names `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        yield
+    except OSError as error:
         raise StoreError(f"{path} was not written: {error}") from None
-    finally:
-        _discard(temporary)

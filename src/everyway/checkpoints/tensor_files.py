@@ -225,7 +225,7 @@ def write_safetensors(
             "data_offsets": [place, place + bytes_],
         }
         place += bytes_
-    head = json.dumps(header).encode()
+    head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
@@ -412,7 +412,7 @@ def _held(found: Any) -> Any:
 def write_pth(path: Path, entries: Mapping[str, Any]) -> None:
     """The tensors as a state dict that `torch.load` reads, or as several of them by name.
 
-    A tensor that is there twice is stored once.
+    A tensor that is there twice is stored once.  Raises OSError where it cannot be written.
     """
     made: dict[int, Tensor] = {}
 
@@ -423,4 +423,7 @@ def write_pth(path: Path, entries: Mapping[str, Any]) -> None:
             made[id(found)] = found.read()
         return made[id(found)]
 
-    torch.save(read(entries), path)
+    try:
+        torch.save(read(entries), path)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OSError(str(error)) from None

@@ -7,9 +7,8 @@ Reading takes what people have: png, jpg or webp, captions in .txt files or in m
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from everyway.data.sample import Sample
+from everyway.whole import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
@@ -60,16 +60,16 @@ def write_folder(path: Path, samples: Iterable[Sample]) -> int:
     for count, sample in enumerate(samples, 1):
         stem = _stem(sample.key) or f"{count - 1:08d}"
         image, captions = Image.fromarray(sample.image), "\n".join(_lines(sample.captions)) + "\n"
-        _whole(path / f"{stem}.png", lambda p, image=image: image.save(p, format="PNG"))
-        _whole(
-            path / f"{stem}.txt",
-            lambda p, captions=captions: p.write_text(captions, encoding="utf-8"),
-        )
+        with whole(path / f"{stem}.png") as temporary:
+            image.save(temporary, format="PNG")
+        with whole(path / f"{stem}.txt") as temporary:
+            temporary.write_text(captions, encoding="utf-8")
         row = {"file_name": f"{stem}.png", "text": sample.captions[0] if sample.captions else ""}
         row["captions"] = list(sample.captions)
         rows[f"{stem}.png"] = row | ({"record": sample.record} if sample.record else {})
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
-    _whole(path / METADATA, lambda p: p.write_text(text, encoding="utf-8"))
+    with whole(path / METADATA) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return count
 
 
@@ -248,12 +248,3 @@ def _reason(error: Exception) -> str:
 
 def _stem(key: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in key).strip(".")
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

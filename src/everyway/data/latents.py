@@ -8,7 +8,6 @@ condition is told stands under `told.NAME`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from everyway.contracts import Bundle
+from everyway.whole import whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,13 +44,8 @@ class Latents:
 
     def save(self, path: Path) -> None:
         """Written whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        try:
+        with whole(path) as temporary:
             save_file(self.states, temporary, metadata={"facts": json.dumps(self.facts)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Latents:

@@ -7,7 +7,6 @@ kept, and a resumed run draws what an uninterrupted one would have drawn.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from everyway.train.ema import EMA
+from everyway.whole import whole
 
 
 class StateError(RuntimeError):
@@ -49,16 +49,12 @@ class TrainState:
             "seconds": self.seconds,
             "config": config,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
+        tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
         try:
-            tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-            save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-            os.replace(temporary, path)
-        except OSError as error:
+            with whole(path) as temporary:
+                save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+        except (OSError, SafetensorError) as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def restore(self, path: Path) -> str:
         """Load what `save` wrote; returns the config it was saved with."""
