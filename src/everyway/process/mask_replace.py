@@ -112,6 +112,16 @@ class MaskReplace:
         masked = torch.logaddexp(log_x[..., -1:] + _log(1 - rates[2]), mask)
         return torch.cat([tokens, masked], -1)
 
+    def forward_from(self, x: Tensor, rates: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """`forward_log` of certain tokens x (B, L): all but two of the K + 1 numbers are alike."""
+        stay, replaced, mask = (_log(rate) for rate in rates)
+        kept, is_mask = _log(1 - rates[2]), (x == self.mask)[..., None]
+        other = torch.logaddexp(IMPOSSIBLE + stay, replaced).expand(*x.shape, 1)
+        same = torch.where(is_mask, torch.logaddexp(kept, mask), torch.logaddexp(stay, replaced))
+        out = other.repeat(1, 1, self.classes + 1)
+        out[..., -1:] = torch.logaddexp(IMPOSSIBLE + kept, mask)
+        return out.scatter_(-1, x[..., None], same)
+
     def log_one_hot(self, x: Tensor) -> Tensor:
         """Tokens (B, L) -> log-probabilities (B, L, K + 1): 0, or IMPOSSIBLE."""
         out = torch.full((*x.shape, self.classes + 1), IMPOSSIBLE, device=x.device)
@@ -124,14 +134,13 @@ class MaskReplace:
         and not K^2, because q treats all tokens alike.
         """
         masked = (x_t == self.mask)[..., None]  # (B, L, 1)
-        log_xt = self.log_one_hot(x_t)
         _, _, mask_t = self.cumulative(t)
         stay_s, replaced_s, mask_s = self.cumulative(s)
         # q is symmetric between tokens, so its column at x_t is its row applied to x_t
-        given_x0 = self.forward_log(log_xt, self.cumulative(t))[..., :-1]
+        given_x0 = self.forward_from(x_t, self.cumulative(t))[..., :-1]
         given_x0 = torch.where(masked, _log(mask_t), given_x0)
         stride = self.stride(t, s)
-        given_xs = self.forward_log(log_xt, stride)[..., :-1]
+        given_xs = self.forward_from(x_t, stride)[..., :-1]
         given_xs = torch.where(masked, _log(stride[2]), given_xs)
         mask_given = torch.where(masked, 0.0, IMPOSSIBLE)  # the mask never turns back into a token
 
@@ -142,7 +151,7 @@ class MaskReplace:
         mask = torch.logaddexp(total + _log(mask_s), impossible) + mask_given
         made = torch.cat([tokens, mask], -1).clamp(FLOOR, 0)
         if not self.replaces:  # a token that is seen is certain, whatever the estimate says
-            return torch.where(masked, made, log_xt)
+            return torch.where(masked, made, self.log_one_hot(x_t))
         return made
 
     # -- contracts.Process ----------------------------------------------------------------------
@@ -162,7 +171,7 @@ class MaskReplace:
 
     def corrupt(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
         """x_t (B, L) from clean tokens x0 (B, L); at t = 0 exactly x0."""
-        return sample(self.forward_log(self.log_one_hot(x0), self.cumulative(t)), draw)
+        return sample(self.forward_from(x0, self.cumulative(t)), draw)
 
     def to_clean(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """log p(x_0 | x_t) (B, L, K + 1) from logits (B, L, K); a clean token is never the mask."""
@@ -198,15 +207,16 @@ class MaskReplace:
         """Sums over the positions, each (B,): kl to the true posterior, decoder, auxiliary."""
         t, s = self._on_chain(t)
         x_t = self.corrupt(x0, draw, t)
-        predicted, true = self.to_clean(raw, x_t, t), self.log_one_hot(x0)
-        model, exact = (self.posterior(p, x_t, t, s) for p in (predicted, true))
+        predicted = self.to_clean(raw, x_t, t)
+        model = self.posterior(predicted, x_t, t, s)
+        exact = self.posterior(self.log_one_hot(x0), x_t, t, s)
         at_mask, elsewhere = self.weights
         weight = torch.where(x_t == self.mask, at_mask, elsewhere)  # (B, L)
         kl = (exact.exp() * (exact - model)).sum(-1)
-        told = (true.exp() * (true - predicted))[..., :-1].sum(-1)
+        told, first = (-p.gather(-1, x0[..., None])[..., 0] for p in (predicted, model))
         return {
             "kl": (weight * kl).sum(-1),
-            "decoder": -(true.exp() * model).sum((-1, -2)),
+            "decoder": first.sum(-1),
             "auxiliary": (weight * told).sum(-1),
         }
 
