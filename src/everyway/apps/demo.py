@@ -11,26 +11,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from everyway.apps import files
 from everyway.generate import Model, Result
 from everyway.metrics.judge import Judge, judge_of
+from everyway.request import RequestError
 from everyway.sheet import Cell, Section, sheet
 
 SEED = 0
 
 
-def demo(model: Model, out: Path, tell: Callable[[str], None]) -> Path:
-    """Writes OUT/demo.png, and what is on it under OUT/demo/; returns the sheet's path."""
+def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Path:
+    """Writes OUT/demo.png, and what is on it under OUT/demo/; returns the sheet's path.
+
+    settings: of every request, as steps=10; else the model's own.  Raises RequestError for a model
+    that can do nothing shown here.
+    """
     began = time.monotonic()
     tell(model.note)
-    show = _Show(model=model, judge=judge_of(model), out=out / "demo")
+    show = _Show(model=model, judge=judge_of(model), out=out / "demo", settings=settings)
     show.out.mkdir(parents=True, exist_ok=True)
     sections = []
-    for title, cells in USES.items():
+    for title, (needed, cells) in USES.items():
+        if not needed <= set(model.system.tasks):
+            continue
         start = time.monotonic()
         sections.append(Section(title=title, cells=cells(show)))
         tell(f"{title:32} {time.monotonic() - start:6.2f} s")
+    if not sections:
+        raise RequestError(f"model {model.name} can do {[*model.system.tasks]}: no demo for it")
     path = out / "demo.png"
     sheet(sections).save(path)
     files.append_line(show.out / "texts.jsonl", json.dumps(show.texts, ensure_ascii=False))
@@ -45,11 +57,12 @@ class _Show:
     model: Model
     judge: Judge
     out: Path
+    settings: dict[str, Any]
     drawn: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
     def make(self, kind: str, **inputs) -> list[Result]:
-        return self.model.generate(kind=kind, seed=SEED, **inputs)
+        return self.model.generate(kind=kind, seed=SEED, **inputs, **self.settings)
 
     def given(self, index: int) -> Cell:
         return Cell(image=files.open_image(self.drawn[index]), given=True)
@@ -141,15 +154,42 @@ def _interpolation(show: _Show) -> list[Cell]:
     return show.told(show.make("interpolate", frames=4, images=pictures))
 
 
-USES: dict[str, Callable[[_Show], list[Cell]]] = {
-    "text to image": _text_to_image,
-    "image to text": _image_to_text,
-    "joint: a picture and its caption": _joint,
-    "image alone": lambda show: show.told(show.make("image", n=4)),
-    "text alone": lambda show: show.told(show.make("text", n=4)),
-    "variations of a picture": _vary_image,
-    "variations of a text": _vary_text,
-    "a condition that is itself noisy": _noisy_condition,
-    "Gibbs chain": _chain,
-    "interpolation of two pictures": _interpolation,
+def _inpainting(show: _Show) -> list[Cell]:
+    """The lower half of a picture, drawn anew in three ways."""
+    first = files.open_image(show.drawn[0])
+    mask, half = Image.new("L", first.size), first.height // 2
+    mask.paste(255, (0, half, first.width, first.height))
+    path = show.out / "mask.png"
+    mask.save(path)
+    text = show.judge.prompts[0]
+    made = show.make("inpaint", n=3, text=text, images=(str(show.drawn[0]),), mask=str(path))
+    return [show.given(0), *(Cell(image=r.image) for r in made)]
+
+
+def _from_noised(show: _Show) -> list[Cell]:
+    """One picture on its way to another's prompt."""
+    text, cells = show.judge.prompts[1], [show.given(0)]
+    for strength in (0.4, 0.6, 0.8):
+        (made,) = show.make(
+            "image-to-image", text=text, images=(str(show.drawn[0]),), strength=strength
+        )
+        cells.append(Cell(image=made.image, text=f"{strength} of it forgotten"))
+    return cells
+
+
+DRAWN, BOTH_WAYS = {"text-to-image"}, {"text-to-image", "image-to-text"}
+USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
+    "text to image": (DRAWN, _text_to_image),
+    "image to text": (BOTH_WAYS, _image_to_text),
+    "joint: a picture and its caption": ({"joint"}, _joint),
+    "image alone": ({"image"}, lambda show: show.told(show.make("image", n=4))),
+    "text alone": ({"text"}, lambda show: show.told(show.make("text", n=4))),
+    "variations of a picture": (BOTH_WAYS, _vary_image),
+    "variations of a text": (BOTH_WAYS, _vary_text),
+    "a condition that is itself noisy": ({"text-to-image", "joint"}, _noisy_condition),
+    "Gibbs chain": (BOTH_WAYS, _chain),
+    "interpolation of two pictures": (BOTH_WAYS, _interpolation),
+    "the lower half drawn anew": (DRAWN, _inpainting),
+    "partly noised, then another text": (DRAWN, _from_noised),
 }
+"""Title -> the tasks that a model must have for it, and what is shown."""

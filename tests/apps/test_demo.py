@@ -1,0 +1,43 @@
+"""The sheet of the main job: every use that a model has, and no other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from everyway.apps import demo
+from everyway.generate import Model
+from everyway.request import RequestError
+
+
+def able(nano, *tasks: str) -> Model:
+    """Nano, as if it could do these tasks only."""
+    system = replace(nano.system, tasks={name: nano.system.tasks[name] for name in tasks})
+    return Model(name="less", hash="0", system=system, facts=nano.facts)
+
+
+def titles(model: Model, out) -> list[str]:
+    """Of what was told, once the sheet is written."""
+    told: list[str] = []
+    assert demo.demo(model, out, told.append, steps=3).is_file()
+    return [title for title in demo.USES if any(line.startswith(title) for line in told)]
+
+
+def test_a_unidiffuser_shows_every_use(nano, tmp_path):
+    assert titles(nano, tmp_path) == list(demo.USES)
+
+
+def test_what_a_model_cannot_do_is_left_out(nano, tmp_path):
+    shown = titles(able(nano, "text-to-image", "image"), tmp_path)
+    assert shown == [
+        "text to image",
+        "image alone",
+        "the lower half drawn anew",
+        "partly noised, then another text",
+    ]
+
+
+def test_a_model_of_no_use_is_told_so(nano, tmp_path):
+    with pytest.raises(RequestError, match="no demo for it"):
+        demo.demo(able(nano), tmp_path, print)
