@@ -97,13 +97,13 @@ def uvit(
 
 
 def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig:
-    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by mini's text latent; 3M parameters."""
+    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by mini's text latent; 2.9M parameters."""
     network = uvit(
         side=8,
         codes=codec["quantiser"]["codes"],
         text=(text["length"], text["dim"]),
         dim=160,
-        depth=8,
+        depth=6,
         heads=5,
     )
     return VQDiffusionConfig(
