@@ -224,6 +224,29 @@ class UViT(nn.Module):
                 return Context(tokens=last)
         raise ValueError("this network has no null of its own; encode an empty text for it")
 
+    @torch.no_grad()
+    def take(self, other: UViT) -> list[str]:
+        """Starts from another network's weights; returns the names of those that fit nowhere here.
+
+        Positions are taken stream by stream, those of patches resized.
+        """
+        own, given = self.state_dict(), other.state_dict()
+        fits = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
+        theirs = {_key(s): (s, table) for s, table in other._tables()}
+        for s, table in self._tables():
+            former, found = theirs.get(_key(s), (s, table))
+            if isinstance(s, Patches) and found.shape == (1, former.length, self.config.dim):
+                found = resize_positions(found, former.side, s.side, s.side)
+            if found.shape == table.shape:
+                table.copy_(found)
+        self.load_state_dict(own | fits | {"positions": self.positions})
+        return sorted(own.keys() - fits.keys() - {"positions"})
+
+    def _tables(self) -> list[tuple[Stream, Tensor]]:
+        """Each stream that has positions of its own in `positions`, and those."""
+        fixed = [s for s in self.config.tokens if not isinstance(s, Flag)]
+        return list(zip(fixed, self.positions.split([s.length for s in fixed], 1)))
+
     def _told_time(self, times: Times) -> Tensor | None:
         """(B, 1, D) where norms are told it."""
         if self.config.time == "token":
@@ -256,13 +279,12 @@ class UViT(nn.Module):
 
     def _positions(self, states: Bundle) -> list[Tensor]:
         """The positions of each stream, patches resized where the picture is of another size."""
-        out, start = [], 0
+        out, tables = [], {_key(s): table for s, table in self._tables()}
         for s in self.config.tokens:
             if isinstance(s, Flag):
                 out.append(self.flag_positions[_key(s)])
                 continue
-            table = self.positions[:, start : start + s.length]
-            start += s.length
+            table = tables[_key(s)]
             if isinstance(s, Patches):
                 height, width = (n // s.patch for n in states[s.name].shape[-2:])
                 if (height, width) != (s.side, s.side):

@@ -17,7 +17,7 @@ from everyway.data import latents as cache
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
 from everyway.system import System
-from everyway.systems import unidiffuser
+from everyway.systems import builder, unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 
@@ -30,7 +30,7 @@ CAPTIONS = 4
 def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
     """The system to train, its network seeded by config.seed or taken from config.init."""
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
-    system = started_from(config.init) if config.init else build_system(config)
+    system = started_from(config.init, config.patch) if config.init else build_system(config)
     if world and world.size > 1:
         if world.first:
             cached(system, config)
@@ -38,11 +38,23 @@ def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, La
     return system, cached(system, config)
 
 
-def started_from(model: str) -> System:
-    """A model's own system, codecs and all, its network ready to be trained on."""
+def started_from(model: str, patch: int = 0) -> System:
+    """A model's own system, codecs and all, its network ready to be trained on.
+
+    patch: of its pictures, where it shall be another: what does not fit then starts afresh.  Raises
+    ConfigError for a patch that its pictures cannot have.
+    """
     from everyway.generate import load
 
     system = load(model, device="cpu").system
+    if patch:
+        former, side = system, system.config.get("image_size", 1)
+        if "patch" not in former.config or side % patch:
+            raise ConfigError(f"patch is {patch}; for {model} leave it out, or divide {side} by it")
+        system = builder(former.name)({**former.config, "patch": patch})
+        for name, codec in former.codecs.items():
+            system.codecs[name].load_state_dict(codec.state_dict())
+        system.network.take(former.network)
     system.network.requires_grad_(True)
     return system
 
