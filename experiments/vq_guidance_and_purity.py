@@ -1,8 +1,11 @@
 """Improved VQ-Diffusion's claims on `mini-vq`: guidance helps, a learned null beats an empty text,
 purity helps.  One table of scene score and Fréchet distance, with 95 % intervals.
 
-    python experiments/vq_guidance_and_purity.py [MODEL] [--n 1000] [--out out/vq_table.json]
+    python experiments/vq_guidance_and_purity.py [MODEL] [--n 1000] [--out out/vq_table.jsonl]
+    python experiments/vq_guidance_and_purity.py --share 0/2 &  # the same by two processes
+    python experiments/vq_guidance_and_purity.py --share 1/2 &
 
+Rows that the file holds already are not made again, so it may be stopped at any time.
 Source of the claims: Tang et al., 2022, arXiv 2205.16007.
 """
 
@@ -13,6 +16,7 @@ import json
 from itertools import product
 from pathlib import Path
 
+from everyway.apps.files import append_line
 from everyway.generate import load
 from everyway.metrics.report import evaluate
 
@@ -23,37 +27,41 @@ GUIDANCE = {
 }
 STEPS = {25: 1.0, 10: 1.0, 100: 0.3}
 """steps -> share of n, because a hundred steps cost four times as much."""
+SAMPLERS = ("ancestral", "purity")
 ROW = "t2i.one"
+ASKED = ("model_hash", "steps", "sampler", "guidance", "n")
 
 
-def table(model_name: str, n: int) -> list[dict]:
-    """A row a setting."""
-    model, rows = load(model_name), []
-    for steps, sampler, guidance in product(STEPS, ("ancestral", "purity"), GUIDANCE):
-        settings = {"steps": steps, "sampler": sampler, **GUIDANCE[guidance]}
-        count = max(2, round(n * STEPS[steps]))
-        report = evaluate(model, "scenes", count, rows=[ROW], settings=settings)
-        cell = report["rows"][ROW]["all_correct"]
-        rows.append(
-            {
-                "steps": steps,
-                "sampler": sampler,
-                "guidance": guidance,
-                "score": cell["value"],
-                "interval": [cell["low"], cell["high"]],
-                "frechet": report[f"{ROW}.frechet"],
-                "n": cell["n"],
-            }
+def table(model_name: str, n: int, out: Path, first: int = 0, every: int = 1) -> list[dict]:
+    """Appends each `every`-th row from `first` that OUT lacks; returns all rows of OUT."""
+    model = load(model_name)
+    for steps, sampler, guidance in list(product(STEPS, SAMPLERS, GUIDANCE))[first::every]:
+        row = dict(
+            zip(ASKED, (model.hash, steps, sampler, guidance, max(2, round(n * STEPS[steps]))))
         )
-        print(line(rows[-1]), flush=True)
-    return rows
+        if not any(row.items() <= made.items() for made in rows_of(out)):
+            settings = {"steps": steps, "sampler": sampler, **GUIDANCE[guidance]}
+            report = evaluate(model, "scenes", row["n"], rows=[ROW], settings=settings)
+            score, distance = report["rows"][ROW]["all_correct"], report["frechet"][ROW]
+            row |= {"score": score, "frechet": distance, "seconds": report["protocol"]["seconds"]}
+            append_line(out, json.dumps(row))
+            print(line(row), flush=True)
+    return rows_of(out)
+
+
+def rows_of(out: Path) -> list[dict]:
+    return (
+        [json.loads(text) for text in out.read_text("utf-8").splitlines()] if out.exists() else []
+    )
 
 
 def line(row: dict) -> str:
-    low, high = row["interval"]
+    (s, s_low, s_high), (f, f_low, f_high) = (
+        (row[k]["value"], row[k]["low"], row[k]["high"]) for k in ("score", "frechet")
+    )
     return (
-        f"{row['steps']:4} {row['sampler']:10} {row['guidance']:13} "
-        f"{row['score']:.3f} ({low:.3f} to {high:.3f})  {row['frechet']:8.2f}  n={row['n']}"
+        f"| {row['steps']} | {row['sampler']} | {row['guidance']} | {s:.3f} ({s_low:.3f} to "
+        f"{s_high:.3f}) | {f:.2f} ({f_low:.2f} to {f_high:.2f}) | {row['n']} |"
     )
 
 
@@ -61,11 +69,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="mini-vq")
     parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("out/vq_table.json"))
+    parser.add_argument("--share", default="0/1", help="as 0/2: the first of two processes")
+    parser.add_argument("--out", type=Path, default=Path("out/vq_table.jsonl"))
     args = parser.parse_args()
-    rows = table(args.model, args.n)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    first, every = (int(number) for number in args.share.split("/"))
+    rows = table(args.model, args.n, args.out, first, every)
+    print("| steps | sampler | guidance | one object right | Fréchet distance | n |")
+    print("|---|---|---|---|---|---|")
+    for row in sorted(
+        rows, key=lambda r: (r["steps"], r["sampler"], list(GUIDANCE).index(r["guidance"]))
+    ):
+        print(line(row))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ from everyway.data.emoji import EmojiScenes
 from everyway.data.sample import Sample, Scene
 from everyway.data.shapes import Shapes
 from everyway.generate import Model
-from everyway.metrics.frechet import frechet_distance
+from everyway.metrics.frechet import frechet_interval
 from everyway.metrics.judge import JUDGES, Judge, Seen
 from everyway.request import SETTINGS, GenerateRequest
 
 Row = tuple[str, list[Seen]]
+Interval = dict[str, float]
+"""value, low and high, of 95 %."""
 
 
 def evaluate(
@@ -51,7 +53,7 @@ def evaluate(
     settings = {name: getattr(settings, name) for name in SETTINGS}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-    distances: dict[str, float] = {}
+    distances: dict[str, Interval] = {}
     asked = run(model, n, seed, settings, rows, distances)
     table = {row: summarise(seen) for row, seen in asked}
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
@@ -60,8 +62,9 @@ def evaluate(
         "model_hash": model.hash,
         "suite": suite,
         **{f"{row}.all_correct": cells["all_correct"]["value"] for row, cells in table.items()},
-        **{f"{row}.frechet": round(value, 4) for row, value in distances.items()},
+        **{f"{row}.frechet": cell["value"] for row, cell in distances.items()},
         "rows": table,
+        "frechet": distances,
         "protocol": protocol,
     }
 
@@ -89,7 +92,7 @@ SCENES_ROWS = (
 
 
 def shapes_suite(
-    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, float]
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, Interval]
 ) -> Iterator[Row]:
     """The rows of the built-in coloured shapes."""
     data = Shapes(seed=seed, languages=("en",))
@@ -108,7 +111,7 @@ def shapes_suite(
 
 
 def scenes_suite(
-    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, float]
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, Interval]
 ) -> Iterator[Row]:
     """One object; two objects whose pair no model has met; both languages on the same scenes.
 
@@ -154,10 +157,11 @@ class _Asker:
         seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
 
-    def distance(self, real: list[np.ndarray]) -> float:
+    def distance(self, real: list[np.ndarray]) -> Interval:
         """Of the pictures of the last `t2i` to real ones of the same scenes."""
         features = self.judge.features
-        return frechet_distance(features([Image.fromarray(x) for x in real]), features(self.made))
+        three = frechet_interval(features([Image.fromarray(x) for x in real]), features(self.made))
+        return {k: round(v, 4) for k, v in zip(("value", "low", "high"), three)}
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
