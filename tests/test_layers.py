@@ -14,6 +14,7 @@ import everyway
 ROOT = Path(everyway.__file__).parent
 LAYERS = {
     "contracts": 0,
+    "whole": 0,
     "tasks": 1,
     "process": 1,
     "nets": 1,

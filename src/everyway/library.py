@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from everyway.checkpoints import card, store
-from everyway.checkpoints.tensor_files import Entries, Stored, held, size
+from everyway.checkpoints.tensor_files import Entries, size
 from everyway.nets.precision import fast
 from everyway.placement import MEMORY, WORK_A_PIXEL, Placement, free_memory, memory_for
 from everyway.system import System
@@ -140,9 +140,8 @@ def save(
 ) -> None:
     """A model folder of ours with its card.  dtype: of the weights; None keeps them as they are."""
     config = {"system": system.name, "config": dict(system.config)}
-    codecs = {n: codec for n, codec in system.codecs.items() if n not in system.shared}
-    entries = {n: _entries(m) for n, m in {"network": system.network, **codecs}.items()}
-    store.save_stored(folder, config, entries, facts, dtype)
+    tensors = {"network": system.network.state_dict(), **system.codec_weights()}
+    store.save(folder, config, tensors, facts, dtype)
     card.write_card(folder)
 
 
@@ -154,19 +153,6 @@ def push(repo_id: str, system: System, facts: Mapping[str, Any], private: bool =
         save(Path(folder), system, facts)
         create_repo(repo_id, private=private, exist_ok=True)
         return str(upload_folder(repo_id=repo_id, folder_path=folder))
-
-
-def _entries(module: torch.nn.Module) -> Entries:
-    """Its tensors; those that are one in memory are one entry."""
-    state = module.state_dict(keep_vars=True)
-    made = {id(v): _entry(v.detach()) for v in state.values()}
-    return {name: made[id(value)] for name, value in state.items()}
-
-
-def _entry(tensor: torch.Tensor) -> Stored:
-    """Brought to main memory when it is read."""
-    there = held(tensor)
-    return replace(there, load=lambda dtype: there.load(dtype).cpu())
 
 
 def _known(what: str, name: str, names: tuple[str, ...]) -> None:

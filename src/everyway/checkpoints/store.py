@@ -40,7 +40,7 @@ def save(
     config: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
     facts: Mapping[str, Any],
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
     """config: plain data that rebuilds the model.  tensors: component -> state dict.
 

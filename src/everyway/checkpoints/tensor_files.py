@@ -20,7 +20,6 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -74,9 +73,12 @@ BLOCK = 1 << 20
 
 
 def held(tensor: Tensor) -> Stored:
-    """A tensor that is in memory already."""
+    """A tensor that is in memory already; it is brought to main memory when it is read."""
     tensor = tensor.detach()
-    load = partial(cast, tensor)
+
+    def load(dtype: torch.dtype | None) -> Tensor:
+        return cast(tensor, dtype).cpu()
+
     return Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, load=load)
 
 
