@@ -40,7 +40,18 @@ def test_take_names_what_starts_afresh(nano):
     ]
 
 
+def test_of_a_deeper_network_the_outer_blocks_are_taken(nano):
+    former = nano.system.network.state_dict()
+    own = started_from("nano", depth=2).network.state_dict()
+    taken = {"ins.0": "ins.0", "mid": "mid", "outs.0": "outs.1", "norm": "norm"}
+    for name, whence in taken.items():
+        parts = [k for k in own if k.startswith(f"{name}.")]
+        assert parts
+        assert all(torch.equal(own[k], former[whence + k[len(name) :]]) for k in parts)
+    assert not any(k.startswith(("ins.1", "outs.1")) for k in own)
+
+
 @pytest.mark.parametrize("patch", [3, 5])
 def test_a_patch_that_does_not_divide_is_refused(patch):
-    with pytest.raises(ConfigError, match=f"patch is {patch}; for nano leave it out, or divide 16"):
+    with pytest.raises(ConfigError, match=f"patch is {patch}; it must divide 16"):
         started_from("nano", patch=patch)

@@ -79,6 +79,10 @@ class Patches:
     size: int
     patch: int
 
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.size % self.patch:
+            raise ValueError(f"patch is {self.patch}; it must divide {self.size}, the state's side")
+
     @property
     def side(self) -> int:
         return self.size // self.patch

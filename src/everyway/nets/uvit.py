@@ -226,11 +226,14 @@ class UViT(nn.Module):
 
     @torch.no_grad()
     def take(self, other: UViT) -> list[str]:
-        """Starts from another network's weights; returns the names of those that fit nowhere here.
+        """Starts from another network's weights; returns the names of those it has no start for.
 
-        Positions are taken stream by stream, those of patches resized.
+        Positions are taken stream by stream, those of patches resized; of a deeper network the
+        outer blocks, which skips join.
         """
-        own, given = self.state_dict(), other.state_dict()
+        last = len(self.outs) - len(other.outs)  # blocks of outs are counted from their end
+        own = self.state_dict()
+        given = {_counted(name, last): value for name, value in other.state_dict().items()}
         fits = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
         theirs = {_key(s): (s, table) for s, table in other._tables()}
         for s, table in self._tables():
@@ -306,6 +309,13 @@ class UViT(nn.Module):
 
 def _key(stream: Stream) -> str:
     return f"time_{stream.clock}" if isinstance(stream, TimeToken) else stream.name
+
+
+def _counted(name: str, last: int) -> str:
+    """The name of a tensor, with `last` added to its number where it is of a block of outs."""
+    part, _, rest = name.partition(".")
+    number, _, rest = rest.partition(".")
+    return f"outs.{int(number) + last}.{rest}" if part == "outs" else name
 
 
 def start_positions(stream: Stream, dim: int) -> Tensor:

@@ -25,7 +25,8 @@ class TrainConfig:
     system: a name in everyway.systems.SYSTEMS.  preset: of that system.
     skip, told_time, conv: of a U-ViT, other than its preset has them: skip is "concat", "add" or
     "none", told_time "token" or "norm", conv "after", "before" or "none".
-    patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it.
+    patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
+    depth: likewise, of the latter.
     data: "emoji", "shapes", or a folder, in which folders are classes.  flip: 1 adds the mirror
     image of every picture.  cache: scenes whose latents are cached (0: made anew).
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
@@ -50,6 +51,7 @@ class TrainConfig:
     told_time: str = ""
     conv: str = ""
     patch: int = 0
+    depth: int = 0
     data: str = "shapes"
     flip: int = 0
     cache: int = 20_000

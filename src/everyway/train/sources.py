@@ -30,7 +30,10 @@ CAPTIONS = 4
 def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
     """The system to train, its network seeded by config.seed or taken from config.init."""
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
-    system = started_from(config.init, config.patch) if config.init else build_system(config)
+    if config.init:
+        system = started_from(config.init, patch=config.patch, depth=config.depth)
+    else:
+        system = build_system(config)
     if world and world.size > 1:
         if world.first:
             cached(system, config)
@@ -38,20 +41,23 @@ def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, La
     return system, cached(system, config)
 
 
-def started_from(model: str, patch: int = 0) -> System:
+def started_from(model: str, **other: int) -> System:
     """A model's own system, codecs and all, its network ready to be trained on.
 
-    patch: of its pictures, where it shall be another: what does not fit then starts afresh.  Raises
-    ConfigError for a patch that its pictures cannot have.
+    other: patch and depth that the network shall have; 0 is its own.  What does not fit then starts
+    afresh.  Raises ConfigError for what it cannot have.
     """
     from everyway.generate import load
 
     system = load(model, device="cpu").system
-    if patch:
-        former, side = system, system.config.get("image_size", 1)
-        if "patch" not in former.config or side % patch:
-            raise ConfigError(f"patch is {patch}; for {model} leave it out, or divide {side} by it")
-        system = builder(former.name)({**former.config, "patch": patch})
+    if other := {name: value for name, value in other.items() if value}:
+        former = system
+        if not other.keys() <= former.config.keys():
+            raise ConfigError(f"{model} keeps its own {' and '.join(other)}; leave them out")
+        try:
+            system = builder(former.name)({**former.config, **other})
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         for name, codec in former.codecs.items():
             system.codecs[name].load_state_dict(codec.state_dict())
         system.network.take(former.network)

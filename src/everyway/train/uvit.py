@@ -41,16 +41,9 @@ def network_of(config: TrainConfig) -> UViTConfig:
         options |= {"conv": config.conv != "none", "conv_first": config.conv == "before"}
     try:
         made = replace(made, **{k: v for k, v in options.items() if v != ""})
+        return _with(made, Patches, patch=config.patch) if config.patch else made
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return _patched(made, config.patch) if config.patch else made
-
-
-def _patched(network: UViTConfig, patch: int) -> UViTConfig:
-    (picture,) = (s for s in network.layout if isinstance(s, Patches))
-    if patch < 1 or picture.size % patch:
-        raise ConfigError(f"patch is {patch}; it must divide {picture.size}, the picture's side")
-    return _with(network, Patches, patch=patch)
 
 
 def _with(network: UViTConfig, kind: type, **changes: Any) -> UViTConfig:
