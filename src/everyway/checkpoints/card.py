@@ -63,6 +63,8 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
         hours = f"{part.get('minutes', 0) / 60:.2f}"
         lines.append(f"| {name} ({told}) | {part.get('steps', '')} | | | {hours} | |")
+    for name, model in config["config"].get("shared", {}).items():
+        lines.append(f"| {name}: that of `{model}` | | | | | |")
     for suite, report in facts.get("scores", {}).items():
         lines += ["", *_scores(suite, report)]
     return "\n".join(lines) + "\n"
@@ -91,7 +93,10 @@ def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
     lines += ["| row | all correct | interval | attributes |", "|---|---|---|---|"]
     for row, cells in report["rows"].items():
         whole = cells["all_correct"]
-        rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in cells.items() if k != "all_correct")
+        others = {k: v for k, v in cells.items() if k != "all_correct"}
+        if row in report.get("frechet", {}):
+            others["Fréchet distance"] = report["frechet"][row]
+        rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in others.items())
         span = f"{whole['low']:.3f} to {whole['high']:.3f}"
         lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")
     return lines
