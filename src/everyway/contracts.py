@@ -88,6 +88,10 @@ class Process(Protocol):
         """x_t from clean x0 (B, ...), `draw` as from `draw()`, t (B,) float64.  t = 0 gives x0."""
         ...
 
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the network is shown of x_t, in its shape."""
+        ...
+
     def to_clean(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The clean estimate that the raw network output means, in float32 or better."""
         ...

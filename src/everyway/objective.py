@@ -2,7 +2,8 @@
 
 With independent times per clock this single loss trains every marginal, conditional and joint
 distribution (Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffusion at
-Scale", 2023, arXiv 2303.06555).
+Scale", 2023, arXiv 2303.06555).  How the times are drawn is in `process/times.py`: independently,
+or, as small models need it, mostly on the lines that tasks sample on.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ def losses(
 ) -> dict[str, Tensor]:
     """Per-sample, per-modality losses: modality -> (B,) float32.
 
-    A clock at exactly 0 (given) or exactly 1 (absent) still counts in its loss only where its
-    process defines one: a given state has nothing to learn, so its loss is masked to zero.
+    At a time of exactly 0 a state is given and there is nothing to learn: its loss is 0.
     """
     x_t, draws = corrupt(system, x0, times, noise)
-    raw = system.network(x_t, times, contexts or {})
+    raw = system.network(system.shown(x_t, times), times, contexts or {})
     out = {}
     for name, clean in x0.items():
         t = times[system.clocks[name]]

@@ -196,11 +196,17 @@ class System:
 
         return denoise
 
+    def shown(self, states: Bundle, times: Times) -> Bundle:
+        """What the network is shown of noisy states, each as its process has it."""
+        processes = {name: self.modalities[name].process for name in states}
+        return {k: processes[k].network_input(x, times[self.clocks[k]]) for k, x in states.items()}
+
     def _clean(self, query: Query, rows: int | None) -> Bundle:
         keep = query.keep or tuple(self.modalities)
         with self._using(self.network) as device:
             asked = _placed(query, device)
-            raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(*asked)
+            shown = self.shown(asked[0], asked[1])
+            raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(shown, *asked[1:])
         return {
             name: self.modalities[name].process.to_clean(
                 raw[name].to(query.states[name].device, torch.float32),

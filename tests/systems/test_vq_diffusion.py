@@ -219,6 +219,18 @@ def test_image_to_image_from_partly_noised_tokens(model, picture):
     assert shares[0] > 0.7 > shares[1] + 0.3
 
 
+@pytest.mark.parametrize(
+    "sampler", [{"sampler": "purity", "tokens_per_step": 5}, {"sampler": "fast-stride"}]
+)
+def test_a_picture_from_partly_noised_tokens_does_not_depend_on_its_batch(model, picture, sampler):
+    """Every sample has another number of masked tokens, and the steps are the same for all."""
+    base = {"kind": "image-to-image", "images": (picture,), "strength": 0.5, "steps": 20}
+    together = model.generate(**base, **sampler, n=4, seed=7)
+    alone = [model.generate(**base, **sampler, seed=7 + k)[0] for k in range(4)]
+    assert [r.image.tobytes() for r in together] == [r.image.tobytes() for r in alone]
+    assert {r.facts["forwards"] for r in together} == {alone[0].facts["forwards"]}
+
+
 def test_frames_show_the_tokens_as_they_come(model):
     events = [e for e in model.run(GenerateRequest(kind="image", steps=STEPS))]
     frames = [model.frame(e.progress) for e in events if isinstance(e, Preview)]

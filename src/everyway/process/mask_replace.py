@@ -173,6 +173,10 @@ class MaskReplace:
         """x_t (B, L) from clean tokens x0 (B, L); at t = 0 exactly x0."""
         return sample(self.forward_from(x0, self.cumulative(t)), draw)
 
+    def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t as it is."""
+        return x_t
+
     def to_clean(self, raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """log p(x_0 | x_t) (B, L, K + 1) from logits (B, L, K); a clean token is never the mask."""
         tokens = raw.double().log_softmax(-1).float().clamp(FLOOR, 0)

@@ -198,10 +198,16 @@ def _plan_of_tokens(
     processes: Mapping[str, Process],
     t_start: float,
 ) -> tuple[Step, ...]:
-    """The steps of a run of tokens alone, laid by the chain of the first modality."""
+    """The steps of a run of tokens alone, laid by the chain of the first modality.
+
+    They are laid for as many masked tokens as there are on average at `t_start`, never for those
+    that are there: a sample's steps must not depend on the batch it came in.
+    """
     name, x = next(iter(states.items()))
-    masked = int((x == processes[name].mask).sum(1).max())
-    return sampler.tokens.plan(processes[name], steps, masked, t_start)
+    process = processes[name]
+    start = torch.tensor([t_start], dtype=torch.float64)
+    masked = round(x.shape[1] * float(process.cumulative(start)[2]))
+    return sampler.tokens.plan(process, steps, masked, t_start)
 
 
 def _steps(
