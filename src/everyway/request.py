@@ -1,4 +1,4 @@
-"""One request, in Python, on the command line and over HTTP.  The one place where strings become
+"""One request, in Python and on the command line.  The one place where strings become
 objects; torch-free, so that help and errors come at once."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A System: modalities, a network and nothing else.  Every published recipe is one of these.
+"""A System: modalities, a network, its tasks, and how it is sampled unless told.  Every published
+recipe is one of these.
 
 The network answers raw outputs; `denoiser` turns them into clean estimates, which is the only thing
 samplers, guidance and metrics ever see.

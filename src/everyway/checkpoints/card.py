@@ -50,7 +50,7 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         f"# {config['system']}: {facts.get('name', 'a model')}",
         "",
         f"Data: {ABOUT.get(data, 'a folder of captioned pictures')}.",
-        "Trained by Everyway from nothing; no pretrained part. Licence: Apache-2.0.",
+        *_begun_from(facts.get("source")),
         "",
         "| part | steps | batch | samples | hours | hardware |",
         "|---|---|---|---|---|---|",
@@ -76,14 +76,23 @@ def _published(config: Mapping[str, Any], source: Mapping[str, Mapping[str, Any]
         f"# {config['system']}: published weights",
         "",
         "Read by Everyway from the files below, whose own licences hold.",
-        "",
-        "| part | file | layout | size |",
-        "|---|---|---|---|",
+        *_files(source),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def _begun_from(source: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    if not source:
+        return ["Trained by Everyway from nothing; no pretrained part. Licence: Apache-2.0."]
+    return ["Trained on from the files below, whose own licences hold.", *_files(source)]
+
+
+def _files(source: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["", "| part | file | layout | size |", "|---|---|---|---|"]
     for name, row in source.items():
         size = row["preset"] or "of no published size"
         lines.append(f"| {name} | {row['file']} | {row['layout']} | {size} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from everyway.data import emoji
 from everyway.data import shapes as shapes_data
 from everyway.metrics import scenes, shapes
+from everyway.request import RequestError
 
 Seen = dict[str, bool]
 RECOGNISER = Path(__file__).parent.parent / "shipped" / "recogniser"
@@ -83,5 +84,12 @@ JUDGES: dict[str, Judge] = {
 
 
 def judge_of(model) -> Judge:
-    """The judge of the data that a model was trained on; shapes where its folder does not say."""
-    return JUDGES[model.facts.get("training", {}).get("data", "shapes")]
+    """The judge of the data that a model was trained on.
+
+    Raises RequestError for a model of other data than ours: nothing here can read its pictures.
+    """
+    data = model.facts.get("training", {}).get("data", "data unknown here")
+    if data not in JUDGES:
+        known = " and ".join(JUDGES)
+        raise RequestError(f"{model.name} learned {data}; only {known} can be judged: use generate")
+    return JUDGES[data]

@@ -473,7 +473,7 @@ _ALL = (
         name="purity",
         plan=plan_cells,
         move=move_ddpm,
-        about="tokens a few at a time, the surest first; the best for tokens",
+        about="tokens a few at a time, sure places rather than others; the best for tokens",
         stochastic=True,
         tokens=purity(),
     ),

@@ -1,7 +1,8 @@
 """How tokens move: the steps of a run of tokens alone, one step of a token modality, truncation.
 
-`ancestral` draws from the posterior.  `purity` writes few positions a call, the surest first; what
-it has written it does not touch again until the last step, which draws from the posterior.
+`ancestral` draws from the posterior.  `purity` writes few positions a call, drawn by how sure the
+network is of them; what it has written it does not touch again until the last step, which draws
+from the posterior.
 Sources: Gu et al., 2021, arXiv 2111.14822; Tang et al., 2022, arXiv 2205.16007.
 """
 

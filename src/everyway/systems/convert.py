@@ -44,6 +44,8 @@ PIPELINE = {
 }
 """Folder in a pipeline of diffusers -> part."""
 ASIDE = "aside"
+HINTS = {"heads", "drawn_size", "side", "null"}
+"""Settings of a network that its tensors' shapes do not show, which a user may have to tell."""
 """The component of tensors that no network reads, as "part:their name"."""
 
 
@@ -89,6 +91,10 @@ def open_model(
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
     """
     path, wanted = local(source), _known(parts or {})
+    if odd := sorted(set(told or {}) - HINTS):
+        raise LayoutError(
+            f"--set {', '.join(odd)}: no file needs it; known are {', '.join(sorted(HINTS))}"
+        )
     begun = Opened(config={}, components={})
     if (path / "model_index.json").is_file():
         wanted = _inside(path) | wanted

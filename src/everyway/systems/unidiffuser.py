@@ -124,7 +124,7 @@ class UniDiffuserConfig:
 
 
 def nano(vocabulary: tuple[str, ...]) -> UniDiffuserConfig:
-    """A model for tests and first steps: 16x16 pixels, whole words, about a minute of training."""
+    """A model for tests and first steps: 16x16 pixels, whole words, minutes of training."""
     return UniDiffuserConfig(
         image_channels=3,
         image_size=16,

@@ -28,7 +28,7 @@ class TrainConfig:
     patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
     depth: likewise, of the latter.
     data: "emoji", "shapes", or a folder, in which folders are classes.  flip: 1 adds the mirror
-    image of every picture.  cache: scenes whose latents are cached (0: made anew).
+    image of every picture.  cache: samples whose latents are cached.
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
     tokens: folder with the trained codec of tokens.
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
@@ -82,7 +82,7 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "cache"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.lr <= 0:

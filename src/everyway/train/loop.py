@@ -256,13 +256,13 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
         "seconds": round(state.seconds),
         "hardware": hardware(),
     }
-    former, codecs = sources.origins(config)
+    begun = sources.origins(config)
     facts = {
+        **begun,
         "name": config.preset,
         "image_size": sources.picture_size(system),
         "losses": losses,
-        "history": [*former, run],
-        "codecs": codecs,
+        "history": [*begun["history"], run],
         "training": json.loads(config.to_json()),
     }
     store.save(folder, {"system": system.name, "config": dict(system.config)}, tensors, facts)

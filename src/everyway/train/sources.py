@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,17 +66,17 @@ def started_from(model: str, **other: int) -> System:
     return system
 
 
-def origins(config: TrainConfig) -> tuple[list[dict], dict[str, dict]]:
-    """(the trainings that a run starts from, facts of its codecs), for the model's card."""
+def origins(config: TrainConfig) -> dict[str, Any]:
+    """What a run starts from, for its model's card: history and codecs, and the source of weights
+    that others published."""
     if config.init:
         from everyway.generate import load
 
-        facts = load(config.init, device="cpu").facts
-        return facts.get("history", []), facts.get("codecs", {})
-    if not config.codecs:
-        return [], {}
-    files = sorted(Path(config.codecs).glob("*.facts.json"))
-    return [], {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
+        facts = {"history": [], "codecs": {}} | load(config.init, device="cpu").facts
+        return {k: v for k, v in facts.items() if k in ("history", "codecs", "source")}
+    files = sorted(Path(config.codecs).glob("*.facts.json")) if config.codecs else []
+    codecs = {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
+    return {"history": [], "codecs": codecs}
 
 
 def build_system(config: TrainConfig) -> System:
