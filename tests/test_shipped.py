@@ -1,0 +1,32 @@
+"""What travels with the package: small, whole, told about on a card, and able to do its tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+import everyway
+from everyway.checkpoints import store
+from everyway.library import SHIPPED, shipped
+
+MEGABYTES = {"mini": 24}
+"""Of tensors, where it may be more than 8."""
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_model_is_small_and_has_a_card(name):
+    folder = SHIPPED / name
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert size <= MEGABYTES.get(name, 8) * 1_000_000
+    assert len(list(folder.glob("*.safetensors"))) == len(store.document(folder)["sha256"])
+    assert "all correct" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_tokens_draw_what_words_say_with_a_shared_text_codec():
+    """`mini-vq` reads words by `mini`'s codec, which is stored once."""
+    model = everyway.load("mini-vq")
+    assert "text" not in store.document(SHIPPED / "mini-vq")["sha256"]
+    one, two = model.generate(kind="text-to-image", text="a large fox on blue", n=2, steps=10)
+    assert one.image.size == (64, 64)
+    for result in (one, two):
+        red, _, blue = result.image.resize((1, 1)).getpixel((0, 0))
+        assert blue > red  # the background
