@@ -173,7 +173,7 @@ def sample(
         plan = chosen.plan(steps, grid, (t_start, t_end), next(iter(schedules.values())))
     else:
         plan = _plan_of_tokens(chosen, steps, moving, processes, t_start)
-    if chosen.name.startswith("em-"):
+    if chosen.rate:
         for schedule in schedules.values():
             schedule.rate(1.0)  # refuses schedules without one, before the first step
 

@@ -52,7 +52,7 @@ class Sampler:
     """A named solver with the grid and the last time it uses unless told otherwise.
 
     about: one line for people.  stochastic: whether it draws noise on the way.
-    tokens: what it does to token modalities.
+    tokens: what it does to token modalities.  rate: whether it needs a schedule with a rate beta(t).
     """
 
     name: str
@@ -63,6 +63,7 @@ class Sampler:
     t_end: float = 0.0
     stochastic: bool = False
     tokens: Tokens = ANCESTRAL
+    rate: bool = False
 
 
 def dynamic_threshold(clean: Tensor, quantile: float = 0.995, floor: float = 1.0) -> Tensor:
@@ -494,6 +495,7 @@ _ALL = (
         t_end=1e-3,
         about="reverse SDE, 1000 steps",
         stochastic=True,
+        rate=True,
     ),
     Sampler(
         name="em-ode",
@@ -501,6 +503,7 @@ _ALL = (
         move=move_euler_maruyama(False),
         t_end=1e-3,
         about="probability flow in plain time",
+        rate=True,
     ),
 )
 
