@@ -52,7 +52,7 @@ class Sampler:
     """A named solver with the grid and the last time it uses unless told otherwise.
 
     about: one line for people.  stochastic: whether it draws noise on the way.
-    tokens: what it does to token modalities.  rate: whether it needs a schedule with a rate beta(t).
+    tokens: what it does to token modalities.  rate: whether its schedule must have a rate beta(t).
     """
 
     name: str
