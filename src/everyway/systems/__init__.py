@@ -1,22 +1,32 @@
-"""One file, one published recipe.  SYSTEMS: name -> a function that returns the module's `build`.
+"""One file, one published recipe.  SYSTEMS: their names, which model folders tell.
 
-`build(config: dict) -> System` makes the system from plain data, with fresh weights.
+Each is a module with
+
+    build(config) -> System           with fresh weights
+    assembled(settings, former, codecs) -> dict
+                                      the config of a network of published sizes with its codecs
+    lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet
+    image_size(config) -> int         side in pixels of the pictures that it reads and draws
+
+where a config is plain data, as in the model folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
-SYSTEMS: dict[str, Callable[[], Callable]] = {
-    "uvit": lambda: import_module("everyway.systems.uvit").build,
-    "unidiffuser": lambda: import_module("everyway.systems.unidiffuser").build,
-    "vq_diffusion": lambda: import_module("everyway.systems.vq_diffusion").build,
-}
+SYSTEMS = ("uvit", "unidiffuser", "vq_diffusion")
+
+
+def system_module(name: str) -> ModuleType:
+    """The module of a system; ValueError lists the names there are."""
+    if name not in SYSTEMS:
+        raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
+    return import_module(f"everyway.systems.{name}")
 
 
 def builder(name: str) -> Callable:
     """The `build` function of a system; ValueError lists the names there are."""
-    if name not in SYSTEMS:
-        raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    return SYSTEMS[name]()
+    return system_module(name).build

@@ -21,7 +21,7 @@ from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.tensor_files import Entries, Stored
 from everyway.placement import CPU
 from everyway.system import System
-from everyway.systems import builder
+from everyway.systems import system_module
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TABLES = {"tokenizer": "text", "reader": "text", "used": "image"}
@@ -44,9 +44,9 @@ PIPELINE = {
 }
 """Folder in a pipeline of diffusers -> part."""
 ASIDE = "aside"
+"""The component of tensors that no network reads, as "part:their name"."""
 HINTS = {"heads", "drawn_size", "side", "null"}
 """Settings of a network that its tensors' shapes do not show, which a user may have to tell."""
-"""The component of tensors that no network reads, as "part:their name"."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -251,22 +251,10 @@ def _with_null(model: Opened) -> Opened:
 def _config(config: Mapping[str, Any], layout: Layout, settings: Mapping[str, Any]) -> dict:
     if layout.component != "network":
         return _with_codec(config, layout.component, settings)
-    codecs = _codecs(config)
-    if layout.system == "unidiffuser":
-        from everyway.systems import unidiffuser
-
-        own: dict[str, Any] = asdict(unidiffuser.full(settings, codecs))
-    elif layout.system == "vq_diffusion":
-        from everyway.systems import vq_diffusion
-
-        had = config.get("config", {}).get("network", {})
-        settings = {"learned_null": False, **had, **settings}
-        if "condition" not in settings:
-            raise LayoutError("the network that this null is of is missing; give it as the source")
-        own = asdict(vq_diffusion.full(settings, codecs.get("image", {}), codecs.get("text", {})))
-    else:
-        own = {**settings, "codec_config": codecs}
-    return {"system": layout.system, "config": own}
+    made = system_module(layout.system).assembled(
+        settings, config.get("config", {}), _codecs(config)
+    )
+    return {"system": layout.system, "config": made}
 
 
 def _codecs(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,23 +278,9 @@ def _with_codec(config: Mapping[str, Any], component: str, settings: Mapping[str
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """image_size: side in pixels of the pictures that the model reads."""
-    own = config["config"]
-    if config["system"] == "unidiffuser":
-        return {"image_size": (own["drawn_size"] or own["image_size"]) * _shrinks(own)}
-    if config["system"] == "uvit":
-        (picture,) = [s for s in own["network"]["layout"] if s["kind"] == "Patches"]
-        return {"image_size": picture["size"] * (1 if picture["channels"] == 3 else _shrinks(own))}
-    if config["system"] == "vq_diffusion":
-        levels = own["codec"].get("encoder", {}).get("block_out_channels", range(4))
-        return {"image_size": own["network"]["side"] * 2 ** (len(levels) - 1)}
-    return {}
-
-
-def _shrinks(own: Mapping[str, Any]) -> int:
-    """Pixels a latent, along a side; 8 where the codec is not given yet."""
-    autoencoder = own["codec_config"].get("image", {}).get("autoencoder", {})
-    return 2 ** (len(autoencoder.get("block_out_channels", range(4))) - 1)
+    if not config["system"]:
+        return {}
+    return {"image_size": system_module(config["system"]).image_size(config["config"])}
 
 
 def lacking(model: Opened) -> list[str]:
@@ -314,21 +288,7 @@ def lacking(model: Opened) -> list[str]:
     if not model.config["system"]:
         tokens = "quantiser" in _codecs(model.config).get("image", {})
         return ["network=coco_pretrained.pth" if tokens else "network=uvit_v1.pth"]
-    if model.config["system"] == "vq_diffusion":
-        from everyway.systems import vq_diffusion
-
-        return vq_diffusion.lacking(vq_diffusion.VQDiffusionConfig(**model.config["config"]))
-    if model.config["system"] == "unidiffuser":
-        from everyway.systems import unidiffuser
-
-        own = model.config["config"]
-        published = own["schedule"] == "discrete"
-        return unidiffuser.lacking(own["codec_config"]) if published else []
-    if model.config["system"] == "uvit":
-        from everyway.systems import uvit
-
-        return uvit.lacking(uvit.UViTSystemConfig(**model.config["config"]))
-    return []
+    return system_module(model.config["system"]).lacking(model.config["config"])
 
 
 # -- using ------------------------------------------------------------------------------------
@@ -351,7 +311,7 @@ def restored(
     Raises ValueError where it lacks a codec, LayoutError where weights do not fit its config.
     """
     with store.unfilled():
-        system = builder(model.config["system"])(model.config["config"])
+        system = system_module(model.config["system"]).build(model.config["config"])
     for name, module in {"network": system.network, **system.codecs}.items():
         try:
             entries = model.components.get(name, {})

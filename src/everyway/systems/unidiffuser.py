@@ -208,13 +208,16 @@ def version_of(sizes: Mapping[str, Any]) -> str:
     return next((version for version, own in PUBLISHED.items() if own == sizes), "")
 
 
+def read(config: Mapping[str, Any] | UniDiffuserConfig) -> UniDiffuserConfig:
+    return config if isinstance(config, UniDiffuserConfig) else UniDiffuserConfig(**config)
+
+
 def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
     """The system with fresh weights.  config: a UniDiffuserConfig, or the plain data of one.
 
     Raises ValueError where a published model lacks a codec.
     """
-    if not isinstance(config, UniDiffuserConfig):
-        config = UniDiffuserConfig(**config)
+    config = read(config)
     schedule, prediction = SCHEDULES[config.schedule]
     with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
         process = GaussianProcess(schedule=schedule(), parameterisation=prediction)
@@ -249,8 +252,27 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
     )
 
 
-def lacking(codec_config: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The published parts, as `everyway convert --part` takes them, that settings do not give."""
+def assembled(
+    settings: Mapping[str, Any], former: Mapping[str, Any], codecs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config of a published network with its codecs."""
+    return asdict(full(settings, codecs))
+
+
+def image_size(config: Mapping[str, Any] | UniDiffuserConfig) -> int:
+    """Side in pixels of a published model; 8 a latent where the codec is not given yet."""
+    config = read(config)
+    autoencoder = config.codec_config.get("image", {}).get("autoencoder", {})
+    levels = len(autoencoder.get("block_out_channels", range(4)))
+    return config.side * 2 ** (levels - 1)
+
+
+def lacking(config: Mapping[str, Any] | UniDiffuserConfig) -> list[str]:
+    """The published parts, as `everyway convert --part` takes them, that a config does not give."""
+    config = read(config)
+    codec_config = config.codec_config
+    if config.schedule != "discrete":  # not as `full` makes it
+        return []
     return [
         part
         for component, settings in NEEDED.items()
@@ -296,7 +318,7 @@ def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
 def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
     from everyway.codecs import bundle
 
-    if config.schedule == "discrete" and (parts := lacking(config.codec_config)):
+    if parts := lacking(config):
         raise ValueError(
             "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
         )

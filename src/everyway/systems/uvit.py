@@ -113,14 +113,19 @@ def told_of(network: UViTConfig) -> str:
     return next((names[type(s)] for s in network.layout if type(s) in names), "")
 
 
+def read(config: Mapping[str, Any] | UViTSystemConfig) -> UViTSystemConfig:
+    if isinstance(config, UViTSystemConfig):
+        return config
+    return UViTSystemConfig(**{**as_released(config["network"]), **config})
+
+
 def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
     """The system with fresh weights.
 
     config: a UViTSystemConfig, or the plain data of one, in which what is left out is as released.
     Raises ValueError where a codec is missing.
     """
-    if not isinstance(config, UViTSystemConfig):
-        config = UViTSystemConfig(**{**as_released(config["network"]), **config})
+    config = read(config)
     if parts := lacking(config):
         raise ValueError(
             "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
@@ -160,8 +165,22 @@ def tasks(told: str, nulls: bool) -> dict[str, Task]:
     return made | {"image": alone} if nulls else made
 
 
-def lacking(config: UViTSystemConfig) -> list[str]:
+def assembled(
+    settings: Mapping[str, Any], former: Mapping[str, Any], codecs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config of a published network with its codecs."""
+    return {**settings, "codec_config": codecs}
+
+
+def image_size(config: Mapping[str, Any] | UViTSystemConfig) -> int:
+    """Side in pixels."""
+    config = read(config)
+    return config.patches.size * (_shrinks(config) if _latent(config) else 1)
+
+
+def lacking(config: Mapping[str, Any] | UViTSystemConfig) -> list[str]:
     """The published parts, as `everyway convert --part` takes them, that a config does not give."""
+    config = read(config)
     bare = _latent(config) and "image" not in config.codec_config
     parts = ["image=autoencoder_kl.pth"] if bare else []
     text = config.codec_config.get("text", {})

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everyway.checkpoints.keymap import LayoutError
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.image_vq import ImageVQ
 from everyway.codecs.plain import Labels
@@ -111,19 +112,22 @@ def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig
     )
 
 
+def read(config: Mapping[str, Any] | VQDiffusionConfig) -> VQDiffusionConfig:
+    return config if isinstance(config, VQDiffusionConfig) else VQDiffusionConfig(**config)
+
+
 def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     """The system with fresh weights.  config: a VQDiffusionConfig, or the plain data of one.
 
     Raises ValueError where a part is missing, and where network and codec do not fit each other.
     """
-    if not isinstance(config, VQDiffusionConfig):
-        config = VQDiffusionConfig(**config)
-    kind, read = NETWORKS[config.kind]
+    config = read(config)
+    kind, network_config = NETWORKS[config.kind]
     if parts := lacking(config):
         raise ValueError(
             "this model lacks parts; give them: " + " ".join(f"--part {part}" for part in parts)
         )
-    network = kind(read(config.network))
+    network = kind(network_config(config.network))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
     side, codes = grid_of(network)
     if codes != picture.classes:
@@ -272,8 +276,30 @@ def full(
     )
 
 
-def lacking(config: VQDiffusionConfig) -> list[str]:
+def assembled(
+    settings: Mapping[str, Any], former: Mapping[str, Any], codecs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The config of a published network with its codecs.
+
+    A null of a file of its own is given beside the network of `former`, without which it raises
+    LayoutError.
+    """
+    settings = {"learned_null": False, **former.get("network", {}), **settings}
+    if "condition" not in settings:
+        raise LayoutError("the network that this null is of is missing; give it as the source")
+    return asdict(full(settings, codecs.get("image", {}), codecs.get("text", {})))
+
+
+def image_size(config: Mapping[str, Any] | VQDiffusionConfig) -> int:
+    """Side in pixels; 8 a token where the codec is not given yet."""
+    config = read(config)
+    levels = config.codec.get("encoder", {}).get("block_out_channels", range(4))
+    return config.network["side"] * 2 ** (len(levels) - 1)
+
+
+def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
     """The published parts, as `everyway convert --part` takes them, that a config does not give."""
+    config = read(config)
     if config.text_kind != "clip":  # not as `full` makes it
         return []
     needed = [] if config.codec else ["image=vqgan.pth"]
