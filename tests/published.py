@@ -239,3 +239,16 @@ def write_tiny_files(folder: Path) -> None:
     torch.save(tiny_caption(), folder / "caption_decoder.pth")
     for kind in ("image", "text"):
         tiny_clip(kind).save_pretrained(folder / f"clip-{kind}")
+
+
+def tiny_parts(folder: Path, tokenizer: str, reader: str) -> dict[str, str]:
+    """Part -> path of what the network of `write_tiny_files` lacks, tokenizers included."""
+    names = {
+        "image": "autoencoder_kl.pth",
+        "image_embed": "clip-image",
+        "text": "caption_decoder.pth",
+        "text_states": "clip-text",
+        "tokenizer": tokenizer,
+        "reader": reader,
+    }
+    return {part: str(folder / name) for part, name in names.items()}

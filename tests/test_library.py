@@ -29,6 +29,7 @@ from published import (
     full,
     network_shapes,
     stored,
+    tiny_parts,
     write_tiny_files,
 )
 from published import tiny_network as network
@@ -48,15 +49,7 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def parts(files) -> dict[str, str]:
-    names = {
-        "image": "autoencoder_kl.pth",
-        "image_embed": "clip-image",
-        "text": "caption_decoder.pth",
-        "text_states": "clip-text",
-        "tokenizer": "clip.json",
-        "reader": "gpt2.json",
-    }
-    return {part: str(files / name) for part, name in names.items()}
+    return tiny_parts(files, tokenizer="clip.json", reader="gpt2.json")
 
 
 @pytest.fixture(scope="module")

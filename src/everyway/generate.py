@@ -358,14 +358,7 @@ def load(
     name_or_path, device, dtype, memory, parts, settings: as in `library.load`, and its errors.
     """
     made = library.load(name_or_path, device, dtype, memory, parts, settings)
-    return Model(
-        name=made.name,
-        hash=made.hash,
-        system=made.system,
-        facts=made.facts,
-        told=made.told,
-        note=made.note,
-    )
+    return Model(**vars(made))
 
 
 def _to_tensor(

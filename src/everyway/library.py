@@ -115,6 +115,11 @@ def load(
     )
 
 
+def facts_of(name_or_path: str) -> Mapping[str, Any]:
+    """The facts of a model, none of whose weights is read.  Errors as of `load`."""
+    return _opened(convert.local(str(_source(name_or_path))), {}, {}).facts
+
+
 def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -> convert.Opened:
     """With the components that lie in shipped models; ModelError for a codec alone."""
     told = dict(settings)

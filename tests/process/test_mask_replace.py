@@ -154,6 +154,8 @@ def test_posteriors_are_the_authors(case):
             "q_posterior_model": process.posterior(log_x0, x_t, t, s),
             "q_posterior_true": process.posterior(one_hot, x_t, t, s),
         }
+        certain = process.forward_from(x0, process.cumulative(t))
+        assert torch.equal(certain, made["q_pred_from_onehot_x0"])  # written, not computed
         found = 0
         for name, value in made.items():
             if f"{case}.{name}" in file:

@@ -32,6 +32,7 @@ from published import (
     stored,
     tiny_clip,
     tiny_network,
+    tiny_parts,
     write_tiny_files,
 )
 
@@ -51,15 +52,7 @@ def files(tmp_path_factory) -> Path:
 
 
 def parts(files: Path) -> dict[str, str]:
-    names = {
-        "image": "autoencoder_kl.pth",
-        "image_embed": "clip-image",
-        "text": "caption_decoder.pth",
-        "text_states": "clip-text",
-        "tokenizer": "tokenizer.json",
-        "reader": "gpt2",
-    }
-    return {part: str(files / name) for part, name in names.items()}
+    return tiny_parts(files, tokenizer="tokenizer.json", reader="gpt2")
 
 
 @pytest.fixture(scope="module")

@@ -345,11 +345,11 @@ def write(folder: Path, layout: Layout, entries: Entries, settings: Mapping[str,
     return path
 
 
-def write_whole(folder: Path, whole: Whole, parts: Mapping[str, Entries]) -> Path:
+def write_whole(folder: Path, kind: Whole, parts: Mapping[str, Entries]) -> Path:
     """The file of all parts into a folder; its averages are its weights, and stored once."""
-    model, start = whole.join(parts), whole.averaged
+    model, start = kind.join(parts), kind.averaged
     averages = {k.removeprefix(start): v for k, v in model.items() if k.startswith(start)}
-    return _put(folder / whole.file, {"model": model, "ema": averages})
+    return _put(folder / kind.file, {"model": model, "ema": averages})
 
 
 def _put(path: Path, entries: Mapping[str, Any]) -> Path:

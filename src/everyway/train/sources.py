@@ -70,9 +70,9 @@ def origins(config: TrainConfig) -> dict[str, Any]:
     """What a run starts from, for its model's card: history and codecs, and the source of weights
     that others published."""
     if config.init:
-        from everyway.generate import load
+        from everyway.library import facts_of
 
-        facts = {"history": [], "codecs": {}} | load(config.init, device="cpu").facts
+        facts = {"history": [], "codecs": {}, **facts_of(config.init)}
         return {k: v for k, v in facts.items() if k in ("history", "codecs", "source")}
     files = sorted(Path(config.codecs).glob("*.facts.json")) if config.codecs else []
     codecs = {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
