@@ -43,10 +43,10 @@ def branches(task: Task) -> tuple[Branch, ...]:
     given clocks: one branch without them.  Several generated clocks (joint): one branch per
     generated clock with the others absent.  Only contexts: one branch with null contexts.
     """
-    told = any(task.contexts.values())
+    in_context = any(task.contexts.values())
     if task.given:
-        return (Branch(absent=task.given, keep=task.generated, null_contexts=told),)
-    if told:
+        return (Branch(absent=task.given, keep=task.generated, null_contexts=in_context),)
+    if in_context:
         return (Branch(absent=(), keep=task.generated, null_contexts=True),)
     if len(task.generated) > 1:
         others = {c: tuple(o for o in task.generated if o != c) for c in task.generated}

@@ -59,7 +59,7 @@ class Shapes(dict):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class FileLayout:
     """How one kind of file names the tensors of one part of a model.
 
     origin: "authors" or "diffusers".  system: whose network it is; "" for what several share.
@@ -109,7 +109,7 @@ class Layout:
 class Whole:
     """A file that holds all parts of a model, each of which has a layout of its own.
 
-    origin, system, file: as of a Layout.
+    origin, system, file: as of a FileLayout.
     split: its tensors -> part -> those of the part, as a file of its own names them; {} for the
     tensors of any other file.  join: undoes it.
     averaged: how the names begin that the file holds a second time, without this, as averages.
@@ -131,7 +131,7 @@ class Part:
     prefix: what stood before every name.  dropped: how many tensors were left out.
     """
 
-    layout: Layout
+    layout: FileLayout
     settings: dict[str, Any]
     entries: Entries
     aside: Entries = field(default_factory=dict)
@@ -229,7 +229,7 @@ def _tensors(found: Mapping) -> Entries:
 # -- reading ----------------------------------------------------------------------------------
 
 
-def named(layouts: Sequence[Layout], name: str) -> Layout:
+def named(layouts: Sequence[FileLayout], name: str) -> FileLayout:
     """The layout of that name; ValueError lists the names there are."""
     for layout in layouts:
         if layout.name == name:
@@ -238,7 +238,7 @@ def named(layouts: Sequence[Layout], name: str) -> Layout:
     raise ValueError(f"layout {name!r} is unknown; choose one of {known}")
 
 
-def recognised(entries: Entries, layouts: Sequence[Layout], path: Path) -> Layout:
+def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> FileLayout:
     """The first layout whose marks are all there; LayoutError lists the layouts there are."""
     names, _, _ = _without_prefix(entries)
     for layout in layouts:
@@ -248,7 +248,7 @@ def recognised(entries: Entries, layouts: Sequence[Layout], path: Path) -> Layou
     raise LayoutError(f"{path} is of no known layout; known are {known}")
 
 
-def read(entries: Entries, layout: Layout, told: Mapping[str, Any]) -> Part:
+def read(entries: Entries, layout: FileLayout, told: Mapping[str, Any]) -> Part:
     """A file's tensors under our names, not read yet.  told: the config.json beside them.
 
     Raises LayoutError, one line that lists what is missing, extra, misshapen or unknown.
@@ -316,7 +316,7 @@ def _empty(shape: tuple[int, ...]) -> Stored:
 
 
 def theirs(
-    layout: Layout,
+    layout: FileLayout,
     component: Entries,
     settings: Mapping[str, Any],
     aside: Entries | None = None,
@@ -336,7 +336,7 @@ def theirs(
     return {prefix + name: entry for name, entry in made.items()}
 
 
-def write(folder: Path, layout: Layout, entries: Entries, settings: Mapping[str, Any]) -> Path:
+def write(folder: Path, layout: FileLayout, entries: Entries, settings: Mapping[str, Any]) -> Path:
     """The file of `theirs` into a folder, with the config.json that belongs beside it."""
     path = _put(folder / layout.file, {layout.root: entries} if layout.root else entries)
     if layout.their_config:

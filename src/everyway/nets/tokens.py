@@ -109,7 +109,7 @@ class Ids:
 
 
 Stream = TimeToken | Label | Flag | ContextTokens | Sequence | Vector | Patches | Ids
-Layout = tuple[Stream, ...]
+TokenLayout = tuple[Stream, ...]
 KINDS = {
     k.__name__: k for k in (TimeToken, Label, Flag, ContextTokens, Sequence, Vector, Patches, Ids)
 }

@@ -25,10 +25,10 @@ from everyway.nets.tokens import (
     Flag,
     Ids,
     Label,
-    Layout,
     Patches,
     Stream,
     TimeToken,
+    TokenLayout,
     embedder,
     head,
     unpatchify,
@@ -48,7 +48,7 @@ class UViTConfig:
     are (the small one had not after 190,000 samples; docs/LOG.md).
     """
 
-    layout: Layout
+    layout: TokenLayout
     dim: int
     depth: int
     heads: int
@@ -80,10 +80,10 @@ class UViTConfig:
             raise ValueError(f"init {self.init!r} is unknown; choose small or unit")
 
     @property
-    def tokens(self) -> Layout:
+    def tokens(self) -> TokenLayout:
         """The streams that have tokens."""
-        told = self.time == "token"
-        return tuple(s for s in self.layout if told or not isinstance(s, TimeToken))
+        as_tokens = self.time == "token"
+        return tuple(s for s in self.layout if as_tokens or not isinstance(s, TimeToken))
 
     def to_json(self) -> dict[str, Any]:
         layout = [{"kind": type(s).__name__, **asdict(s)} for s in self.layout]
@@ -166,9 +166,9 @@ class UViT(nn.Module):
         self.flag_positions = nn.ParameterDict(
             {_key(s): nn.Parameter(torch.zeros(1, 1, dim)) for s in flags}
         )
-        told = [s for s in config.layout if isinstance(s, ContextTokens) and s.null]
+        nullable = [s for s in config.layout if isinstance(s, ContextTokens) and s.null]
         self.nulls = nn.ParameterDict(
-            {s.name: nn.Parameter(torch.randn(s.length, s.dim)) for s in told}
+            {s.name: nn.Parameter(torch.randn(s.length, s.dim)) for s in nullable}
         )
         self.ins = nn.ModuleList(Block(config, skips=False) for _ in range(half))
         self.mid = Block(config, skips=False)

@@ -217,11 +217,11 @@ class MaskReplace:
         at_mask, elsewhere = self.weights
         weight = torch.where(x_t == self.mask, at_mask, elsewhere)  # (B, L)
         kl = (exact.exp() * (exact - model)).sum(-1)
-        told, first = (-p.gather(-1, x0[..., None])[..., 0] for p in (predicted, model))
+        missed, first = (-p.gather(-1, x0[..., None])[..., 0] for p in (predicted, model))
         return {
             "kl": (weight * kl).sum(-1),
             "decoder": first.sum(-1),
-            "auxiliary": (weight * told).sum(-1),
+            "auxiliary": (weight * missed).sum(-1),
         }
 
     # -- steps of the chain -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from everyway.checkpoints import foreign, store
-from everyway.checkpoints.foreign import Layout, Part
+from everyway.checkpoints.foreign import FileLayout, Part
 from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.tensor_files import Entries, Stored
 from everyway.placement import CPU
@@ -248,7 +248,7 @@ def _with_null(model: Opened) -> Opened:
     return replace(model, config={**model.config, "config": config}, components=components)
 
 
-def _config(config: Mapping[str, Any], layout: Layout, settings: Mapping[str, Any]) -> dict:
+def _config(config: Mapping[str, Any], layout: FileLayout, settings: Mapping[str, Any]) -> dict:
     if layout.component != "network":
         return _with_codec(config, layout.component, settings)
     made = system_module(layout.system).assembled(
@@ -358,7 +358,9 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
     return [foreign.write(folder, layout, v, settings) for layout, (settings, v) in parts.items()]
 
 
-def _theirs(model: Opened, layout: Layout, own: Entries, settings: Mapping[str, Any]) -> Entries:
+def _theirs(
+    model: Opened, layout: FileLayout, own: Entries, settings: Mapping[str, Any]
+) -> Entries:
     source = model.facts.get("source", {}).get(layout.part, {})
     if source.get("layout") != layout.name:
         return foreign.theirs(layout, own, settings)
@@ -366,7 +368,7 @@ def _theirs(model: Opened, layout: Layout, own: Entries, settings: Mapping[str, 
     return foreign.theirs(layout, own, settings, aside, source.get("prefix", ""))
 
 
-def _settings(config: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+def _settings(config: Mapping[str, Any], layout: FileLayout) -> Mapping[str, Any]:
     if layout.component != "network":
         return _codecs(config)[layout.component]
     own = config["config"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from everyway.checkpoints.foreign import Layout, Shapes, Whole
+from everyway.checkpoints.foreign import FileLayout, Shapes, Whole
 from everyway.checkpoints.keymap import Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.nets.uvit import UViT, UViTConfig
@@ -91,9 +91,9 @@ _CAPTION = {
     "preset": codecs.caption_preset,
 }
 
-LAYOUTS: tuple[Layout, ...] = (
+LAYOUTS: tuple[FileLayout, ...] = (
     *vq_layouts.LAYOUTS,  # of whose codecs an autoencoder has some of the marks
-    Layout(
+    FileLayout(
         name="unidiffuser",
         origin="authors",
         marks=("pos_embed", "clip_img_embed.weight"),
@@ -101,7 +101,7 @@ LAYOUTS: tuple[Layout, ...] = (
         **_both_ways(unidiffuser_layouts.KEYMAP),
         **_UNIDIFFUSER,
     ),
-    Layout(
+    FileLayout(
         name="unidiffuser-diffusers",
         origin="diffusers",
         marks=("pos_embed", "vae_img_in.proj.weight"),
@@ -112,7 +112,7 @@ LAYOUTS: tuple[Layout, ...] = (
         their_config=unidiffuser_layouts.diffusers_config,
         **_UNIDIFFUSER,
     ),
-    Layout(
+    FileLayout(
         name="uvit",
         origin="authors",
         part="network",
@@ -125,7 +125,7 @@ LAYOUTS: tuple[Layout, ...] = (
         file="nnet_ema.pth",
         **_both_ways(uvit_layouts.KEYMAP),
     ),
-    Layout(
+    FileLayout(
         name="autoencoder-kl",
         origin="authors",
         marks=("encoder.down.0.block.0.norm1.weight", "quant_conv.weight"),
@@ -134,7 +134,7 @@ LAYOUTS: tuple[Layout, ...] = (
         file="autoencoder_kl.pth",
         **_AUTOENCODER,
     ),
-    Layout(
+    FileLayout(
         name="autoencoder-kl-diffusers",
         origin="diffusers",
         marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "quant_conv.weight"),
@@ -144,7 +144,7 @@ LAYOUTS: tuple[Layout, ...] = (
         **_after("autoencoder."),
         **_AUTOENCODER,
     ),
-    Layout(
+    FileLayout(
         name="caption-decoder",
         origin="authors",
         marks=("gpt.transformer.wte.weight", "encode_prefix.weight"),
@@ -154,7 +154,7 @@ LAYOUTS: tuple[Layout, ...] = (
         file="caption_decoder.pth",
         **_CAPTION,
     ),
-    Layout(
+    FileLayout(
         name="caption-decoder-diffusers",
         origin="diffusers",
         marks=("transformer.transformer.wte.weight", "encode_prefix.weight"),
@@ -165,7 +165,7 @@ LAYOUTS: tuple[Layout, ...] = (
         their_config=codecs.caption_config,
         **_CAPTION,
     ),
-    Layout(
+    FileLayout(
         name="clip-image",
         origin="diffusers",
         part="image_embed",
@@ -180,7 +180,7 @@ LAYOUTS: tuple[Layout, ...] = (
         their_config=codecs.clip_image_config,
         **_after("model."),
     ),
-    Layout(
+    FileLayout(
         name="clip-text",
         origin="diffusers",
         part="text_states",

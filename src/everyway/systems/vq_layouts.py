@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from everyway.checkpoints.foreign import Layout, Shapes, Whole
+from everyway.checkpoints.foreign import FileLayout, Shapes, Whole
 from everyway.checkpoints.keymap import to_ours, to_theirs
 from everyway.checkpoints.tensor_files import Entries
 from everyway.systems import autoencoder_layouts
@@ -81,7 +81,7 @@ def _null_config(settings: Settings) -> dict[str, Any]:
 
 
 NETWORKS = (
-    Layout(
+    FileLayout(
         name="vq-diffusion",
         origin="authors",
         marks=(FIRST,),
@@ -95,7 +95,7 @@ NETWORKS = (
         file="vq_network.pth",
         **_NETWORK,
     ),
-    Layout(
+    FileLayout(
         name="vq-diffusion-diffusers",
         origin="diffusers",
         places=("embed.", "blocks.", "norm.", "head."),
@@ -109,7 +109,7 @@ NETWORKS = (
         **_NETWORK
         | {"preset": lambda settings: network.preset_of({**settings, "learned_null": True})},
     ),
-    Layout(
+    FileLayout(
         name="vq-null-diffusers",
         origin="diffusers",
         places=("null",),
@@ -139,8 +139,8 @@ _CODEC = {
 }
 
 
-def _of_authors(kind: str) -> Layout:
-    return Layout(
+def _of_authors(kind: str) -> FileLayout:
+    return FileLayout(
         name=f"vq-codec-{kind}",
         origin="authors",
         marks=("encoder.down.0.block.0.norm1.weight", codec.MARKS[kind]),
@@ -157,7 +157,7 @@ def _of_authors(kind: str) -> Layout:
 
 CODECS = (
     *(_of_authors(kind) for kind in codec.MARKS),
-    Layout(
+    FileLayout(
         name="vq-codec-diffusers",
         origin="diffusers",
         marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "quantize.embedding.weight"),
@@ -174,7 +174,7 @@ CODECS = (
 
 # -- the text ---------------------------------------------------------------------------------
 
-TEXT = Layout(
+TEXT = FileLayout(
     name="clip-text-openai",
     origin="authors",
     part="text_states",
@@ -192,4 +192,4 @@ TEXT = Layout(
     file="clip_text.pth",
 )
 
-LAYOUTS: tuple[Layout, ...] = (*NETWORKS, *CODECS, TEXT)
+LAYOUTS: tuple[FileLayout, ...] = (*NETWORKS, *CODECS, TEXT)
