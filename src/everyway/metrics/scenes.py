@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -84,13 +83,6 @@ def _right(name: str, stated: Scene, seen: Scene) -> bool:
         return stated.objects[0].size == seen.objects[0].size
     sizes = {thing.name: thing.size for thing in seen.objects}
     return all(sizes.get(thing.name) == thing.size for thing in stated.objects if thing.size)
-
-
-def report(stated: Sequence[Scene], seen: Sequence[Scene | None]) -> dict[str, Any]:
-    """attribute and all_correct -> {value, low, high, n} with 95 % bootstrap intervals."""
-    from everyway.metrics.report import summarise
-
-    return summarise([score(a, b) for a, b in zip(stated, seen, strict=True)])
 
 
 def known(scene: Scene) -> bool:
