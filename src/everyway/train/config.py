@@ -28,7 +28,8 @@ class TrainConfig:
     patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
     depth: likewise, of the latter.
     data: "emoji", "shapes", or a folder, in which folders are classes.  flip: 1 adds the mirror
-    image of every picture.  cache: samples whose latents are cached.
+    image of every picture.  cache: samples whose latents are cached; of a larger
+    folder so many, spread evenly.
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
     tokens: folder with the trained codec of tokens.
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of

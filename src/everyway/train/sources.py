@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def cached(system: System, config: TrainConfig) -> Latents:
     count = min(config.cache, len(data)) if isinstance(data, Folder) else config.cache
     made = cache.encode_all(
         lambda part: encode(system, part, bool(config.flip)),
-        _samples(data),
+        _samples(data, count),
         count,
         {"data": config.data, "seed": str(config.seed), "codecs": key},
     )
@@ -220,11 +219,10 @@ def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
     return system.encode({"text": captions}) | {f"told.{k}": v for k, v in told.items()}
 
 
-def _samples(data) -> Iterator:
-    index = 0
-    while True:
-        yield data.sample(index)
-        index += 1
+def _samples(data, count: int) -> Iterator:
+    """The first `count` of endless data; of a folder `count` pictures spread evenly over it."""
+    step = len(data) / count if isinstance(data, Folder) else 1
+    return (data.sample(int(index * step)) for index in range(count))
 
 
 def _fingerprint(system: System, config: TrainConfig) -> str:
@@ -234,7 +232,7 @@ def _fingerprint(system: System, config: TrainConfig) -> str:
     """
     flipped = " flipped" if config.flip else ""
     digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
-    first = list(islice(_samples(data_of(system, config)), 4))
+    first = list(_samples(data_of(system, config), 4))
     for name, states in sorted(encode(system, first, bool(config.flip)).items()):
         digest.update(name.encode())
         kind = torch.float16 if states.is_floating_point() else torch.int16
