@@ -102,12 +102,12 @@ def open_model(
         config, components, facts = store.open_folder(path)
         begun = Opened(config=config, components=components, facts=facts)
     else:
-        begun = _with_part(begun, path, layout, "", weights, told or {})
+        begun = _with_file(begun, path, layout, "", weights, told or {})
     for name in _in_order(wanted):
         if name in TABLES:
             begun = _with_table(begun, name, wanted[name])
         else:
-            begun = _with_part(begun, local(wanted[name]), "", name, "", {})
+            begun = _with_file(begun, local(wanted[name]), "", name, "", {})
     return _with_null(begun) if (told or {}).get("null") == "fresh" else begun
 
 
@@ -166,9 +166,11 @@ def local(where: str) -> Path:
         ) from None
 
 
-def _with_part(
+def _with_file(
     model: Opened, path: Path, layout: str, part: str, weights: str, told: Mapping[str, Any]
 ) -> Opened:
+    """The model with what a file holds: one part, or all parts of a file of several, or of these
+    the one asked for."""
     from everyway.systems.layouts import WHOLES
 
     entries, beside = foreign.open_tensors(path, weights)
@@ -186,6 +188,7 @@ def _with_part(
 def _with_tensors(
     model: Opened, entries: Entries, path: Path, layout: str, part: str, told: Mapping[str, Any]
 ) -> Opened:
+    """The model with the tensors of one part, their layout named or recognised."""
     from everyway.systems.layouts import LAYOUTS
 
     if layout:
@@ -194,12 +197,13 @@ def _with_tensors(
         fitting = [row for row in LAYOUTS if part in ("", row.part)]
         chosen = foreign.recognised(entries, fitting, path)
     try:
-        return _joined(model, foreign.read(entries, chosen, told), path)
+        return _with_part(model, foreign.read(entries, chosen, told), path)
     except LayoutError as error:
         raise LayoutError(f"{path} as {chosen.name}: {error}") from None
 
 
-def _joined(model: Opened, part: Part, path: Path) -> Opened:
+def _with_part(model: Opened, part: Part, path: Path) -> Opened:
+    """The model with a part that was read, in place of what it had there; the source on record."""
     layout, name = part.layout, part.layout.part
     had = model.components.get(layout.component, {})
     kept = {k: v for k, v in had.items() if not k.startswith(layout.places)}
