@@ -51,6 +51,7 @@ NEEDS_IMAGES = {
     "interpolate": 2,
 }
 MAX_TEXT = 1000
+MAX_SEED = 2**62
 SETTINGS = (
     "steps",
     "guidance",
@@ -90,7 +91,7 @@ class GenerateRequest(BaseModel):
     images: tuple[str, ...] = ()
     label: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1, le=10_000)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 0
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     sampler: str | None = None
@@ -105,7 +106,7 @@ class GenerateRequest(BaseModel):
     rounds: Annotated[int, Field(ge=1, le=1000)] = 3
     model: str = "default"
 
-    def __init__(self, **values) -> None:
+    def __init__(self, /, **values) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -128,12 +129,28 @@ class GenerateRequest(BaseModel):
                 raise ValueError("the text is empty; say what to draw")
             if len(self.text) > MAX_TEXT:
                 raise ValueError(f"the text has {len(self.text)} characters; at most {MAX_TEXT}")
+            if any("\ud800" <= c <= "\udfff" for c in self.text):
+                raise ValueError("the text is not valid Unicode; write it in UTF-8")
         elif self.kind in NEEDS_TEXT:
             raise ValueError(f"{self.kind} needs a text; give one with --text")
         needed = NEEDS_IMAGES.get(self.kind, 0)
         if len(self.images) != needed:
             raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
+        if self.kind == "interpolate" and self.n > 1:
+            raise ValueError("an interpolation is one row of frames; leave n out")
+        if self.seed + self.n > MAX_SEED:
+            raise ValueError(f"seed + n is above {MAX_SEED}; give a smaller seed")
         return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of every picture that is read for it."""
+        return (*self.images, *filter(None, (self.mask,)))
+
+    @property
+    def parts(self) -> int:
+        """How many results one sample of it has."""
+        return {"interpolate": self.frames, "chain": 2 * self.rounds}.get(self.kind, 1)
 
 
 def known(what: str, name: str, names: Iterable[str]) -> str:

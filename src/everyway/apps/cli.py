@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,12 @@ class UsageError(ValueError):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
     def error(self, message: str) -> None:
+        if "expected one argument" in message:
+            message += "; a value that begins with a dash is written --flag=VALUE"
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
@@ -45,7 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code and never raises for a user's mistake."""
     try:
         args = parser().parse_args(argv)
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read what is printed has gone
+        _mute()
+        return 1
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return 130
@@ -54,7 +66,15 @@ def main(argv: list[str] | None = None) -> int:
         if code is None:
             raise
         print(f"everyway: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, OSError) and not sys.stdout.isatty():
+            _mute()  # it may be what cannot be written; Python would try once more
         return code
+
+
+def _mute() -> None:
+    """Drops what is still to be printed."""
+    with suppress(OSError, ValueError):  # it is not always a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: Exception) -> int | None:
@@ -102,7 +122,7 @@ def _sampling_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0)
     _model_flags(p)
     _loading_flags(p)
-    p.add_argument("--out", default="out", help="folder for pictures and results.jsonl")
+    p.add_argument("--out", type=folder, default="out", help="for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     p.add_argument("--quiet", action="store_true")
 
@@ -156,6 +176,8 @@ def _replay_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("picture", help="a PNG that everyway made")
     p.add_argument("--model", help="where the model is now, if it moved")
     p.add_argument("--part", action="append", default=[], metavar="NAME=PATH", help="likewise")
+    p.add_argument("--image", action="append", default=[], help="likewise, of a picture given")
+    p.add_argument("--mask", help="likewise")
     p.set_defaults(run=_replay)
 
 
@@ -181,7 +203,7 @@ def _data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("path", nargs="?", help="the folder that check reads")
     p.add_argument("--out", help="where samples, or the contact sheet of check, are written")
     p.add_argument("-n", type=int, default=100)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
     p.add_argument("--json", action="store_true", help="the report of check as one JSON object")
     p.set_defaults(run=_data)
 
@@ -192,7 +214,7 @@ def _evaluate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--suite", help="scenes or shapes; by default what the model was trained on")
     p.add_argument("-n", type=int, default=1000, help="scenes a row")
     p.add_argument("--rows", help="only these rows, such as t2i.one,i2t.one")
-    p.add_argument("--seed", type=int, default=1_000_000)
+    p.add_argument("--seed", type=natural, default=1_000_000)
     _model_flags(p)
     p.add_argument("--record", action="store_true", help="keep the scores in the model's card")
     p.add_argument("--json", action="store_true")
@@ -227,14 +249,10 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _generate(args: argparse.Namespace) -> int:
     from everyway.request import GenerateRequest, known
 
-    if args.prompts:
-        return _prompts(args)
     known("output", args.what, ("image", "text", "both"))
-    kinds = {
-        "image": "image" if args.text is None else "text-to-image",
-        "text": "text" if args.image is None else "image-to-text",
-        "both": "joint",
-    }
+    if args.prompts is not None:
+        return _prompts(args)
+    kinds = _kinds(args.text is not None, args.image is not None)
     if args.label is not None:
         kinds["image"] = "class-to-image"
     drawn_on = {"inpaint": args.mask, "image-to-image": args.strength}
@@ -245,7 +263,8 @@ def _generate(args: argparse.Namespace) -> int:
         kinds["image"] = told[0]
     unused = {"image": "" if told else "image", "text": "text"}.get(args.what, "")
     if unused and getattr(args, unused) is not None:
-        raise UsageError(f"generate {args.what} takes no --{unused}")
+        more = "; --mask or --strength goes with it" if unused == "image" else ""
+        raise UsageError(f"generate {args.what} takes no --{unused} alone{more}")
     if args.what == "both" and (args.text is not None or args.image is not None):
         raise UsageError("generate both draws a picture and its caption; it takes no input")
     request = GenerateRequest(
@@ -272,23 +291,40 @@ def _levels(pairs: list[str]) -> dict[str, float]:
     return out
 
 
+def _kinds(text: bool, image: bool) -> dict[str, str]:
+    """What `generate` makes -> the kind of request, given a text or an image or not."""
+    return {
+        "image": "text-to-image" if text else "image",
+        "text": "image-to-text" if image else "text",
+        "both": "joint",
+    }
+
+
 def _prompts(args: argparse.Namespace) -> int:
-    """A request a line over the flags' settings; lines whose results exist are skipped."""
+    """A request a line over the flags' settings; results that exist are not made again."""
     from everyway.request import GenerateRequest, RequestError
 
     path, requests = Path(args.prompts), []
     if not path.is_file():
         raise UsageError(f"there is no file {args.prompts!r}")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for flag in ("text", "image", "mask", "strength", "label", "given_noise"):
+        if getattr(args, flag) not in (None, []):
+            raise UsageError(f"--{flag.replace('_', '-')} goes into the lines of {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("a JSON object is needed")
-            default = "text-to-image" if row.get("text") is not None else "image"
-            requests.append(GenerateRequest(**{**_settings(args), "kind": default, **row}))
-        except (ValueError, RequestError) as error:
+            kinds = _kinds(row.get("text") is not None, bool(row.get("images")))
+            default = {**_settings(args), "kind": kinds[args.what]}
+            requests.append(GenerateRequest(**{**default, **row}))
+        except (ValueError, RequestError, RecursionError) as error:
             raise UsageError(f"{path}, line {number}: {error}") from None
     return _make(args, requests, skip=True)
 
@@ -323,34 +359,55 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
     from everyway.request import read_image
 
     for request in requests:
-        for path in (*request.images, *filter(None, [request.mask])):
+        for path in request.paths:
             read_image(path)  # a bad picture is told before the model loads
     from everyway.apps import files
     from everyway.generate import Result
 
-    out, rows, models, told = Path(args.out), [], {}, ""
-    done = files.finished(out) if skip else set()
+    out, rows, models, told = files.Folder(Path(args.out)), [], {}, ""
+    done = out.parts() if skip else {}
     for request in requests:
         if request.model not in models:
             models.clear()  # one at a time
             models[request.model] = _load(args, request.model)
-        request = models[request.model].settled(request)
-        if skip and files.key(request) in done:
+        model = models[request.model]
+        request = model.settled(request)
+        lacking = list(_lacking(request, done))
+        if not lacking:
             _say(args, f"skipped, as it exists: {request.text or request.kind}")
-            continue
-        for event in models[request.model].run(request):
+        for event in chain.from_iterable(model.run(part) for part in lacking):
             if told != request.model:  # not before: a mistake is one line
-                _say(args, models[request.model].note)
+                _say(args, model.note)
                 told = request.model
-            if isinstance(event, Result):
-                row = files.save_result(out, files.next_number(out), event, request)
+            if isinstance(event, Result) and event.part not in done.get(_key(request, event), ()):
+                row = out.save(event, request)
                 rows.append(row)
                 _say(args, row.get("image", "") + "  " + row.get("text", ""))
     peak = _tell_cost(args, models, rows)
     if args.json:
-        answer = {"out": str(out), "results": rows, "peak_bytes": peak}
+        answer = {"out": args.out, "results": rows, "peak_bytes": peak}
         print(json.dumps(answer, ensure_ascii=False))
     return 0
+
+
+def _lacking(request, done: dict[str, set[int]]):
+    """The request for its samples whose results are not all there: a request a run of seeds."""
+    from everyway.apps.files import key
+
+    seeds = [
+        seed
+        for seed in range(request.seed, request.seed + request.n)
+        if len(done.get(key(request.model_copy(update={"seed": seed})), ())) < request.parts
+    ]
+    for _, run in groupby(enumerate(seeds), lambda pair: pair[1] - pair[0]):
+        part = [seed for _, seed in run]
+        yield request.model_copy(update={"seed": part[0], "n": len(part)})
+
+
+def _key(request, result) -> str:
+    from everyway.apps.files import key
+
+    return key(request.model_copy(update={"seed": result.seed}))
 
 
 def _load(args: argparse.Namespace, name: str):
@@ -374,34 +431,61 @@ def _tell_cost(args: argparse.Namespace, models: dict, rows: list) -> int | None
 
 
 def _say(args: argparse.Namespace, line: str) -> None:
-    if not getattr(args, "quiet", False):
-        print(line.strip(), file=sys.stderr if getattr(args, "json", False) else sys.stdout)
+    if getattr(args, "quiet", False):
+        return
+    try:
+        stream = sys.stderr if getattr(args, "json", False) else sys.stdout
+        print(line.strip(), file=stream, flush=True)
+    except BrokenPipeError:  # nobody reads it any more; the work goes on
+        args.quiet = True
+        _mute()
 
 
 def _replay(args: argparse.Namespace) -> int:
     parts = _pairs("part", args.part)
     from everyway.apps import files
     from everyway.generate import load
-    from everyway.request import GenerateRequest
 
     path = Path(args.picture)
     record = files.read_record(path)
-    request = GenerateRequest(**record["request"])
-    told = {"dtype": "auto", **record["facts"].get("loaded", {})}
-    told["parts"] = {**told.get("parts", {}), **parts}
-    model = load(args.model or request.model, **told)
-    if model.hash != record["facts"]["model_hash"]:
-        made_by = record["facts"]["model_hash"]
-        raise UsageError(f"{path} was made by model {made_by}, this one is {model.hash}")
-    made = model.generate(request)[record["part"]].image
+    if record.part >= record.request.parts * record.request.n:
+        raise UsageError(f"{path} carries a request that has no part {record.part}")
+    request = _with_inputs(record, tuple(args.image), args.mask)
+    loaded = record.facts.loaded.model_dump()
+    loaded["parts"] |= parts
+    model = load(args.model or request.model, **loaded)
+    if model.hash != record.facts.model_hash:
+        made_by = record.facts.model_hash
+        raise UsageError(
+            f"{path} was made by model {made_by}, this one is {model.hash}; give it with --model"
+        )
+    made = model.generate(request)[record.part].image
     if files.same_pixels(path, made):
         print(f"{path}: the same picture, bit for bit")
         return 0
     import torch
 
-    then = record["facts"]["torch"]
-    print(f"{path}: not the same; made with torch {then}, this is torch {torch.__version__}")
+    then, now = record.facts.torch, torch.__version__
+    why = f"made with torch {then}, this is torch {now}" if then != now else "it was edited"
+    print(f"{path}: not the same; {why}")
     return 1
+
+
+def _with_inputs(record, images: tuple[str, ...], mask: str | None):
+    """The request with the given pictures where they are now; UsageError if one has changed."""
+    from everyway.apps.files import digest
+
+    was = record.request
+    request = was.model_copy(update={"images": images or was.images, "mask": mask or was.mask})
+    if len(request.images) != len(was.images) or (request.mask is None) != (was.mask is None):
+        raise UsageError(f"it was made from {len(was.paths)} picture(s): {', '.join(was.paths)}")
+    for before, now in zip(was.paths, request.paths):
+        if not Path(now).is_file():
+            flag = "--mask" if now == request.mask else "--image"
+            raise UsageError(f"the picture {now!r} that it was made from is gone; give {flag} PATH")
+        if record.inputs.get(before, digest(now)) != digest(now):
+            raise UsageError(f"{now!r} is not the picture that it was made from any more")
+    return request
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -449,6 +533,20 @@ def _progress(steps: int, quiet: bool):
         with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
             job = bar.add_task("", total=steps)
             yield lambda p: bar.update(job, completed=p.step, description=losses(p))
+
+
+def folder(text: str) -> str:
+    """The path of a folder to write to, neither empty nor a file."""
+    if not text.strip() or Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is no folder; give a folder")
+    return text
+
+
+def natural(text: str) -> int:
+    """A number from 0 up, as a seed is."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
 
 
 def seconds(text: str) -> float:
@@ -520,7 +618,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = folder_of(args.model) if args.record else None
     model = _load(args, args.model)
     own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
-    rows = args.rows.split(",") if args.rows else ()
+    rows = [row for row in (args.rows or "").split(",") if row]
     report = evaluate(model, args.suite or own, args.n, args.seed, rows, settings)
     _say(args, model.note)
     if folder:

@@ -18,8 +18,9 @@ from PIL import Image
 from everyway.apps import files
 from everyway.generate import Model, Result
 from everyway.metrics.judge import Judge, judge_of
-from everyway.request import RequestError
+from everyway.request import GenerateRequest, RequestError
 from everyway.sheet import Cell, Section, sheet
+from everyway.whole import whole
 
 SEED = 0
 
@@ -44,7 +45,8 @@ def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Pa
     if not sections:
         raise RequestError(f"model {model.name} can do {[*model.system.tasks]}: no demo for it")
     path = out / "demo.png"
-    sheet(sections).save(path)
+    with whole(path) as temporary:
+        sheet(sections).save(temporary, format="PNG")
     files.append_line(show.out / "texts.jsonl", json.dumps(show.texts, ensure_ascii=False))
     tell(f"{path} in {time.monotonic() - began:.1f} s")
     return path
@@ -63,6 +65,16 @@ class _Show:
 
     def make(self, kind: str, **inputs) -> list[Result]:
         return self.model.generate(kind=kind, seed=SEED, **inputs, **self.settings)
+
+    def draw(self, prompt: str) -> Result:
+        """A prompted picture, which stays as one that later uses take as given."""
+        request = self.model.settled(
+            GenerateRequest(kind="text-to-image", text=prompt, seed=SEED, **self.settings)
+        )
+        (made,) = self.model.generate(request)
+        self.drawn.append(self.out / f"{len(self.drawn)}.png")
+        files.save_png(self.drawn[-1], made.image, files.row_of(made, request))
+        return made
 
     def given(self, index: int) -> Cell:
         return Cell(image=files.open_image(self.drawn[index]), given=True)
@@ -91,13 +103,7 @@ class _Show:
 
 
 def _text_to_image(show: _Show) -> list[Cell]:
-    cells = []
-    for index, prompt in enumerate(show.judge.prompts):
-        made = show.make("text-to-image", text=prompt)[0]
-        show.drawn.append(show.out / f"{index}.png")
-        made.image.save(show.drawn[-1])
-        cells.append(show.asked(prompt, made))
-    return cells
+    return [show.asked(prompt, show.draw(prompt)) for prompt in show.judge.prompts]
 
 
 def _image_to_text(show: _Show) -> list[Cell]:
@@ -160,7 +166,8 @@ def _inpainting(show: _Show) -> list[Cell]:
     mask, half = Image.new("L", first.size), first.height // 2
     mask.paste(255, (0, half, first.width, first.height))
     path = show.out / "mask.png"
-    mask.save(path)
+    with whole(path) as temporary:
+        mask.save(temporary, format="PNG")
     text = show.judge.prompts[0]
     made = show.make("inpaint", n=3, text=text, images=(str(show.drawn[0]),), mask=str(path))
     return [show.given(0), *(Cell(image=r.image) for r in made)]

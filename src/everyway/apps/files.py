@@ -2,34 +2,142 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from filelock import FileLock
 from PIL import Image, PngImagePlugin
+from pydantic import BaseModel, Field, ValidationError
 
 from everyway.generate import Result
 from everyway.request import GenerateRequest, RequestError
 from everyway.whole import whole
+
+ROWS = "results.jsonl"
 
 
 class FileError(RuntimeError):
     """Something that could not be written: one line."""
 
 
-def save_result(out: Path, number: int, result: Result, request: GenerateRequest) -> dict[str, Any]:
-    """OUT/00000.png (if there is a picture) and a line in OUT/results.jsonl; returns that line."""
+class Loaded(BaseModel):
+    """How a model was loaded that made a picture."""
+
+    dtype: str = "auto"
+    parts: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+
+
+class Facts(BaseModel):
+    """Of those that stand in a record, what a replay needs."""
+
+    model_hash: str
+    torch: str
+    loaded: Loaded = Loaded()
+
+
+class Record(BaseModel):
+    """What a picture of ours says of itself.
+
+    request: of this sample alone.  part: of its results.  inputs: path -> sha256 of the pictures
+    that were given.
+    """
+
+    request: GenerateRequest
+    part: Annotated[int, Field(ge=0)]
+    facts: Facts
+    inputs: dict[str, str] = {}
+
+
+class Folder:
+    """The folder OUT: OUT/00000.png and so on, and a line a result in OUT/results.jsonl.
+
+    No file that is there is ever replaced, and several commands may write at once.
+    Raises FileError where OUT is a file.
+    """
+
+    def __init__(self, out: Path) -> None:
+        if out.exists() and not out.is_dir():
+            raise FileError(f"{out} is a file; give a folder")
+        self.out, self.free = out, 0
+
+    def save(self, result: Result, request: GenerateRequest) -> dict[str, Any]:
+        """Writes one result of a settled request; returns its line."""
+        row = row_of(result, request)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.out / ".lock"):
+                return self._saved(row, result.image)
+        except OSError as error:
+            raise FileError(f"{self.out} cannot be written: {error.strerror or error}") from None
+
+    def _saved(self, row: dict[str, Any], image: Image.Image | None) -> dict[str, Any]:
+        if not self.free:
+            self.free = sum(1 for _ in self._lines())
+        while self._picture(self.free).exists():
+            self.free += 1
+        row = {"index": self.free} | row
+        path = self._picture(self.free)
+        if image is not None:
+            row["image"] = path.name
+            save_png(path, image, row)
+        try:
+            append_line(self.out / ROWS, json.dumps(row, ensure_ascii=False))
+        except FileError:
+            path.unlink(missing_ok=True)
+            raise
+        self.free += 1
+        return row
+
+    def _picture(self, number: int) -> Path:
+        return self.out / f"{number:05d}.png"
+
+    def _lines(self) -> Iterator[str]:
+        path = self.out / ROWS
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                yield from file
+
+    def parts(self) -> dict[str, set[int]]:
+        """Key of a sample -> which of its results are here.
+
+        Raises RequestError for a line that cannot be read.
+        """
+        found: dict[str, set[int]] = {}
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                made = Record.model_validate_json(line)
+            except (ValidationError, RequestError):
+                raise RequestError(
+                    f"{self.out / ROWS}, line {number} is no result; mend it or take it out"
+                ) from None
+            found.setdefault(key(made.request), set()).add(made.part)
+        return found
+
+
+def key(sample: GenerateRequest) -> str:
+    """What makes two samples the same work, whatever their numbers in a folder."""
+    return sample.model_copy(update={"n": 1}).model_dump_json()
+
+
+def row_of(result: Result, request: GenerateRequest) -> dict[str, Any]:
+    """The facts of a result and the request of this sample alone: what a picture carries."""
     sample = request.model_copy(update={"n": 1, "seed": result.seed})
-    row: dict[str, Any] = {"index": number, "seed": result.seed, "part": result.part}
+    row: dict[str, Any] = {"seed": result.seed, "part": result.part}
     if result.text is not None:
         row["text"] = result.text
-    row |= {"facts": result.facts, "request": sample.model_dump()}
-    if result.image is not None:
-        row["image"] = f"{number:05d}.png"
-        save_png(out / row["image"], result.image, row)
-    append_line(out / "results.jsonl", json.dumps(row, ensure_ascii=False))
-    return row
+    inputs = {path: digest(path) for path in request.paths}
+    return row | {"facts": result.facts, "request": sample.model_dump(), "inputs": inputs}
+
+
+def digest(path: str) -> str:
+    """sha256 of a file; "" where it is not there."""
+    file = Path(path)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def save_png(path: Path, image: Image.Image, row: dict[str, Any]) -> None:
@@ -51,18 +159,23 @@ def save_png(path: Path, image: Image.Image, row: dict[str, Any]) -> None:
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON inside a picture of ours.  Raises RequestError where there is none."""
+def read_record(path: Path) -> Record:
+    """What a picture of ours says of itself.  Raises RequestError where it says nothing."""
     try:
         with Image.open(path) as image:
             text = image.text.get("everyway") if hasattr(image, "text") else None
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise RequestError(f"{str(path)!r} is not a picture that can be read") from None
     if not text:
         raise RequestError(
             f"{str(path)!r} carries no request; only our own PNG files can be replayed"
         )
-    return json.loads(text)
+    try:
+        return Record.model_validate_json(text)
+    except (ValidationError, RequestError):
+        raise RequestError(
+            f"{str(path)!r} carries a request that is damaged, or of another version"
+        ) from None
 
 
 def append_line(path: Path, line: str) -> None:
@@ -78,28 +191,6 @@ def append_line(path: Path, line: str) -> None:
         if path.exists():
             os.truncate(path, size)
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
-
-
-def next_number(out: Path) -> int:
-    """The first number that no result in OUT has."""
-    rows = out / "results.jsonl"
-    if not rows.exists():
-        return 0
-    return sum(1 for _ in rows.open(encoding="utf-8"))
-
-
-def key(request: GenerateRequest) -> str:
-    """What makes two requests the same work, whatever their numbers in a folder."""
-    return request.model_copy(update={"n": 1}).model_dump_json()
-
-
-def finished(out: Path) -> set[str]:
-    """Keys of the requests whose results OUT holds."""
-    path = out / "results.jsonl"
-    if not path.exists():
-        return set()
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {key(GenerateRequest(**row["request"])) for row in rows}
 
 
 def open_image(path: Path) -> Image.Image:
