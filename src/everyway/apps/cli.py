@@ -498,6 +498,8 @@ def _demo(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from everyway.train.config import resolve
 
+    if odd := [pair for pair in args.set if "=" not in pair]:
+        raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
     pairs = [pair.partition("=") for pair in args.set]
     overrides = {key: value for key, _, value in pairs}
     if args.data:
@@ -505,10 +507,13 @@ def _train(args: argparse.Namespace) -> int:
     budget = None if args.budget is None else seconds(args.budget)
     config = resolve(args.preset, overrides, args.out, budget)
     from everyway.train.loop import train
+    from everyway.train.parallel import join
 
-    with _progress(config.steps, args.quiet) as progress:
+    first = join().first  # of several processes one speaks
+    with _progress(config.steps, args.quiet or not first) as progress:
         facts = train(config, progress)
-    print(json.dumps(facts))
+    if first:
+        print(json.dumps(facts))
     return 130 if facts["stopped"] else 0
 
 
@@ -585,26 +590,35 @@ def _data(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     """What a folder holds and what is wrong with it; exit code 1 if anything is."""
     from everyway.data import folder
+    from everyway.whole import whole
 
     if args.path is None:
         raise UsageError("data check needs a folder: everyway data check PATH")
+    if args.out and Path(args.out).resolve().is_relative_to(Path(args.path).resolve()):
+        raise UsageError(f"--out {args.out} is in the data, where a sheet counts; give another")
     report = folder.check(Path(args.path))
+    sheet = Path(args.out) / "contact-sheet.png" if args.out and report.sheet else None
+    if sheet:
+        with whole(sheet) as temporary:
+            report.sheet.save(temporary, format="PNG")
     if args.json:
-        print(json.dumps(report.to_json(), ensure_ascii=False))
+        told = {"contact_sheet": folder.printable(sheet)} if sheet else {}
+        print(json.dumps(report.to_json() | told, ensure_ascii=False))
         return 0 if report.good else 1
     print(f"{report.images} pictures, {report.captions} captions, {report.records} records")
     print("sizes: " + (", ".join(f"{k} ({n})" for k, n in report.sizes.items()) or "none"))
     for name, reason in report.unreadable:
         print(f"cannot be read: {name} ({reason})")
+    for name, reason in report.bad_captions:
+        print(f"captions cannot be read: {name} ({reason})")
     for name in report.missing_captions:
         print(f"no caption: {name}")
     for name in report.stray_captions:
         print(f"a caption without its picture: {name}")
-    if args.out and report.sheet is not None:
-        path = Path(args.out) / "contact-sheet.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report.sheet.save(path)
-        print(f"contact sheet: {path}")
+    for name in report.stray_rows:
+        print(f"a row of {folder.METADATA} without its picture: {name}")
+    if sheet:
+        print(f"contact sheet: {folder.printable(sheet)}")
     return 0 if report.good else 1
 
 

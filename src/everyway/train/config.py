@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
+
+from everyway.systems import SYSTEMS
+
+LEAST: dict[str, int] = dict(
+    steps=1, batch=1, cache=1, log_every=1, sample_every=0, warmup=0, patch=0, depth=0,
+    budget_s=0, save_every_s=0, weight_decay=0, clip=0,
+)  # fmt: skip
+"""Setting -> its least value."""
+CHOICES: dict[str, tuple] = {
+    "system": SYSTEMS,
+    "optimiser": ("adamw", "muon"),
+    "times": ("uniform", "knots", "tasks", "importance"),
+    "conv": ("", "after", "before", "none"),
+    "precision": ("auto", "bf16", "fp32"),
+    "flip": (0, 1),
+    "recompute": (0, 1),
+}
+BUILT = {"unidiffuser": ("nano", "mini"), "vq_diffusion": ("mini-vq",)}
+"""Presets of the systems, but for those of U-ViTs, whose own module knows them."""
 
 
 class ConfigError(ValueError):
@@ -83,23 +103,34 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "cache"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lr <= 0:
-            raise ConfigError(f"lr is {self.lr}; it must be above 0")
-        if not 0 <= self.cooldown <= 1:
-            raise ConfigError(f"cooldown is {self.cooldown}; it is a fraction from 0 to 1")
-        if self.optimiser not in ("adamw", "muon"):
-            raise ConfigError(f"optimiser is {self.optimiser!r}; choose adamw or muon")
-        if self.times not in ("uniform", "knots", "tasks", "importance"):
-            raise ConfigError(f"times is {self.times!r}; choose uniform, knots, tasks, importance")
-        if self.conv not in ("", "after", "before", "none"):
-            raise ConfigError(f"conv is {self.conv!r}; choose after, before or none")
-        if not 0 <= self.drop < 1:
-            raise ConfigError(f"drop is {self.drop}; it is a share from 0 to below 1")
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise ConfigError(f"precision is {self.precision!r}; choose auto, bf16 or fp32")
+        for name in ("data", "out"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give a name or a folder")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(str(c) for c in choices if c != "")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose {wanted}")
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < math.inf:
+                finite = " and finite" if isinstance(getattr(self, name), float) else ""
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; it must be at least {least}{finite}"
+                )
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr is {self.lr}; it must be above 0 and finite")
+        for name in ("cooldown", "drop", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is from 0 to below 1")
+        if not 0 <= self.ema <= 1:
+            raise ConfigError(f"ema is {self.ema}; it is from 0 to 1")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+        presets = BUILT.get(self.system, (self.preset,))
+        if not self.init and self.preset not in presets:
+            raise ConfigError(
+                f"preset {self.preset!r} is unknown to {self.system}; "
+                f"choose {' or '.join(presets)}, or another system"
+            )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -142,42 +173,72 @@ def resolve(
 ) -> TrainConfig:
     """A preset's name or a TOML file, with `key=value` overrides on top.
 
-    Raises ConfigError (one line) for unknown presets, keys or values of the wrong type.
+    Raises ConfigError (one line) for unknown presets or keys, values of the wrong type or out of
+    range, and settings that the training would not read.
     """
-    if preset_or_toml in PRESETS:
-        config = PRESETS[preset_or_toml]
-    else:
-        path = Path(preset_or_toml)
-        if not path.is_file():
-            raise ConfigError(
-                f"{preset_or_toml!r} is neither a preset ({', '.join(PRESETS)}) nor a TOML file"
-            )
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from None
-        config = _with(TrainConfig(), table)
-    config = _with(config, overrides or {})
+    told = _settings(overrides or {})
     if out is not None:
-        config = replace(config, out=out)
+        told["out"] = out
     if budget_s is not None:
-        config = replace(config, budget_s=budget_s)
+        told["budget_s"] = budget_s
+    if preset_or_toml in PRESETS:
+        base = asdict(PRESETS[preset_or_toml])
+    else:
+        base = asdict(TrainConfig()) | _settings(_table(preset_or_toml))
+    config = TrainConfig(**{**base, **told})
+    for field in fields(TrainConfig):
+        value = getattr(config, field.name)
+        inherited = value == base[field.name] and _reads(base, field.name)
+        if value != field.default and not inherited and not _reads(asdict(config), field.name):
+            whose = f"preset {config.preset!r} of {config.system}"
+            whose = "a training that starts from init" if config.init else whose
+            raise ConfigError(f"{field.name}={value!r} has no effect on {whose}; leave it out")
     return config
 
 
-def _with(config: TrainConfig, table: Mapping[str, object]) -> TrainConfig:
+def typed(name: str, value: object) -> int | float | str:
+    """A setting's value from a TOML file, JSON or a command line; ConfigError for another kind."""
     kinds = typing.get_type_hints(TrainConfig)
-    values = {}
-    for key, value in table.items():
-        if key not in kinds:
-            names = ", ".join(f.name for f in fields(TrainConfig))
-            raise ConfigError(f"there is no setting {key!r}; the settings are {names}")
-        kind = kinds[key]
-        try:
-            values[key] = kind(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{key}={value!r} is not {_spoken[kind]}") from None
-    return replace(config, **values)
+    if name not in kinds:
+        raise ConfigError(f"there is no setting {name!r}; the settings are {', '.join(kinds)}")
+    kind = kinds[name]
+    broken = kind is int and isinstance(value, float) and not value.is_integer()
+    try:
+        if broken or isinstance(value, bool) or (kind is str and not isinstance(value, str)):
+            raise TypeError
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name}={value!r} is not {_spoken[kind]}") from None
+
+
+def _settings(table: Mapping[str, object]) -> dict[str, typing.Any]:
+    return {name: typed(name, value) for name, value in table.items()}
+
+
+def _table(name: str) -> dict[str, object]:
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a TOML file")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _reads(config: Mapping[str, typing.Any], name: str) -> bool:
+    """Whether a training of these settings looks at that one."""
+    fresh, system = not config["init"], config["system"]
+    if name in ("skip", "told_time", "conv"):
+        return fresh and system == "uvit"
+    if name == "patch":
+        return not fresh or system == "uvit"
+    if name == "depth":
+        return not fresh
+    if name == "codecs":
+        return fresh and not config["preset"].startswith("nano")
+    if name == "tokens":
+        return fresh and system == "vq_diffusion"
+    return True
 
 
 _spoken = {int: "a whole number", float: "a number", str: "text"}

@@ -7,6 +7,8 @@ with the same weights as an uninterrupted one (given the same number of steps).
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import threading
 import time
@@ -33,11 +35,11 @@ from everyway.process.times import (
 from everyway.sampling.noise import StreamNoise
 from everyway.system import System
 from everyway.train import sources
-from everyway.train.config import ConfigError, TrainConfig
+from everyway.train.config import ConfigError, TrainConfig, typed
 from everyway.train.ema import EMA
 from everyway.train.muon import Muon
 from everyway.train.parallel import World, join
-from everyway.train.state import TrainState
+from everyway.train.state import TrainState, diverged
 
 OPTIMISERS = {
     "adamw": lambda network, world, **settings: torch.optim.AdamW(network.parameters(), **settings),
@@ -63,12 +65,15 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
     """Train, or go on training, what `config` says.
 
     Returns facts: step, seconds, losses, model (the folder), stopped (True after Ctrl-C).
-    Raises ConfigError when the run folder holds another configuration.
+    Raises ConfigError when the run folder holds another configuration or is no run folder, or the
+    device cannot be used, and StateError when the training diverges; then the run folder holds
+    what it held, or was last saved.
     """
     world, out = join(), Path(config.out)
+    world.share(config.batch)  # refused before anything is made
+    device = _device(config.device)
     if world.first:
-        _claim(out, config)
-    device = torch.device(config.device if config.device != "auto" else _best_device())
+        _compare(out, config)
     system, latents = sources.prepare(config, world)
     network = system.network.to(device)
     if config.recompute:
@@ -82,14 +87,16 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         fused=True,
     )
     state = TrainState(network, optimiser, EMA(network, config.ema), chain_of(system, config))
-    path = out / "state.safetensors"
+    path, model = out / "state.safetensors", out / "model"
     if path.exists():
         state.restore(path)
         if _early(state, config):
             state.cooldown_from = -1  # cooled down before, and now asked to go on
+    if world.first:
+        store.write_text(out / "config.json", config.to_json())
     log = _Log(out, config.log_every, world.first)
-    saved = time.monotonic()
-    with _polite_stop() as stopped:
+    begun, halted, saved = state.step, False, time.monotonic()
+    with _polite_stop() as asked:
         for facts in _steps(state, system, latents, config, world):
             log.add(state, facts, config, progress)
             if world.first and time.monotonic() - saved > config.save_every_s:
@@ -97,18 +104,20 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
                 saved = time.monotonic()
             if config.sample_every and world.first and state.step % config.sample_every == 0:
                 show(system, state, config)
-            if world.agreed(stopped.is_set()):
+            if halted := bool(world.agreed(len(asked))):
                 break
-    model = out / "model"
-    if world.first:
-        state.save(path, config.to_json())
-        export(system, state, config, log.means)
+        log.write(state)
+        if world.first and state.step > begun:
+            state.save(path, config.to_json())
+        if world.first and (state.step > begun or _exported(model) != state.step):
+            export(system, state, config, log.means)
+        world.agreed(0.0)  # the others wait for the files
     return {
         "step": state.step,
         "seconds": round(state.seconds, 1),
         "losses": log.means,
         "model": str(model),
-        "stopped": stopped.is_set(),
+        "stopped": halted,
     }
 
 
@@ -165,7 +174,10 @@ def _times(
     weights = 1 / (len(law) * law[index])
 
     def learn(losses: dict[str, torch.Tensor]) -> None:
-        remember(state.history, state.counts, index, sum(losses.values()).cpu())
+        found = sum(losses.values()).cpu()
+        if not found.isfinite().all():
+            raise diverged(state.step + 1)  # no time could be drawn by such a history
+        remember(state.history, state.counts, index, found)
 
     return {c: (index.double() + 1) / len(law) for c in clocks}, weights, learn
 
@@ -237,6 +249,8 @@ def show(system: System, state: TrainState, config: TrainConfig) -> Path:
     """A sheet of samples in every direction, OUT/samples/STEP.png."""
     from everyway.train.samples import samples
 
+    if not state.finite():
+        raise diverged(state.step)
     path = Path(config.out) / "samples" / f"{state.step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     data = sources.data_of(system, config)
@@ -245,7 +259,9 @@ def show(system: System, state: TrainState, config: TrainConfig) -> Path:
 
 
 def export(system: System, state: TrainState, config: TrainConfig, losses: dict) -> Path:
-    """The EMA weights and codecs as a model folder, OUT/model."""
+    """The EMA weights and codecs as a model folder, OUT/model; StateError if they diverged."""
+    if not state.finite():
+        raise diverged(state.step)
     folder = Path(config.out) / "model"
     tensors = {"network": state.ema.weights, **system.codec_weights()}
     run = {
@@ -270,6 +286,16 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     return folder
 
 
+def _exported(model: Path) -> int:
+    """Steps of the run that the model folder is of, or -1 where there is no whole one."""
+    try:
+        held = store.document(model)
+        files = [store.component(model, name, digest) for name, digest in held["sha256"].items()]
+        return held["facts"]["history"][-1]["steps"] if all(f.is_file() for f in files) else -1
+    except (store.StoreError, LookupError, TypeError):
+        return -1
+
+
 def _autocast(precision: str, device: torch.device):
     """A context in which the network runs in bf16, or one that changes nothing."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
@@ -280,8 +306,16 @@ def _autocast(precision: str, device: torch.device):
     return lambda: torch.autocast(device.type, dtype)
 
 
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    """The device of that name, tried; ConfigError where it holds no numbers."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); leave it out") from None
+    return torch.device(name)
 
 
 def _on(device: torch.device, source: torch.Generator, seed: int) -> torch.Generator:
@@ -289,39 +323,55 @@ def _on(device: torch.device, source: torch.Generator, seed: int) -> torch.Gener
     return source if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
 
 
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Write the resolved config into the run folder, or make sure it is the same one."""
+def _compare(out: Path, config: TrainConfig) -> None:
+    """ConfigError where the run folder is no place for this run; nothing is written."""
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ConfigError(f"out is {out}, but {place} is no folder to write to; choose another")
     path = out / "config.json"
-    if path.exists():
-        former = TrainConfig(**json.loads(path.read_text(encoding="utf-8")))
-        mine = asdict(config)
-        other = [k for k, v in asdict(former).items() if v != mine[k] and k not in RESUMABLE]
-        if other:
-            raise ConfigError(
-                f"{out} holds a run with another {', '.join(other)}; choose another --out, "
-                "or use the settings in its config.json to resume"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    store.write_text(path, config.to_json())
+    if not path.exists():
+        return
+    former = asdict(TrainConfig()) | _former(path)
+    marks = ("state.safetensors", "log.jsonl", "latents-*.safetensors")
+    if not any(found for mark in marks for found in out.glob(mark)):
+        return  # of a training that never began
+    mine = asdict(config)
+    other = [k for k, v in former.items() if v != mine[k] and k not in RESUMABLE]
+    if other:
+        raise ConfigError(
+            f"{out} holds a run with another {', '.join(other)}; choose another --out, "
+            "or use the settings in its config.json to resume"
+        )
+
+
+def _former(path: Path) -> dict:
+    """The settings in a run folder's config.json."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ConfigError("it holds no settings")
+        return {name: typed(name, value) for name, value in held.items()}
+    except (OSError, ValueError) as error:
+        reason = str(error).partition(";")[0]
+        raise ConfigError(
+            f"{path} is not the config of a training ({reason}); choose another --out"
+        ) from None
 
 
 @contextmanager
-def _polite_stop() -> Iterator[threading.Event]:
-    """Ctrl-C sets an event that the loop reads between steps; a second one stops at once."""
-    stopped = threading.Event()
+def _polite_stop() -> Iterator[list[int]]:
+    """Ctrl-C is noted in a list that the loop reads between steps; once more does nothing more.
+
+    A launcher may pass on a signal that this process has had already, and the saving that follows
+    the last step has to finish.
+    """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield asked
         return
-    former = signal.getsignal(signal.SIGINT)
-
-    def ask(signum, frame):
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    signal.signal(signal.SIGINT, ask)
+    former = signal.signal(signal.SIGINT, lambda signum, frame: asked.append(signum))
     try:
-        yield stopped
+        yield asked
     finally:
         signal.signal(signal.SIGINT, former)
 
@@ -335,6 +385,7 @@ class _Log:
         self.count, self.since, self.means = 0, time.monotonic(), {}
         if not first:
             return
+        self.means = _last(self.path)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -348,20 +399,37 @@ class _Log:
         self.count += 1
         if state.step % self.every:
             return
-        if not self.first:
-            self.sums, self.count = {}, 0
-            return
-        self.means = {k: round(float(v) / self.count, 5) for k, v in self.sums.items()}
         speed = self.count * config.batch / (time.monotonic() - self.since)
-        row = {"step": state.step, "seconds": round(state.seconds, 1), **self.means}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.board:
-            for name, value in self.means.items():
-                self.board.add_scalar(f"loss/{name}", value, state.step)
-        if progress:
+        self.write(state)
+        if self.first and progress:
             steps = config.steps
             progress(
                 Progress(step=state.step, steps=steps, losses=self.means, samples_a_second=speed)
             )
+
+    def write(self, state: TrainState) -> None:
+        """A row of the means since the last one, if a step was made; StateError if not finite."""
+        sums, count = self.sums, self.count
         self.sums, self.count, self.since = {}, 0, time.monotonic()
+        if not (self.first and count):
+            return
+        means = {k: round(float(v) / count, 5) for k, v in sums.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise diverged(state.step)
+        self.means = means
+        row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board:
+            for name, value in means.items():
+                self.board.add_scalar(f"loss/{name}", value, state.step)
+
+
+def _last(path: Path) -> dict[str, float]:
+    """The losses in the last row of a log; none where there is no such row."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        losses = {k: v for k, v in row.items() if k not in ("step", "seconds")}
+        return losses if all(map(math.isfinite, losses.values())) else {}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,14 @@ from everyway.whole import whole
 
 class StateError(RuntimeError):
     """A training state that cannot be used; the message says how to mend it."""
+
+
+def diverged(step: int) -> StateError:
+    """What is raised where a loss or a weight is NaN or infinite."""
+    return StateError(
+        f"the training diverged by step {step}: its numbers are no longer finite; what was saved "
+        "before stays; begin again with a smaller lr in another folder"
+    )
 
 
 class TrainState:
@@ -36,7 +45,12 @@ class TrainState:
         self.counts = torch.zeros(chain)
 
     def save(self, path: Path, config: str) -> None:
-        """Written whole or not at all; a killed process leaves the former state in place."""
+        """Written whole or not at all; a killed process leaves the former state in place.
+
+        Raises StateError where it cannot be written, or where the training diverged.
+        """
+        if not self.finite():
+            raise diverged(self.step)
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
         if len(self.history):
@@ -56,18 +70,36 @@ class TrainState:
         except (OSError, SafetensorError) as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None
 
+    def finite(self) -> bool:
+        """Whether no weight and no average of one is NaN or infinite."""
+        averages = self.ema.weights
+        pairs = ((p, averages[name]) for name, p in self.network.named_parameters())
+        return all(bool(torch.isfinite(v).all()) for pair in pairs for v in pair)
+
     def restore(self, path: Path) -> str:
-        """Load what `save` wrote; returns the config it was saved with."""
+        """Load what `save` wrote; returns the config it was saved with.
+
+        Raises StateError for a file that is damaged or of another network.
+        """
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            return self._take(facts, tensors, path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"{path} is damaged ({error}); delete it to start this run again"
             ) from None
-        self.network.load_state_dict(_under("network.", tensors))
-        self.ema.weights = _under("ema.", tensors)
+
+    def _take(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> str:
+        try:
+            self.network.load_state_dict(_under("network.", tensors))
+        except RuntimeError:  # other names or shapes
+            raise StateError(
+                f"{path} is of another network; choose another folder, or delete it to start again"
+            ) from None
+        former = self.ema.weights
+        self.ema.weights = {k: v.to(former[k].device) for k, v in _under("ema.", tensors).items()}
         slots: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in _under("optimiser.", tensors).items():
             index, slot = name.split(".")

@@ -1,0 +1,291 @@
+"""What a training refuses, in one line, and what it leaves as it was: nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import everyway
+from everyway.checkpoints import card, store
+from everyway.train import loop, sources
+from everyway.train.config import ConfigError, TrainConfig, resolve
+from everyway.train.ema import EMA
+from everyway.train.loop import train
+from everyway.train.state import StateError, TrainState
+
+SMALL = dict(cache="64", batch="8", warmup="2", log_every="50")
+SCORES = {"suite": "shapes", "protocol": {"n": 1}, "rows": {}}
+
+
+def small(out: Path, **overrides: str) -> TrainConfig:
+    return resolve("nano", {**SMALL, "steps": "3", **overrides}, out=str(out))
+
+
+def refused(call, *args, **kwargs) -> str:
+    """The one line of a ConfigError."""
+    with pytest.raises(ConfigError) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a run of three steps, before its first `log_every`."""
+    out = tmp_path_factory.mktemp("finished")
+    train(small(out))
+    return out
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def facts_of(out: Path) -> dict:
+    return store.document(out / "model")["facts"]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+WRONG = {
+    "lr": ("inf", "nan", "-1"),
+    "clip": ("nan", "-1", "inf"),
+    "ema": ("5", "nan", "-0.1"),
+    "budget_s": ("nan", "-5", "inf"),
+    "save_every_s": ("nan", "-1"),
+    "weight_decay": ("-1", "nan"),
+    "warmup": ("-5",),
+    "beta1": ("1", "-0.1", "nan"),
+    "beta2": ("1.5",),
+    "cooldown": ("1", "-0.5", "nan"),
+    "drop": ("nan",),
+    "seed": ("-1", "4294967296"),
+    "log_every": ("0",),
+    "sample_every": ("-1",),
+    "flip": ("2",),
+    "out": ("",),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in WRONG.items() for v in vs])
+def test_a_setting_out_of_its_range_is_named(name, value):
+    assert refused(resolve, "nano", {name: value}).startswith(f"{name} is ")
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "said"),
+    [
+        ("nano", {"system": "foo"}, "choose uvit, unidiffuser, vq_diffusion"),
+        ("nano", {"system": "vq_diffusion"}, "choose mini-vq"),
+        ("nano", {"patch": "3"}, "patch=3 has no effect on preset 'nano'"),
+        ("nano", {"depth": "-1"}, "depth is -1"),
+        ("nano", {"depth": "2"}, "depth=2 has no effect"),
+        ("nano", {"skip": "zz"}, "skip='zz' has no effect"),
+        ("nano", {"codecs": "nope"}, "codecs='nope' has no effect"),
+        ("mini", {"tokens": "nope"}, "tokens='nope' has no effect"),
+        ("mini", {"init": "mini", "codecs": "nope"}, "a training that starts from init"),
+    ],
+)
+def test_a_setting_that_would_not_be_read_is_refused(preset, overrides, said):
+    assert said in refused(resolve, preset, overrides)
+
+
+def test_what_a_preset_has_of_its_own_goes_with_init():
+    assert resolve("mini", {"init": "mini", "patch": "1"}).codecs == "runs/codecs"
+    assert resolve("nano", {"system": "uvit", "skip": "add"}).skip == "add"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["steps = 1.9", "steps = true", "lr = true", "steps = inf", "data = 3", 'skip = "add"'],
+)
+def test_a_toml_value_of_another_kind_is_refused(line, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{line}\n")
+    assert line.split()[0] in refused(resolve, str(path))
+
+
+def test_whole_numbers_of_toml_may_be_written_as_floats(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("steps = 1e6\nlr = 1\n")
+    config = resolve(str(path))
+    assert (config.steps, config.lr) == (1_000_000, 1.0) and isinstance(config.lr, float)
+
+
+@pytest.mark.parametrize("name", ["gpu", "foo", "meta", "cuda:99"])
+def test_a_device_that_cannot_be_used(name, tmp_path):
+    assert f"device {name!r} cannot be used" in refused(train, small(tmp_path / "x", device=name))
+    assert not (tmp_path / "x").exists()
+
+
+# -- the run folder -----------------------------------------------------------------------------
+
+
+def test_a_refused_training_claims_no_folder(tmp_path):
+    assert "data 'typo' is unknown" in refused(train, small(tmp_path / "run", data="typo"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_only_the_system_refuses_claims_no_folder(copied):
+    (copied / "config.json").unlink()
+    assert "tokens alone" in refused(train, small(copied, times="importance"))
+    assert not (copied / "config.json").exists()
+
+
+def test_the_settings_of_a_training_that_never_began_bind_nothing(tmp_path):
+    (tmp_path / "config.json").write_text(small(tmp_path, lr="0.5").to_json())
+    loop._compare(tmp_path, small(tmp_path))
+    (tmp_path / "log.jsonl").touch()
+    assert "another lr" in refused(loop._compare, tmp_path, small(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[]", "no JSON", '{"steps": "x"}', '{"steps": true}', "\xff"])
+def test_a_config_that_is_none_of_a_training_is_named(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert f"{path} is not the config of a training" in refused(train, small(tmp_path))
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_a_model_folder_is_no_run_folder(tmp_path):
+    shutil.copytree(Path(everyway.__file__).parent / "shipped" / "nano", tmp_path / "nano")
+    before = contents(tmp_path)
+    assert "no setting 'config'" in refused(train, small(tmp_path / "nano"))
+    assert contents(tmp_path) == before
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "taken").touch()
+    for out in (tmp_path / "taken", tmp_path / "taken" / "run"):
+        assert "taken is no folder to write to" in refused(train, small(out))
+
+
+# -- what is kept -------------------------------------------------------------------------------
+
+
+def test_losses_are_told_before_the_first_log_every(finished):
+    losses = facts_of(finished)["losses"]
+    assert {"image", "text"} <= set(losses)
+    (row,) = (finished / "log.jsonl").read_text().splitlines()
+    assert losses == {k: v for k, v in json.loads(row).items() if k not in ("step", "seconds")}
+
+
+def test_a_finished_training_leaves_its_model_alone(copied):
+    card.add_scores(copied / "model", SCORES)
+    before = contents(copied / "model")
+    again = train(small(copied))
+    assert contents(copied / "model") == before
+    assert again["losses"] == facts_of(copied)["losses"] != {}
+    assert facts_of(copied)["scores"]["shapes"]["protocol"] == {"n": 1}
+
+
+def test_a_model_that_is_missing_or_of_other_steps_is_exported_again(copied):
+    told = facts_of(copied)
+    next((copied / "model").glob("network-*")).unlink()
+    train(small(copied))
+    assert [facts_of(copied)[k] for k in ("losses", "history")] == [
+        told[k] for k in ("losses", "history")
+    ]
+    assert loop._exported(copied / "model") == 3
+    older = {**told, "history": [{**told["history"][-1], "steps": 1}]}
+    store.set_facts(copied / "model", older)
+    train(small(copied))
+    assert facts_of(copied)["history"][-1]["steps"] == 3
+
+
+def test_a_second_interrupt_is_let_pass_until_all_is_saved(tmp_path, monkeypatch):
+    save = TrainState.save
+
+    def interrupted(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        save(self, *args)
+
+    def twice(progress):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainState, "save", interrupted)
+    facts = train(small(tmp_path, steps="9", log_every="2"), progress=twice)
+    assert facts["stopped"] and facts["step"] == 2
+    assert loop._exported(tmp_path / "model") == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_while_the_last_state_is_saved_is_no_stop(tmp_path, monkeypatch):
+    save = TrainState.save
+    monkeypatch.setattr(
+        TrainState, "save", lambda *args: (signal.raise_signal(signal.SIGINT), save(*args))
+    )
+    facts = train(small(tmp_path))
+    assert not facts["stopped"] and facts["step"] == 3
+
+
+# -- numbers that are not finite ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_every", ["1", "50"])
+def test_a_training_that_diverges_stops_and_keeps_what_was(copied, monkeypatch, log_every):
+    before = contents(copied)
+    losses = loop.objective.losses
+
+    def broken(*args):
+        return {k: v * torch.nan for k, v in losses(*args).items()}
+
+    monkeypatch.setattr(loop.objective, "losses", broken)
+    with pytest.raises(StateError, match="diverged by step .* smaller lr"):
+        train(small(copied, steps="5", log_every=log_every))
+    after = contents(copied)
+    kept = [k for k in before if "tensorboard" not in k and k != str(copied / "config.json")]
+    assert kept and all(before[k] == after[k] for k in kept)
+
+
+def test_weights_that_are_not_finite_are_not_saved(copied, tmp_path):
+    network = nn.Linear(2, 2)
+    state = TrainState(network, torch.optim.AdamW(network.parameters()), EMA(network, 0.9))
+    state.save(tmp_path / "state", "{}")
+    network.weight.data[0, 0] = torch.inf
+    for call in (
+        lambda: state.save(tmp_path / "state", "{}"),
+        lambda: loop.export(None, state, small(copied), {}),
+        lambda: loop.show(None, state, small(copied)),
+    ):
+        with pytest.raises(StateError, match="diverged by step 0"):
+            call()
+    other = nn.Linear(3, 3)
+    wrong = TrainState(other, torch.optim.AdamW(other.parameters()), EMA(other, 0.9))
+    with pytest.raises(StateError, match="is of another network"):
+        wrong.restore(tmp_path / "state")
+
+
+def test_an_importance_of_losses_that_are_not_finite(monkeypatch):
+    """Where times are drawn by the losses, the very step is named."""
+    network = nn.Linear(2, 2)
+    state = TrainState(network, torch.optim.AdamW(network.parameters()), EMA(network, 0.9), 10)
+    config = TrainConfig(system="vq_diffusion", preset="mini-vq", times="importance")
+
+    class System:
+        clocks = {"image": "image"}
+
+    source = torch.Generator().manual_seed(0)
+    *_, learn = loop._times(state, System, config, source, None, 4)
+    with pytest.raises(StateError, match="diverged by step 1"):
+        learn({"image": torch.tensor([1.0, torch.nan, 1.0, 1.0])})
+    assert torch.isfinite(state.history).all()
+
+
+def test_sources_are_not_made_for_a_batch_that_cannot_be_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "join", lambda: loop.World(rank=0, size=3))
+    monkeypatch.setattr(sources, "prepare", lambda *_: pytest.fail("it was prepared"))
+    with pytest.raises(ValueError, match="cannot be divided among 3"):
+        train(small(tmp_path))
