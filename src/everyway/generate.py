@@ -50,7 +50,8 @@ class Preview:
 class Result:
     """One thing made.  seed: of this sample alone.  facts: what reproduces and explains it.
 
-    index: among all results.  part: among those of this sample (a chain, an interpolation).
+    index: among all results, in the order in which they are made.
+    part: among those of this sample (a chain, an interpolation).
     """
 
     index: int
@@ -86,7 +87,7 @@ class Model:
 
     @staticmethod
     def from_pretrained(
-        path_or_hub_id: str, device: str = "auto", dtype: str = "auto", memory: str = "auto"
+        path_or_hub_id: str | Path, device: str = "auto", dtype: str = "auto", memory: str = "auto"
     ) -> Model:
         """`load` by its other name."""
         return load(path_or_hub_id, device, dtype, memory)
@@ -100,12 +101,23 @@ class Model:
         return library.push(repo_id, self.system, self.facts, private)
 
     def generate(self, request: GenerateRequest | None = None, **settings) -> list[Result]:
-        """All results of a request (or of the keyword settings of one)."""
-        request = request or GenerateRequest(**settings)
+        """All results of a request (or of the keyword settings of one).
+
+        Raises RequestError for both at once, and for what is no request.
+        """
+        if request is None:
+            request = GenerateRequest(**settings)
+        elif settings:
+            raise RequestError(f"a request has its own {', '.join(settings)}; give it alone")
         return [r for r in self.run(request) if isinstance(r, Result)]
 
     def settled(self, request: GenerateRequest) -> GenerateRequest:
         """The request with this system's own settings where it leaves them open."""
+        if not isinstance(request, GenerateRequest):
+            raise RequestError(
+                f"{request!r:.40} is no GenerateRequest; give settings by name, as in "
+                'generate(kind="text-to-image", text="a red circle")'
+            )
         settings = ("steps", "guidance", "sampler", "truncation")
         own = {n: getattr(self.system, n) for n in settings}
         return request.model_copy(
@@ -117,14 +129,15 @@ class Model:
         request = self.settled(request)
         stages = plan(request, self.system.tasks)
         raw = self._raw(request)
-        count = request.frames if request.kind == "interpolate" else request.n
-        for start in range(0, count, BATCH):
-            rows = range(start, min(count, start + BATCH))
-            if request.kind == "interpolate":
-                rows = range(count)  # the frames belong together
-            yield from self._batch(request, stages, raw, rows)
-            if request.kind == "interpolate":
-                return
+        together = request.kind == "interpolate"  # its frames belong together
+        count, made = request.frames if together else request.n, 0
+        size = count if together else BATCH
+        for start in range(0, count, size):
+            rows = range(start, min(count, start + size))
+            for event in self._batch(request, stages, raw, rows):
+                if isinstance(event, Result):
+                    event, made = replace(event, index=made), made + 1
+                yield event
 
     def each(
         self,
@@ -132,27 +145,30 @@ class Model:
         seeds: Sequence[int],
         *,
         text: Sequence[str] | None = None,
-        image: Sequence[Image.Image] | None = None,
+        image: Sequence[Image.Image | str | Path] | None = None,
         settings: Mapping[str, Any] | None = None,
         batch: int = BATCH,
     ) -> list[Result]:
         """One result a seed, each with its own text or picture: many conditions at once.
 
-        settings: of a GenerateRequest (steps, guidance, sampler, ...).
+        image: pictures or their paths.  settings: of a GenerateRequest (steps, guidance, ...).
         Result k is what `generate` gives for that condition and seed.
+        Raises RequestError as `generate` does, where there is not one condition a seed, and for a
+        task of several stages (a chain, a variation).
         """
-        given = {"text": "each"} if text is not None else {}
-        images = ("each",) if image is not None else ()
-        request = self.settled(
-            GenerateRequest(kind=task, images=images, **given, **(settings or {}))
-        )
-        (stage,), size = plan(request, self.system.tasks), self.image_size
-        out: list[Result] = []
+        requests = [self.settled(r) for r in _requests(task, seeds, text, image, settings or {})]
+        size, out = self.image_size, list[Result]()
         for start in range(0, len(seeds), batch):
-            cut = slice(start, start + batch)
+            cut, request = slice(start, start + batch), requests[start]
+            stages = plan(request, self.system.tasks)
+            if len(stages) > 1:
+                raise RequestError(f"each is for one task, {task} is several; use generate")
+            (stage,) = stages
             raw: dict[str, Any] = {} if text is None else {"text": list(text[cut])}
+            if request.label is not None:
+                raw["label"] = [request.label] * len(seeds[cut])
             if image is not None:
-                raw["image"] = torch.stack([_to_tensor(i, size) for i in image[cut]])
+                raw["image"] = torch.stack([_to_tensor(_picture(i), size) for i in image[cut]])
             noise, began = PerSampleNoise(list(seeds[cut])), time.monotonic()
             last = final(self._sample(stage, self._encoded(raw), noise, request))
             facts = self._record(stage.task, time.monotonic() - began, last.calls)
@@ -215,13 +231,8 @@ class Model:
             facts = self._record(stage.task, time.monotonic() - began, calls)
             made = self._results({name: carried[name] for name in generated}, seeds, 0, facts)
             for k, row in enumerate(rows):
-                part = row if together else shown
-                yield replace(made[k], index=row * self._shown(stages) + shown, part=part)
+                yield replace(made[k], part=row if together else shown)
             shown += 1
-
-    @staticmethod
-    def _shown(stages: tuple[Stage, ...]) -> int:
-        return sum(stage.shown for stage in stages)
 
     def _encoded(self, raw: Mapping[str, Any]) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
@@ -306,7 +317,7 @@ class Model:
 
     def _pin(self, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
         """Holds what the mask does not free; states without places are drawn anew."""
-        mask = _to_mask(read_image(request.mask), self.image_size)
+        mask = _to_mask(_mask_of(request), self.image_size)
         shapes = {n: self.system.modalities[n].shape for n in known}
         free = {n: free_places(mask, s) for n, s in shapes.items() if len(s) in (1, 3)}
         return pinned({n: known[n] for n in free}, free, self.system.processes, noise)
@@ -346,11 +357,11 @@ class Model:
 
 
 def load(
-    name_or_path: str = "default",
+    name_or_path: str | Path = "default",
     device: str = "auto",
     dtype: str = "auto",
     memory: str = "auto",
-    parts: Mapping[str, str] | None = None,
+    parts: Mapping[str, str | Path] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Model:
     """A model ready to run; "default" is the best one that is shipped.
@@ -359,6 +370,45 @@ def load(
     """
     made = library.load(name_or_path, device, dtype, memory, parts, settings)
     return Model(**vars(made))
+
+
+def _requests(
+    task: str,
+    seeds: Sequence[int],
+    text: Sequence[str] | None,
+    image: Sequence[Any] | None,
+    settings: Mapping[str, Any],
+) -> list[GenerateRequest]:
+    """What `Model.each` is asked for, seed by seed."""
+    if own := sorted({"kind", "seed", "n", "text", "images"} & settings.keys()):
+        raise RequestError(f"each has no setting {', '.join(own)}; it takes a list with one a seed")
+    for what, given in (("texts", text), ("pictures", image)):
+        if isinstance(given, (str, Path, Image.Image)):
+            raise RequestError(f"each takes a list of {what}, one a seed; put it into a list")
+        if given is not None and len(given) != len(seeds):
+            raise RequestError(f"{len(seeds)} seeds and {len(given)} {what}; give as many of each")
+    if text is not None and not all(isinstance(one, str) for one in text):
+        raise RequestError("every text of each is a string; leave text out where there is none")
+    images = () if image is None else ("each",)
+    return [
+        GenerateRequest(
+            kind=task,
+            seed=seed,
+            images=images,
+            **({} if text is None else {"text": text[k]}),
+            **settings,
+        )
+        for k, seed in enumerate(seeds)
+    ]
+
+
+def _picture(given: Any) -> Image.Image:
+    """A picture, or that of a path; RequestError for anything else."""
+    if isinstance(given, (str, Path)):
+        return read_image(str(given))
+    if not isinstance(given, Image.Image):
+        raise RequestError(f"{given!r:.40} is no picture; give one of PIL, or a path")
+    return given
 
 
 def _to_tensor(
@@ -372,6 +422,15 @@ def _to_tensor(
         image = image.resize((size, size), resample)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     return pixels.float() / 127.5 - 1
+
+
+def _mask_of(request: GenerateRequest) -> Image.Image:
+    """The mask's picture, black where it is transparent, of the same shape as what it masks."""
+    mask, picture = read_image(request.mask, "black"), read_image(request.images[0])
+    (w, h), (x, y) = mask.size, picture.size
+    if abs(w * y - h * x) > 0.02 * w * y:
+        raise RequestError(f"the mask is {w}x{h}, the picture {x}x{y}; give both the same shape")
+    return mask
 
 
 def _to_mask(image: Image.Image, size: int) -> Tensor:

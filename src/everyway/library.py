@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from everyway.placement import MEMORY, WORK_A_PIXEL, Placement, free_memory, mem
 from everyway.system import System
 from everyway.systems import convert
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
 
 
@@ -46,18 +47,11 @@ class Loaded:
     note: str
 
 
-def shipped() -> list[str]:
-    """Names of the models inside the package."""
-    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
-
-
 def folder_of(name_or_path: str) -> Path:
     """The model folder of ours of that name or path; ModelError where there is none."""
-    if name_or_path == "default" and shipped():
-        name_or_path = "mini" if "mini" in shipped() else shipped()[0]
-    for folder in (SHIPPED / name_or_path, Path(name_or_path)):
-        if (folder / "config.json").is_file():
-            return folder
+    folder = convert.shipped_folder(name_or_path) or Path(name_or_path)
+    if (folder / "config.json").is_file():
+        return folder
     names = ", ".join(shipped()) or "none is shipped"
     raise ModelError(
         f"there is no model {name_or_path!r}; shipped: {names}; or give a folder, a file of "
@@ -67,19 +61,17 @@ def folder_of(name_or_path: str) -> Path:
 
 def _source(name_or_path: str) -> Path:
     """A shipped model's folder, or the path or hub id itself; ModelError for a mere name."""
-    if name_or_path in ("default", *shipped()):
-        return folder_of(name_or_path)
     if "/" in name_or_path or Path(name_or_path).exists():
-        return Path(name_or_path)
+        return convert.shipped_folder(name_or_path) or Path(name_or_path)
     return folder_of(name_or_path)
 
 
 def load(
-    name_or_path: str,
+    name_or_path: str | Path,
     device: str = "auto",
     dtype: str = "auto",
     memory: str = "auto",
-    parts: Mapping[str, str] | None = None,
+    parts: Mapping[str, str | Path] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Loaded:
     """A shipped name, a model folder, a file or folder of others, or a hub id, ready to run.
@@ -95,9 +87,9 @@ def load(
     _known("memory", memory, MEMORY)
     where = _device(device)
     dtype = dtype if dtype != "auto" else "fp32" if where.type == "cpu" else "bf16"
-    source = _source(name_or_path)
+    source, parts = _source(os.fspath(name_or_path)), _texts(parts)
     path = convert.local(str(source))
-    opened = _opened(path, parts or {}, settings or {})
+    opened = _opened(path, parts, settings or {})
     bytes_ = {n: size(e, DTYPES[dtype]) for n, e in _once(opened).items()}
     free = free_memory(where)
     placed = Placement(device=where, memory=_memory(memory, free, bytes_, opened, dtype))
@@ -115,9 +107,13 @@ def load(
     )
 
 
-def facts_of(name_or_path: str) -> Mapping[str, Any]:
+def facts_of(name_or_path: str | Path) -> Mapping[str, Any]:
     """The facts of a model, none of whose weights is read.  Errors as of `load`."""
-    return _opened(convert.local(str(_source(name_or_path))), {}, {}).facts
+    return _opened(convert.local(str(_source(os.fspath(name_or_path)))), {}, {}).facts
+
+
+def _texts(parts: Mapping[str, str | Path] | None) -> dict[str, str]:
+    return {name: os.fspath(where) for name, where in (parts or {}).items()}
 
 
 def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -> convert.Opened:
@@ -170,9 +166,9 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).tolist()  # "meta" holds no numbers
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ModelError(f"device {name!r} cannot be used ({reason}); leave --device out") from None
     return device
 
@@ -191,7 +187,7 @@ def _memory(
     codecs = {name: count for name, count in bytes_.items() if name != "network"}
     pixels = opened.facts.get("image_size", 64) ** 2
     work = pixels * WORK_A_PIXEL * DTYPES[dtype].itemsize // 4
-    return memory_for(free, bytes_["network"], codecs, work)
+    return memory_for(free, bytes_.get("network", 0), codecs, work)
 
 
 def _note(placed: Placement, dtype: str, bytes_: Mapping[str, int], free: int) -> str:

@@ -6,7 +6,7 @@ Variation, the Gibbs chain and interpolation are plans, not special cases of the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,8 +40,25 @@ class Stage:
 def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
     """The stages of a request, out of a system's own tasks.
 
-    Raises RequestError where the system has no such task.
+    Raises RequestError where the system has no such task, and for noise of what it is not given.
     """
+    stages = _stages(request, tasks)
+    if not request.given_noise:
+        return stages
+    if len(stages) > 1:
+        raise RequestError(
+            f"--given-noise is for one task, {request.kind} is several; leave it out"
+        )
+    (stage,) = stages
+    noisy = {clock: given_noisy(level) for clock, level in request.given_noise.items()}
+    if wrong := sorted(set(noisy) - set(stage.task.given)):
+        given = ", ".join(stage.task.given) or "nothing"
+        raise RequestError(f"--given-noise {', '.join(wrong)}: {request.kind} is given {given}")
+    return (replace(stage, task=stage.task.replace(**noisy)),)
+
+
+def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
+    """Of a request without noise of what is given."""
 
     def task(name: str) -> Task:
         if name not in tasks:
@@ -62,11 +79,7 @@ def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ..
     if kind == "interpolate":
         back, forth = task("image-to-text"), task("text-to-image")
         return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
-    noisy = {c: given_noisy(v) for c, v in request.given_noise.items()}
-    wrong = set(noisy) - set(task(kind).given)
-    if wrong:
-        raise RequestError(f"--given-noise {sorted(wrong)}: {kind} is given {[*task(kind).given]}")
-    return (Stage(task=task(kind).replace(**noisy)),)
+    return (Stage(task=task(kind)),)
 
 
 def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:

@@ -163,16 +163,23 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
     raise RequestError(f"{what} {name!r} is unknown; {hint}")
 
 
-def read_image(path: str) -> Image.Image:
-    """The picture as RGB.  Raises RequestError where there is none that can be read."""
-    if not Path(path).is_file():
-        raise RequestError(f"there is no picture at {path!r}; check the path")
+def read_image(path: str | Path, ground: str = "white") -> Image.Image:
+    """The picture as RGB, read as training reads it; ground: what shows through it.
+
+    Raises RequestError where there is none that can be read.
+    """
+    from everyway.data.folder import read_picture, reason
+
+    name = repr(str(path))
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        if not Path(path).is_file():
+            raise RequestError(f"there is no picture at {name}; check the path")
+        return read_picture(Path(path), ground)
+    except UnidentifiedImageError:
+        raise RequestError(f"{name} is not a picture; give a PNG or JPEG") from None
+    except OSError as error:
         raise RequestError(
-            f"{path!r} is not a picture that can be read; give a PNG or JPEG"
+            f"{name} cannot be read: {reason(error)}; give another PNG or JPEG"
         ) from None
 
 

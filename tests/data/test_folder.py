@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from everyway.apps.cli import main
 from everyway.data.folder import METADATA, Folder, FolderError, check, read_folder, write_folder
 from everyway.data.sample import Sample
 from everyway.data.shapes import Shapes
@@ -97,3 +101,97 @@ def test_a_folder_is_a_data_set_of_squares(folder):
     (folder / "wide.txt").unlink()
     with pytest.raises(FolderError, match=r"wide.png has no caption; write one into .*wide.txt"):
         Folder(folder, captioned=True).sample(6)
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A folder of one picture, a.png, without captions."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+BAD_ROWS = {
+    "number": b'{"file_name":"a.png","text":3}',
+    "numbers": b'{"file_name":"a.png","captions":5}',
+    "fraction": b'{"file_name":"a.png","caption":0.5}',
+    "true": b'{"file_name":"a.png","captions":true}',
+    "false": b'{"file_name":"a.png","captions":false}',
+    "null": b'{"file_name":"a.png","captions":[null]}',
+    "object": b'{"file_name":"a.png","captions":{"en":"a"}}',
+    "nested": b'{"file_name":"a.png","captions":[["a"]]}',
+    "half": b'{"file_name":"a.png","text":"\\ud83d"}',
+    "deep": b'{"file_name":"a.png","text":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "name": b'{"file_name":3,"text":"a"}',
+    "list": b'["a.png"]',
+    "latin": '{"file_name":"a.png","text":"café"}'.encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_named_by_its_line(one, kind):
+    good = b'{"file_name":"a.png","text":"good"}\n'
+    (one / METADATA).write_bytes(good + BAD_ROWS[kind] + b"\n" + good)
+    with pytest.raises(FolderError, match=rf"^[^\n]*{METADATA} line 2: [^\n]+$"):
+        Folder(one)
+    found = check(one)
+    assert [where for where, _ in found.bad_captions] == [f"{METADATA} line 2"]
+    assert not found.good and found.captions == 1
+
+
+def test_a_row_ends_at_a_line_feed_alone(one):
+    said = '{"file_name":"a.png","text":null,"captions":["one\u2028two\u2029\x85three","four"]}\r\n'
+    (one / METADATA).write_text("\ufeff" + said, encoding="utf-8", newline="")
+    assert Folder(one).sample(0).captions == ("one two three", "four")
+    (one / "a.txt").write_bytes("one\u2028two\x85three\r\nfour".encode())
+    assert Folder(one).sample(0).captions == ("one two three", "four")
+    assert write_folder(one, []) == 0 and Folder(one).sample(0).captions[0] == "one two three"
+
+
+def test_check_reads_on_after_a_bad_caption(one):
+    for name in ("b", "c", "d"):
+        Image.new("RGB", (4, 4)).save(one / f"{name}.png")
+    (one / "a.txt").write_bytes("café".encode("latin-1"))
+    (one / "b.txt").mkdir()
+    (one / "c.txt").write_bytes("한".encode("utf-16"))
+    (one / "lonely.txt").mkdir()
+    (one / METADATA).write_text('{"file_name":"d.png","text":"d"}\n{"file_name":"e.png"}\n')
+    found = check(one)
+    assert found.captions == 1 and not found.missing_captions and not found.good
+    assert dict(found.bad_captions) == {
+        "a.txt": "not UTF-8 text; save it as UTF-8",
+        "b.txt": "a folder; put a file of text in its place",
+        "c.txt": "not UTF-8 text; save it as UTF-8",
+    }
+    assert found.stray_rows == ("e.png",) and found.stray_captions == ()
+    for index, reason in enumerate(["not UTF-8", "a folder", "not UTF-8"]):
+        with pytest.raises(FolderError, match=rf"{'abc'[index]}\.txt: {reason}"):
+            Folder(one).sample(index)
+
+
+def test_names_that_are_not_utf8_can_be_printed(one, capsys):
+    for name in (b"caf\xe9.png", b"two\nlines.png"):
+        try:
+            (one / os.fsdecode(name)).write_bytes(b"")
+        except OSError:
+            pytest.skip("this file system has UTF-8 names alone")
+    found = check(one)
+    assert [name for name, _ in found.unreadable] == [r"caf\xe9.png", r"two\nlines.png"]
+    assert found.missing_captions == ("a.png", r"caf\xe9.png", r"two\nlines.png")
+    with pytest.raises(FolderError, match=r"caf\\xe9\.png cannot be read: not an image"):
+        Folder(one).sample(1)
+    for flags in ([], ["--json"]):
+        assert main(["data", "check", str(one), *flags]) == 1
+        assert r"caf\xe9.png" in capsys.readouterr().out.encode().decode().replace("\\\\", "\\")
+
+
+def test_the_contact_sheet_of_check(one, tmp_path_factory, capsys):
+    (one / "a.txt").write_text("a")
+    out = tmp_path_factory.mktemp("out")
+    assert main(["data", "check", str(one), "--json", "--out", str(out)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["good"] and told["contact_sheet"] == str(out / "contact-sheet.png")
+    assert Image.open(out / "contact-sheet.png").width == 104
+    for inside in (one, one / "sheets"):
+        assert main(["data", "check", str(one), "--out", str(inside)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert len(Folder(one)) == 1 and check(one).good

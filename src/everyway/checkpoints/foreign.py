@@ -148,7 +148,8 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
 
     weights: which set of a file with several; "" is the average, where there is one, together with
     what it is not an average of.
-    Raises ValueError where there is nothing, StoreError for what is damaged or refused.
+    Raises ValueError where there is nothing, LayoutError where there is no such set, StoreError
+    for what is damaged or refused.
     """
     path = Path(path)
     if not path.exists():
@@ -156,7 +157,7 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
     if path.is_file():
         return _open_file(path, weights), {}
     if shards := sorted(path.glob("*.safetensors.index.json")):
-        return _open_shards(shards[0]), config_of(path)
+        return _of_one_set(_open_shards(shards[0]), weights, path), config_of(path)
     for name in FILES:
         if (path / name).is_file():
             return _open_file(path / name, weights), config_of(path)
@@ -165,8 +166,15 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
 
 def _open_file(path: Path, weights: str) -> Entries:
     if path.suffix == ".safetensors":
-        return open_safetensors(path)
+        return _of_one_set(open_safetensors(path), weights, path)
     return _set_of(open_pth(path), weights, path)
+
+
+def _of_one_set(entries: Entries, wanted: str, path: Path) -> Entries:
+    """The tensors of a file that knows no sets; LayoutError where one was asked for."""
+    if wanted:
+        raise LayoutError(f"{path} has no weights called {wanted!r}; leave it out")
+    return entries
 
 
 def _open_shards(index: Path) -> Entries:
@@ -187,7 +195,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
     return found if isinstance(found, dict) else {}
 
@@ -336,12 +344,18 @@ def theirs(
     return {prefix + name: entry for name, entry in made.items()}
 
 
-def write(folder: Path, layout: FileLayout, entries: Entries, settings: Mapping[str, Any]) -> Path:
-    """The file of `theirs` into a folder, with the config.json that belongs beside it."""
+def beside(layout: FileLayout, settings: Mapping[str, Any]) -> str:
+    """The config.json that belongs beside a file; "" where there is none."""
+    if not layout.their_config:
+        return ""
+    return json.dumps(layout.their_config(settings), indent=2, sort_keys=True)
+
+
+def write(folder: Path, layout: FileLayout, entries: Entries, config: str) -> Path:
+    """The file of `theirs` into a folder, with what is `beside` it."""
     path = _put(folder / layout.file, {layout.root: entries} if layout.root else entries)
-    if layout.their_config:
-        told = json.dumps(layout.their_config(settings), indent=2, sort_keys=True)
-        write_text(path.parent / "config.json", told)
+    if config:
+        write_text(path.parent / "config.json", config)
     return path
 
 

@@ -33,6 +33,22 @@ from everyway.checkpoints.tensor_files import (
 from everyway.whole import beside, whole
 
 T = TypeVar("T")
+ANY = "*"
+NUMBER = (int, float)
+READ: dict[str, Any] = {
+    "config": {"system?": str, "config?": {"shared?": {ANY: str}}},
+    "facts": {
+        "image_size?": range(1, 2**14),
+        "training?": {},
+        "codecs?": {ANY: {"minutes?": NUMBER}},
+        "scores?": {ANY: {}},
+        "source?": {ANY: {"file": str, "layout": str, "preset": str}},
+        "history?": [{"data": str, "seconds": NUMBER}],
+    },
+    "sha256": {ANY: str},
+    "tied?": {ANY: {ANY: str}},
+}
+"""What is read of a config.json: name -> kind.  "?" may be left out; ANY stands for every name."""
 
 
 def save(
@@ -86,9 +102,15 @@ def _memory_of(tensor: Tensor) -> Hashable:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _untied(tensors: Mapping[str, T], held: Mapping[str, Any], component: str) -> dict[str, T]:
-    """With those of several names under every one."""
+def _untied(
+    tensors: Mapping[str, T], held: Mapping[str, Any], component: str, folder: Path
+) -> dict[str, T]:
+    """With those of several names under every one.  Raises StoreError where there is no such."""
     aliases = held.get("tied", {}).get(component, {})
+    if lost := sorted(set(aliases.values()) - tensors.keys()):
+        raise StoreError(
+            f"{folder}/config.json ties {component} to {lost[0]!r}, which is not there; get it anew"
+        )
     return {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
 
 
@@ -98,14 +120,14 @@ def open_component(folder: Path, name: str) -> Entries:
     if name not in held["sha256"]:
         raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
     (path,) = _components(Path(folder), {"sha256": {name: held["sha256"][name]}}).values()
-    return _untied(open_safetensors(path), held, name)
+    return _untied(open_safetensors(path), held, name, folder)
 
 
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
     """(config, component -> state dict, facts).  Raises StoreError for missing or damaged files."""
     held = document(Path(folder))
     paths = _components(Path(folder), held)
-    tensors = {name: _untied(_read(path), held, name) for name, path in paths.items()}
+    tensors = {name: _untied(_read(path), held, name, folder) for name, path in paths.items()}
     return held["config"], tensors, held["facts"]
 
 
@@ -120,7 +142,7 @@ def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
     """`load` with tensors that stay in their files until they are read."""
     held = document(Path(folder))
     paths = _components(Path(folder), held)
-    stored = {n: _untied(open_safetensors(path), held, n) for n, path in paths.items()}
+    stored = {n: _untied(open_safetensors(path), held, n, folder) for n, path in paths.items()}
     return held["config"], stored, held["facts"]
 
 
@@ -254,17 +276,40 @@ def _components(folder: Path, document: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def document(folder: Path) -> dict:
-    """config, facts and sha256 of a model folder, as its config.json has them."""
+    """config, facts and sha256 of a model folder, as its config.json has them.
+
+    Raises StoreError where what is READ of it is of another kind.
+    """
     path = folder / "config.json"
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        held["config"], held["facts"]
-        if not all(isinstance(digest, str) for digest in held["sha256"].values()):
-            raise ValueError("its sha256 are not text")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for fault in _faults(held, READ):
+            raise ValueError(fault)
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(f"{path} is not a model's config ({reason}); copy it again") from None
     return held
+
+
+def _faults(found: Any, kind: Any, name: str = "") -> Iterator[str]:
+    """Tells what of plain data is not of its kind, as READ has them."""
+    if isinstance(kind, range):
+        fits = type(found) is int and found in kind
+    else:
+        wanted = type(kind) if isinstance(kind, (dict, list)) else kind
+        fits = isinstance(found, wanted) and not isinstance(found, bool)
+    if not fits:
+        yield f"{name or 'it'} cannot be {found!r:.40}"
+    elif isinstance(kind, list):
+        for value in found:
+            yield from _faults(value, kind[0], f"an entry of {name}")
+    elif isinstance(kind, dict):
+        for key, inner in kind.items():
+            own = key.removesuffix("?")
+            if own == key and own not in (ANY, *found):
+                yield f"{own} is missing"
+            for one in found if own == ANY else {own} & found.keys():
+                yield from _faults(found[one], inner, f"{name}.{one}".lstrip("."))
 
 
 def _exact(name: str) -> bool:

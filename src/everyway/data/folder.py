@@ -6,7 +6,10 @@ Reading takes what people have: png, jpg or webp, captions in .txt files or in m
 
 from __future__ import annotations
 
+import codecs
 import json
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ from everyway.whole import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 METADATA = "metadata.jsonl"
+SAID = ("captions", "text", "caption")
+"""Keys of a row of METADATA that hold its captions; the first that is not empty counts."""
 
 
 class FolderError(ValueError):
@@ -29,21 +34,29 @@ class FolderError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderReport:
-    """What `check` found.  unreadable: (file, reason).  sheet: the first pictures, or None."""
+    """What `check` found; names are escaped where they cannot be printed.
+
+    unreadable: (picture, reason).  bad_captions: (file, or line of metadata.jsonl; reason).
+    stray_captions, stray_rows: files of captions, and file names in metadata.jsonl, without a
+    picture.  sheet: the first pictures, or None.
+    """
 
     images: int
     captions: int
     records: int
     missing_captions: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
+    bad_captions: tuple[tuple[str, str], ...]
     stray_captions: tuple[str, ...]
+    stray_rows: tuple[str, ...]
     sizes: dict[str, int]
     sheet: Image.Image | None
 
     @property
     def good(self) -> bool:
-        """Whether every picture can be read and has a caption."""
-        return self.images > 0 and not self.missing_captions and not self.unreadable
+        """Whether every picture and every caption can be read, and no picture lacks one."""
+        faults = self.missing_captions or self.unreadable or self.bad_captions
+        return self.images > 0 and not faults
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the sheet."""
@@ -76,7 +89,7 @@ def write_folder(path: Path, samples: Iterable[Sample]) -> int:
 def read_folder(path: Path) -> Iterator[Sample]:
     """The samples in the order of their names; folders inside are read too.
 
-    Raises FolderError for no such folder, no pictures, or a picture that cannot be read.
+    Raises FolderError for no such folder, no pictures, or a file that cannot be read.
     """
     folder = Folder(path)
     for index in range(len(folder)):
@@ -105,13 +118,19 @@ class Folder:
         """The (index modulo length)-th sample.  Raises FolderError where it cannot be read."""
         name = self.names[index % len(self)]
         row, file = self.rows.get(name, {}), self.path / name
+        shown, text = printable(file), file.with_suffix(".txt")
         try:
-            image = _open(file)
+            image = read_picture(file)
         except OSError as error:
-            raise FolderError(f"{file} cannot be read: {_reason(error)}") from None
-        captions = _captions(file, row)
+            raise FolderError(
+                f"{shown} cannot be read: {reason(error)}; save it anew, or take it out"
+            ) from None
+        try:
+            captions = _captions(text, row)
+        except (OSError, UnicodeDecodeError) as error:
+            raise FolderError(f"{printable(text)}: {_fault(error)}") from None
         if self.captioned and not captions:
-            raise FolderError(f"{file} has no caption; write one into {file.with_suffix('.txt')}")
+            raise FolderError(f"{shown} has no caption; write one into {printable(text)}")
         if self.size:
             image = ImageOps.fit(image, (self.size,) * 2, Image.Resampling.LANCZOS)
         return Sample(
@@ -127,37 +146,82 @@ def check(path: Path, sheet: int = 64, side: int = 96) -> FolderReport:
     """Reads every file and reports counts, sizes, and exactly which files are at fault.
 
     sheet: pictures on the contact sheet, 0 for none; side: pixels of each.
+    Raises FolderError for no such folder, or no pictures.
     """
     path = Path(path)
-    names, rows = _images(path), _metadata(path)
+    names, (rows, bad) = _images(path), _rows(path)
     missing, unreadable, shown = [], [], []
     sizes: Counter[str] = Counter()
     captions = 0
     for name in names:
-        said = _captions(path / name, rows.get(name, {}))
-        captions += len(said)
-        if not said:
-            missing.append(name)
+        text = Path(name).with_suffix(".txt")
         try:
-            image = _open(path / name)
+            said = _captions(path / text, rows.get(name, {}))
+            captions += len(said)
+            if not said:
+                missing.append(printable(name))
+        except (OSError, UnicodeDecodeError) as error:
+            bad.append((printable(text), _fault(error)))
+        try:
+            image = read_picture(path / name)
         except OSError as error:
-            unreadable.append((name, _reason(error)))
+            unreadable.append((printable(name), reason(error)))
             continue
         sizes[f"{image.width}x{image.height}"] += 1
         if len(shown) < sheet:
-            shown.append(image)
-    stems = {str(Path(name).with_suffix("")) for name in names}
-    texts = [p.relative_to(path) for p in sorted(path.rglob("*.txt"))]
+            shown.append(_fitted(image, side))
+    known, stems = set(names), {str(Path(name).with_suffix("")) for name in names}
+    texts = [p.relative_to(path) for p in sorted(path.rglob("*.txt")) if p.is_file()]
     return FolderReport(
         images=len(names),
         captions=captions,
         records=sum("record" in rows.get(name, {}) for name in names),
         missing_captions=tuple(missing),
         unreadable=tuple(unreadable),
-        stray_captions=tuple(str(t) for t in texts if str(t.with_suffix("")) not in stems),
+        bad_captions=tuple(bad),
+        stray_captions=tuple(printable(t) for t in texts if str(t.with_suffix("")) not in stems),
+        stray_rows=tuple(printable(name) for name in rows if name not in known),
         sizes=dict(sizes.most_common()),
         sheet=contact_sheet(shown, side) if shown else None,
     )
+
+
+def read_picture(path: Path, ground: str = "white") -> Image.Image:
+    """RGB pixels, upright, transparency on `ground`, greys of 16 bits scaled to 8.
+
+    Raises OSError for whatever cannot be read, UnidentifiedImageError where it is no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            for remark in (Image.DecompressionBombWarning, UserWarning):  # of what can be read
+                warnings.simplefilter("ignore", remark)
+            with Image.open(path) as file:
+                return _rgb(ImageOps.exif_transpose(file), ground)
+    except OSError:
+        raise
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise OSError(f"it has more than {most} million pixels; make it smaller") from None
+    except Exception as error:  # decoders raise anything where a file is broken
+        raise OSError(f"it is damaged ({reason(error)})") from None
+
+
+def printable(name: str | Path) -> str:
+    """A file's name in one line: bytes that are not UTF-8 and control characters are escaped."""
+    return "".join(
+        repr(c)[1:-1].replace("\\udc", "\\x")
+        if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+        else c
+        for c in str(name)
+    )
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in one line and without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return " ".join(printable(line) for line in text.split()) or type(error).__name__
 
 
 def contact_sheet(images: Iterable[Image.Image], side: int = 96, gap: int = 4) -> Image.Image:
@@ -168,82 +232,129 @@ def contact_sheet(images: Iterable[Image.Image], side: int = 96, gap: int = 4) -
     step = side + gap
     out = Image.new("RGB", (columns * step + gap, rows * step + gap), "white")
     for i, image in enumerate(images):
-        small = image.copy()
-        scale = side / max(small.size)
-        shape = tuple(max(1, round(scale * length)) for length in small.size)
-        small = small.resize(shape, Image.Resampling.LANCZOS)
+        small = _fitted(image, side)
         x, y = gap + (i % columns) * step, gap + (i // columns) * step
         out.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
     return out
 
 
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    shape = tuple(max(1, round(scale * length)) for length in image.size)
+    return image.resize(shape, Image.Resampling.LANCZOS)
+
+
 def _images(path: Path) -> list[str]:
     if not path.is_dir():
-        raise FolderError(f"{path} is not a folder; give a folder of pictures with captions")
+        raise FolderError(
+            f"{printable(path)} is not a folder; give a folder of pictures with captions"
+        )
     found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not found:
-        raise FolderError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
+        raise FolderError(f"{printable(path)} holds no pictures ({', '.join(SUFFIXES)})")
     return sorted(p.relative_to(path).as_posix() for p in found)
 
 
 def _metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """file name -> its row.  Raises FolderError naming the line that is not JSON."""
-    file = path / METADATA
-    if not file.exists():
-        return {}
-    rows = {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FolderError(f"{file} cannot be read: {_reason(error)}") from None
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                rows[row["file_name"]] = row
-            except (ValueError, KeyError, TypeError):
-                raise FolderError(
-                    f"{file} line {number} is not a JSON object with file_name"
-                ) from None
+    """file name -> its row.  Raises FolderError naming the first line that is at fault."""
+    rows, faults = _rows(path)
+    for where, fault in faults:
+        raise FolderError(f"{printable(path)}/{where}: {fault}")
     return rows
 
 
-def _captions(image: Path, row: dict[str, Any]) -> tuple[str, ...]:
-    """From the .txt beside the picture, or else from its metadata row."""
-    text = image.with_suffix(".txt")
+def _rows(path: Path) -> tuple[dict[str, dict[str, Any]], list[tuple[str, str]]]:
+    """(file name -> its row, the lines at fault as (where, reason))."""
+    file = path / METADATA
+    if not file.exists():
+        return {}, []
+    try:
+        lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except OSError as error:
+        return {}, [(METADATA, _fault(error))]
+    rows, faults = {}, []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = _row(line)
+                rows[row["file_name"]] = row
+            except UnicodeDecodeError as error:
+                faults.append((f"{METADATA} line {number}", _fault(error)))
+            except FolderError as error:
+                faults.append((f"{METADATA} line {number}", str(error)))
+    return rows, faults
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """Raises UnicodeDecodeError, or FolderError with the reason alone."""
+    text = line.decode("utf-8")
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not _is_text(row.get("file_name")):
+        raise FolderError("not a JSON object with file_name; mend it or take it out")
+    for key in SAID:
+        said = row.get(key)
+        if said is not None and not all(map(_is_text, said if isinstance(said, list) else [said])):
+            raise FolderError(f"{key} is neither a text nor a list of texts; mend it")
+    return row
+
+
+def _is_text(value: Any) -> bool:
+    """A string, and no half of a character of two."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _captions(text: Path, row: dict[str, Any]) -> tuple[str, ...]:
+    """From `text`, the .txt beside the picture, or else from its metadata row.
+
+    Raises OSError or UnicodeDecodeError for a .txt that cannot be read.
+    """
     if text.exists():
-        try:
-            return tuple(_lines(text.read_text(encoding="utf-8-sig").splitlines()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise FolderError(f"{text} is not UTF-8 text: {_reason(error)}") from None
-    said = row.get("captions") or row.get("text") or row.get("caption") or ()
+        return tuple(_lines(text.read_text(encoding="utf-8-sig").split("\n")))
+    said = next((row[key] for key in SAID if row.get(key)), ())
     return tuple(_lines([said] if isinstance(said, str) else said))
 
 
 def _lines(captions: Iterable[str]) -> list[str]:
     """One line each, without blank ones."""
-    flat = (" ".join(str(caption).split()) for caption in captions)
+    flat = (" ".join(caption.split()) for caption in captions)
     return [line for line in flat if line]
 
 
-def _open(path: Path) -> Image.Image:
-    """RGB pixels, upright, transparency on white.  Raises OSError for anything unreadable."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from None
+def _rgb(image: Image.Image, ground: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of a picture of 16-bit integers, or of floats.
+
+    White is 65535; of floats it is 1 or 255 where none is larger.
+    """
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        white = next((w for w in (1, 255) if values.max() <= w), 65535)
+        values = values * (65535 / white)
+    table = np.rint(np.arange(65536) / 257).astype(np.uint8)
+    if "transparency" in image.info:
+        table[image.info["transparency"]] = 255
+    return Image.fromarray(table[values.clip(0, 65535).astype(np.uint16)])
+
+
+def _fault(error: OSError | UnicodeDecodeError) -> str:
+    """What is wrong with a file of text."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8 text; save it as UTF-8"
+    if isinstance(error, IsADirectoryError):
+        return "a folder; put a file of text in its place"
+    return f"cannot be read: {reason(error)}"
 
 
 def _stem(key: str) -> str:

@@ -14,12 +14,16 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from everyway.contracts import Bundle
 from everyway.whole import whole
+
+
+class CacheError(OSError):
+    """A cache that cannot be read; the message is one line."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,9 +53,16 @@ class Latents:
 
 
 def load(path: Path) -> Latents:
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-        return Latents(states={k: file.get_tensor(k) for k in file.keys()}, facts=facts)
+    """What `save` wrote.  Raises CacheError where it is damaged or truncated."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            states = {k: file.get_tensor(k) for k in file.keys()}
+    except (SafetensorError, ValueError):
+        states = {}
+    if not states:
+        raise CacheError(f"{path} is damaged or truncated; delete it, and it is made anew")
+    return Latents(states=states, facts=facts)
 
 
 def encode_all(

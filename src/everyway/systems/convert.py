@@ -7,7 +7,8 @@ filled holds its weights once, in the number format asked for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from everyway.checkpoints import foreign, store
 from everyway.checkpoints.foreign import FileLayout, Part
 from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import Entries, Stored
+from everyway.checkpoints.tensor_files import Entries, Stored, StoreError
 from everyway.placement import CPU
 from everyway.system import System
-from everyway.systems import system_module
+from everyway.systems import Lacking, system_module
 
+SHIPPED = Path(__file__).parents[1] / "shipped"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TABLES = {"tokenizer": "text", "reader": "text", "used": "image"}
 """Tokenizers, and the list of a codec's codes in use -> the component whose settings have it."""
@@ -47,6 +49,8 @@ ASIDE = "aside"
 """The component of tensors that no network reads, as "part:their name"."""
 HINTS = {"heads", "drawn_size", "side", "null"}
 """Settings of a network that its tensors' shapes do not show, which a user may have to tell."""
+FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a config of wrong kinds and sizes raises where it is used."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,11 +59,13 @@ class Opened:
 
     config: {"system", "config"} as in a model folder; a lone codec has no system.
     components: name -> tensors.  facts: of the folder; "source" has what writing back needs.
+    folder: of ours that has this config, if any.
     """
 
     config: Mapping[str, Any]
     components: Mapping[str, Entries]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def parameters(self) -> int:
@@ -82,7 +88,7 @@ def open_model(
     weights: str = "",
     told: Mapping[str, Any] | None = None,
 ) -> Opened:
-    """A model folder of ours, a foreign file, a folder of one, or a whole pipeline of diffusers.
+    """A shipped model or folder of ours, a foreign file or folder, or a pipeline of diffusers.
 
     layout: the name of a row of LAYOUTS; "" recognises it.  parts: what a layout or TABLES names ->
     path or hub id of what the source lacks.  weights: which set of a file with several.  told:
@@ -90,25 +96,77 @@ def open_model(
     null one to learn.
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
     """
-    path, wanted = local(source), _known(parts or {})
-    if odd := sorted(set(told or {}) - HINTS):
-        raise LayoutError(
-            f"--set {', '.join(odd)}: no file needs it; known are {', '.join(sorted(HINTS))}"
-        )
-    begun = Opened(config={}, components={})
+    path, wanted = shipped_folder(source) or local(source), _known(parts or {})
+    told = _hints(told or {})
+    begun = Opened(config={"system": "", "config": {}}, components={})
     if (path / "model_index.json").is_file():
         wanted = _inside(path) | wanted
+        _unread(path, layout=layout, weights=weights, **told)
+        if not wanted:
+            raise ValueError(f"{path} holds no part that is known; get the pipeline anew")
     elif is_ours(path):
         config, components, facts = store.open_folder(path)
-        begun = Opened(config=config, components=components, facts=facts)
+        begun = Opened(config=config, components=components, facts=facts, folder=path)
+        _unread(path, layout=layout, weights=weights, **told)
+        with _sound(begun):
+            lacking(begun)
     else:
-        begun = _with_file(begun, path, layout, "", weights, told or {})
+        begun = _with_file(begun, path, layout, "", weights, told)
     for name in _in_order(wanted):
         if name in TABLES:
             begun = _with_table(begun, name, wanted[name])
         else:
             begun = _with_file(begun, local(wanted[name]), "", name, "", {})
-    return _with_null(begun) if (told or {}).get("null") == "fresh" else begun
+    return _with_null(begun) if "null" in told else begun
+
+
+def shipped() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+
+
+def shipped_folder(name: str) -> Path | None:
+    """Of the shipped model of that name; "default" is the best one."""
+    names = shipped()
+    if name == "default" and names:
+        name = "mini" if "mini" in names else names[0]
+    return SHIPPED / name if name in names else None
+
+
+def _hints(told: Mapping[str, Any]) -> dict[str, Any]:
+    """LayoutError for a setting that there is not, and for a value that it cannot have."""
+    if odd := sorted(set(told) - HINTS):
+        raise LayoutError(
+            f"--set {', '.join(odd)}: no file needs it; known are {', '.join(sorted(HINTS))}"
+        )
+    for name, value in told.items():
+        if name == "null" and value != "fresh":
+            raise LayoutError(f"null={value}: only null=fresh can be set; leave it out")
+        if name != "null" and not re.fullmatch("[1-9][0-9]{0,5}", str(value)):
+            raise LayoutError(f"{name}={value}: give a whole number")
+    return dict(told)
+
+
+def _unread(path: Path, **told: Any) -> None:
+    """LayoutError for what was told of files that say it themselves."""
+    if odd := [f"{k}={v}" for k, v in told.items() if v and k != "null"]:
+        raise LayoutError(f"{', '.join(odd)}: {path} says it itself; leave it out")
+
+
+@contextmanager
+def _sound(model: Opened, *fair: type[Exception]) -> Iterator[None]:
+    """What the config of a folder of ours raises within is one StoreError that names it.
+
+    fair: what is no fault of the config.
+    """
+    try:
+        yield
+    except FAULTS as error:
+        if model.folder is None or isinstance(error, (Lacking, StoreError, *fair)):
+            raise
+        reason = re.sub(r"^\S+\(\) ", "", " ".join(str(error).split())) or type(error).__name__
+        reason += " is missing" if isinstance(error, KeyError) else ""
+        raise StoreError(f"{model.folder / 'config.json'}: {reason}; get the model anew") from None
 
 
 def _known(parts: Mapping[str, str]) -> dict[str, str]:
@@ -142,13 +200,14 @@ def is_ours(path: Path) -> bool:
     config = path / "config.json"
     if not config.is_file():
         return False
-    return any(path.glob("*-????????.safetensors")) or '"sha256"' in config.read_text("utf-8")
+    text = config.read_text("utf-8", errors="replace")
+    return any(path.glob("*-????????.safetensors")) or '"sha256"' in text
 
 
 def local(where: str) -> Path:
     """A path, or the folder that a hub id was downloaded to."""
     path = Path(where)
-    if path.exists() or path.suffix or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", where):
+    if path.exists() or path.suffix or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)):
         return path
     from huggingface_hub import snapshot_download
 
@@ -236,7 +295,8 @@ def _with_table(model: Opened, name: str, where: str) -> Opened:
 
     path = local(where)
     table = used_codes(path) if name == "used" else tokenizer_json(str(path))
-    return replace(model, config=_with_codec(model.config, TABLES[name], {name: table}))
+    config = _with_codec(model.config, TABLES[name], {name: table})
+    return replace(model, config=config, folder=None)
 
 
 def _with_null(model: Opened) -> Opened:
@@ -249,7 +309,8 @@ def _with_null(model: Opened) -> Opened:
     network, entries = vq_network_layouts.with_null(own["network"], model.components["network"])
     config = asdict(vq_diffusion.full(network, own["codec"], own["text"]))
     components = {**model.components, "network": entries}
-    return replace(model, config={**model.config, "config": config}, components=components)
+    config = {**model.config, "config": config}
+    return replace(model, config=config, components=components, folder=None)
 
 
 def _config(config: Mapping[str, Any], layout: FileLayout, settings: Mapping[str, Any]) -> dict:
@@ -312,16 +373,18 @@ def restored(
 
     dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
     home: component -> the device that it is filled on.
-    Raises ValueError where it lacks a codec, LayoutError where weights do not fit its config.
+    Raises Lacking where it lacks a codec, LayoutError where weights do not fit its config, and
+    StoreError for either of the two in a damaged folder of ours.
     """
-    with store.unfilled():
+    with _sound(model), store.unfilled():
         system = system_module(model.config["system"]).build(model.config["config"])
     for name, module in {"network": system.network, **system.codecs}.items():
         try:
             entries = model.components.get(name, {})
             store.fill(module, entries, dtype or _one_format(module, entries), home(name))
         except LayoutError as error:
-            raise LayoutError(f"{name} does not fit the model's config: {error}") from None
+            with _sound(model):
+                raise LayoutError(f"{name} does not fit the model's config: {error}") from None
         module.eval().requires_grad_(False)
     return system
 
@@ -334,9 +397,24 @@ def _one_format(module: torch.nn.Module, entries: Entries) -> torch.dtype | None
 def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
     """The files that the authors' or diffusers' code reads; returns what was written.
 
-    Raises LayoutError where a component cannot be held by any of their layouts.
+    Raises LayoutError, before anything is written, where a component cannot be held by any of
+    their layouts.
     """
-    from everyway.systems.layouts import LAYOUTS, WHOLES
+    from everyway.systems.layouts import WHOLES
+
+    with _sound(model, LayoutError):
+        parts = _held_by(model, origin)
+        configs = {layout: foreign.beside(layout, own) for layout, (own, _) in parts.items()}
+    for whole in WHOLES:
+        if (whole.origin, whole.system) == (origin, model.config["system"]):
+            made = {layout.part: entries for layout, (_, entries) in parts.items()}
+            return [foreign.write_whole(folder, whole, made)]
+    return [foreign.write(folder, layout, v, configs[layout]) for layout, (_, v) in parts.items()]
+
+
+def _held_by(model: Opened, origin: str) -> dict[FileLayout, tuple[Mapping[str, Any], Entries]]:
+    """Layout of an origin -> settings and tensors of the part of a model that it holds."""
+    from everyway.systems.layouts import LAYOUTS
 
     system, parts, refused = model.config["system"], {}, {}
     for layout in LAYOUTS:
@@ -350,16 +428,12 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
             parts[layout] = settings, _theirs(model, layout, own, settings)
         else:
             refused[layout.part] = layout.component
-    if not parts:
-        raise LayoutError(f"no part of this model has a layout of {origin}")
     held = {layout.part for layout in parts}
     if wrong := [name for part, name in refused.items() if part not in held]:
         raise LayoutError(f"no layout of {origin} can hold this model's {wrong[0]}")
-    for whole in WHOLES:
-        if (whole.origin, whole.system) == (origin, system):
-            made = {layout.part: entries for layout, (_, entries) in parts.items()}
-            return [foreign.write_whole(folder, whole, made)]
-    return [foreign.write(folder, layout, v, settings) for layout, (settings, v) in parts.items()]
+    if not parts:
+        raise LayoutError(f"no part of this model has a layout of {origin}")
+    return parts
 
 
 def _theirs(
@@ -375,7 +449,7 @@ def _theirs(
 def _settings(config: Mapping[str, Any], layout: FileLayout) -> Mapping[str, Any]:
     if layout.component != "network":
         return _codecs(config)[layout.component]
-    own = config["config"]
+    own = asdict(system_module(layout.system).read(config["config"]))
     return own["network"] if layout.system == "vq_diffusion" else own
 
 

@@ -68,6 +68,7 @@ _UNIDIFFUSER = {
     "system": "unidiffuser",
     "settings": unidiffuser_layouts.inferred,
     "expected": lambda settings: _network_shapes(_unidiffuser_config(settings)),
+    "fits": lambda settings: settings["norm"] == "post",
     "preset": lambda settings: unidiffuser.version_of(_sizes(settings)),
 }
 _AUTOENCODER = {

@@ -24,10 +24,12 @@ from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, GaussianProcess, V
 from everyway.process.schedules import CosineVP, DiscreteVP
 from everyway.system import Condition, Modality, System
+from everyway.systems import Lacking, checked
 from everyway.tasks import TASKS
 
 SCHEDULES = {"cosine": (CosineVP, V), "discrete": (DiscreteVP, EPS)}
 """Name -> (schedule, what the network predicts); "discrete" is the published one."""
+CODECS = ("plain", "trained")
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" unless told otherwise."""
 NEEDED = {
@@ -47,7 +49,8 @@ NEEDED = {
 class UniDiffuserConfig:
     """Sizes of one UniDiffuser.
 
-    codecs: "plain" (pixels and words, no weights) or "trained" (autoencoder, CLIP, text latent).
+    codecs: of CODECS: "plain" (pixels and words, no weights) or "trained" (autoencoder, CLIP, text
+    latent).
     codec_config: plain data for them (vocabulary, tokenizer, sizes).
     weights: modality -> weight of its mean loss.
     data_type: with a token for the kind of training data, as v1.  init: of a `UViTConfig`.
@@ -82,10 +85,11 @@ class UniDiffuserConfig:
     steps: int = 25
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule {self.schedule!r} is unknown; choose one of {', '.join(SCHEDULES)}"
-            )
+        checked(self)
+        for name, known in (("schedule", SCHEDULES), ("codecs", CODECS)):
+            if getattr(self, name) not in known:
+                told = f"{name} {getattr(self, name)!r} is unknown"
+                raise ValueError(f"{told}; choose one of {', '.join(known)}")
         if self.drawn_size < 0 or self.drawn_size % self.patch:
             raise ValueError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
 
@@ -307,10 +311,12 @@ def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
     return {
         "image": Pixels(size=config.side, gain=1.6),
         "image_embed": Thumbnail(side=round((config.embed_dim / 3) ** 0.5)),
-        "text": Words(
-            vocabulary=tuple(config.codec_config["vocabulary"]),
-            length=config.text_length,
-            dim=config.text_dim,
+        "text": checked(
+            Words(
+                vocabulary=tuple(config.codec_config["vocabulary"]),
+                length=config.text_length,
+                dim=config.text_dim,
+            )
         ),
     }
 
@@ -319,7 +325,5 @@ def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
     from everyway.codecs import bundle
 
     if parts := lacking(config):
-        raise ValueError(
-            "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
-        )
+        raise Lacking(parts)
     return bundle.build(config.codec_config)

@@ -24,6 +24,7 @@ from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, GaussianProcess
 from everyway.process.schedules import DiscreteVP, LinearVP
 from everyway.system import Condition, Modality, System
+from everyway.systems import Lacking, checked
 from everyway.tasks import GENERATE, Task
 
 SCHEDULES = {"linear": LinearVP, "discrete": DiscreteVP}
@@ -53,6 +54,7 @@ class UViTSystemConfig:
     steps: int = 50
 
     def __post_init__(self) -> None:
+        checked(self)
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise ValueError(f"schedule {self.schedule!r} is unknown; choose one of {known}")
@@ -127,12 +129,10 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
     """
     config = read(config)
     if parts := lacking(config):
-        raise ValueError(
-            "this model lacks codecs; give them: " + " ".join(f"--part {part}" for part in parts)
-        )
+        raise Lacking(parts)
     with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
         process = GaussianProcess(schedule=SCHEDULES[config.schedule](), parameterisation=EPS)
-    network, picture = UViT(UViTConfig.from_json(config.network)), config.patches
+    network, picture = UViT(checked(UViTConfig.from_json(config.network))), config.patches
     image = Modality(
         name="image",
         clock="image",
@@ -254,7 +254,8 @@ def told_text(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
 def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
     own = config.codec_config["text"]
     if "vocabulary" in own:
-        return Words(vocabulary=tuple(own["vocabulary"]), length=told.length, dim=told.dim)
+        words = tuple(own["vocabulary"])
+        return checked(Words(vocabulary=words, length=told.length, dim=told.dim))
     from everyway.codecs.clip_states import ClipStates
 
     return ClipStates(length=told.length, **own).eval().requires_grad_(False)

@@ -28,6 +28,7 @@ from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.system import Condition, Modality, System
+from everyway.systems import Lacking, checked
 from everyway.systems.vq_codec_layouts import FFHQ, IMAGENET, ITHQ, OPENIMAGES
 from everyway.systems.vq_network_layouts import PRESETS, preset_of
 from everyway.tasks import GENERATE, Task
@@ -70,6 +71,7 @@ class VQDiffusionConfig:
     sample_steps: int = 25
 
     def __post_init__(self) -> None:
+        checked(self)
         for name, known in (("kind", NETWORKS), ("rates", RATES), ("text_kind", TEXTS)):
             if getattr(self, name) not in known:
                 told = f"{name} {getattr(self, name)!r} is unknown"
@@ -124,10 +126,8 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     config = read(config)
     kind, network_config = NETWORKS[config.kind]
     if parts := lacking(config):
-        raise ValueError(
-            "this model lacks parts; give them: " + " ".join(f"--part {part}" for part in parts)
-        )
-    network = kind(network_config(config.network))
+        raise Lacking(parts, "parts")
+    network = kind(checked(network_config(config.network)))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
     side, codes = grid_of(network)
     if codes != picture.classes:
