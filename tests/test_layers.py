@@ -15,6 +15,7 @@ ROOT = Path(everyway.__file__).parent
 LAYERS = {
     "contracts": 0,
     "whole": 0,
+    "validation": 0,
     "tasks": 1,
     "process": 1,
     "nets": 1,

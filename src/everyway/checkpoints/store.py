@@ -13,13 +13,15 @@ import os
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import NotRequired, TypedDict
 
 from everyway.checkpoints.keymap import check
 from everyway.checkpoints.tensor_files import (
@@ -30,25 +32,58 @@ from everyway.checkpoints.tensor_files import (
     open_safetensors,
     write_safetensors,
 )
+from everyway.validation import first_fault
 from everyway.whole import beside, whole
 
 T = TypeVar("T")
-ANY = "*"
-NUMBER = (int, float)
-READ: dict[str, Any] = {
-    "config": {"system?": str, "config?": {"shared?": {ANY: str}}},
-    "facts": {
-        "image_size?": range(1, 2**14),
-        "training?": {},
-        "codecs?": {ANY: {"minutes?": NUMBER}},
-        "scores?": {ANY: {}},
-        "source?": {ANY: {"file": str, "layout": str, "preset": str}},
-        "history?": [{"data": str, "seconds": NUMBER}],
-    },
-    "sha256": {ANY: str},
-    "tied?": {ANY: {ANY: str}},
-}
-"""What is read of a config.json: name -> kind.  "?" may be left out; ANY stands for every name."""
+
+
+class Source(TypedDict):
+    """Whose file a part was converted from, and how it was laid out."""
+
+    file: str
+    layout: str
+    preset: str
+
+
+class Run(TypedDict):
+    """A training of the model's history."""
+
+    data: str
+    seconds: float
+
+
+class Facts(TypedDict, total=False):
+    """What a model's card and commands read."""
+
+    image_size: Annotated[int, Field(ge=1, lt=2**14)]
+    training: dict[str, Any]
+    codecs: dict[str, dict[str, Any]]
+    scores: dict[str, dict[str, Any]]
+    source: dict[str, Source]
+    history: list[Run]
+
+
+class Config(TypedDict, total=False):
+    """What builds the system; `config` is its own."""
+
+    system: str
+    config: dict[str, Any]
+
+
+class Document(TypedDict):
+    """What is read of a config.json; it may hold more.
+
+    sha256: component -> digest of its file.  tied: component -> alias -> name of a tensor.
+    """
+
+    config: Config
+    facts: Facts
+    sha256: dict[str, str]
+    tied: NotRequired[dict[str, dict[str, str]]]
+
+
+DOCUMENT = TypeAdapter(Document)
 
 
 def save(
@@ -278,38 +313,17 @@ def _components(folder: Path, document: Mapping[str, Any]) -> dict[str, Path]:
 def document(folder: Path) -> dict:
     """config, facts and sha256 of a model folder, as its config.json has them.
 
-    Raises StoreError where what is READ of it is of another kind.
+    Raises StoreError where it is no Document.
     """
     path = folder / "config.json"
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        for fault in _faults(held, READ):
-            raise ValueError(fault)
+        DOCUMENT.validate_python(held, strict=True)
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+        invalid = isinstance(error, ValidationError)
+        reason = first_fault(error) if invalid else str(error).splitlines()[0]
         raise StoreError(f"{path} is not a model's config ({reason}); copy it again") from None
     return held
-
-
-def _faults(found: Any, kind: Any, name: str = "") -> Iterator[str]:
-    """Tells what of plain data is not of its kind, as READ has them."""
-    if isinstance(kind, range):
-        fits = type(found) is int and found in kind
-    else:
-        wanted = type(kind) if isinstance(kind, (dict, list)) else kind
-        fits = isinstance(found, wanted) and not isinstance(found, bool)
-    if not fits:
-        yield f"{name or 'it'} cannot be {found!r:.40}"
-    elif isinstance(kind, list):
-        for value in found:
-            yield from _faults(value, kind[0], f"an entry of {name}")
-    elif isinstance(kind, dict):
-        for key, inner in kind.items():
-            own = key.removesuffix("?")
-            if own == key and own not in (ANY, *found):
-                yield f"{own} is missing"
-            for one in found if own == ANY else {own} & found.keys():
-                yield from _faults(found[one], inner, f"{name}.{one}".lstrip("."))
 
 
 def _exact(name: str) -> bool:

@@ -24,8 +24,9 @@ from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, GaussianProcess, V
 from everyway.process.schedules import CosineVP, DiscreteVP
 from everyway.system import Condition, Modality, System
-from everyway.systems import Lacking, checked
+from everyway.systems import Lacking
 from everyway.tasks import TASKS
+from everyway.validation import checked
 
 SCHEDULES = {"cosine": (CosineVP, V), "discrete": (DiscreteVP, EPS)}
 """Name -> (schedule, what the network predicts); "discrete" is the published one."""

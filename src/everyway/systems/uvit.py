@@ -24,8 +24,9 @@ from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, GaussianProcess
 from everyway.process.schedules import DiscreteVP, LinearVP
 from everyway.system import Condition, Modality, System
-from everyway.systems import Lacking, checked
+from everyway.systems import Lacking
 from everyway.tasks import GENERATE, Task
+from everyway.validation import checked
 
 SCHEDULES = {"linear": LinearVP, "discrete": DiscreteVP}
 """Continuous time in pixels and *_large latents; the 1000 steps of latent diffusion elsewhere."""

@@ -28,10 +28,11 @@ from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.system import Condition, Modality, System
-from everyway.systems import Lacking, checked
+from everyway.systems import Lacking
 from everyway.systems.vq_codec_layouts import FFHQ, IMAGENET, ITHQ, OPENIMAGES
 from everyway.systems.vq_network_layouts import PRESETS, preset_of
 from everyway.tasks import GENERATE, Task
+from everyway.validation import checked
 
 RATES = {"released": RELEASED, "paper": PAPER, "absorbing": ABSORBING, "uniform": UNIFORM}
 NETWORKS: dict[str, tuple[type[nn.Module], Callable[[Mapping[str, Any]], Any]]] = {
