@@ -120,3 +120,15 @@ def test_a_mask_of_another_shape_is_refused(nano, tmp_path):
     given = {"images": (str(tmp_path / "a.png"),), "mask": str(tmp_path / "m.png")}
     with pytest.raises(RequestError, match="the mask is 20x20, the picture 40x20"):
         nano.generate(kind="inpaint", steps=1, **given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"null": "empty"}, "knows no null"),
+        ({"tokens_per_step": 4}, "need the sampler purity"),
+    ],
+)
+def test_what_the_model_cannot_use_is_refused(nano, settings, said):
+    with pytest.raises(RequestError, match=said):
+        nano.generate(request(**settings))

@@ -21,7 +21,7 @@ from everyway.controls.masks import free_places, pinned
 from everyway.guidance import guided
 from everyway.objective import corrupt
 from everyway.plan import Carry, Stage, plan
-from everyway.request import GenerateRequest, RequestError, read_image
+from everyway.request import GenerateRequest, RequestError, known, read_image
 from everyway.sampling.loop import Progress, absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -120,9 +120,16 @@ class Model:
             )
         settings = ("steps", "guidance", "sampler", "truncation")
         own = {n: getattr(self.system, n) for n in settings}
-        return request.model_copy(
+        settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
+        settled.needs_purity(settled.sampler)
+        nulls = [name for c in self.system.conditions.values() for name in c.nulls]
+        if settled.null and not nulls:
+            raise RequestError(f"this model knows no null; leave out null={settled.null}")
+        if settled.null:
+            known("null", settled.null, nulls)
+        return settled
 
     def run(self, request: GenerateRequest) -> Iterator[Preview | Result]:
         """Previews while it works, results as they are done."""

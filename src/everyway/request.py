@@ -117,9 +117,8 @@ class GenerateRequest(BaseModel):
         known("task", self.kind, KINDS)
         if self.sampler is not None:
             known("sampler", self.sampler, SAMPLER_NAMES)
-        purity = (self.purity_weight, self.tokens_per_step) != (None, None)
-        if purity and self.sampler != "purity":
-            raise ValueError("a purity weight and tokens per step need the sampler purity")
+        if self.sampler is not None:
+            self.needs_purity(self.sampler)
         if (self.label is not None) != (self.kind == "class-to-image"):
             raise ValueError("a label goes with the kind class-to-image; give both or neither")
         if (self.mask is not None) != (self.kind == "inpaint"):
@@ -141,6 +140,13 @@ class GenerateRequest(BaseModel):
         if self.seed + self.n > MAX_SEED:
             raise ValueError(f"seed + n is above {MAX_SEED}; give a smaller seed")
         return self
+
+    def needs_purity(self, sampler: str) -> None:
+        """RequestError for settings of the sampler purity with another."""
+        if (self.purity_weight, self.tokens_per_step) != (None, None) and sampler != "purity":
+            raise RequestError(
+                f"a purity weight and tokens per step need the sampler purity; this is {sampler}"
+            )
 
     @property
     def paths(self) -> tuple[str, ...]:
