@@ -1,7 +1,7 @@
 """Improved VQ-Diffusion's claims on `mini-vq`: guidance helps, a learned null beats an empty text,
 purity helps.  One table of scene score and Fréchet distance, with 95 % intervals.
 
-    python experiments/vq_guidance_and_purity.py [MODEL] [--n 1000] [--out out/vq_table.jsonl]
+    python experiments/vq_guidance_and_purity.py [MODEL] [--n 1000] [--out FILE]
     python experiments/vq_guidance_and_purity.py --share 0/2 &  # the same by two processes
     python experiments/vq_guidance_and_purity.py --share 1/2 &
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="mini-vq")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--share", default="0/1", help="as 0/2: the first of two processes")
-    parser.add_argument("--out", type=Path, default=Path("out/vq_table.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("experiments/vq_table.jsonl"))
     args = parser.parse_args()
     first, every = (int(number) for number in args.share.split("/"))
     rows = table(args.model, args.n, args.out, first, every)
