@@ -379,7 +379,9 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
             if told != request.model:  # not before: a mistake is one line
                 _say(args, model.note)
                 told = request.model
-            if isinstance(event, Result) and event.part not in done.get(_key(request, event), ()):
+            if isinstance(event, Result) and event.part not in done.get(
+                _key(request, event.seed), ()
+            ):
                 row = out.save(event, request)
                 rows.append(row)
                 _say(args, row.get("image", "") + "  " + row.get("text", ""))
@@ -392,22 +394,24 @@ def _make(args: argparse.Namespace, requests: list, skip: bool = False) -> int:
 
 def _lacking(request, done: dict[str, set[int]]):
     """The request for its samples whose results are not all there: a request a run of seeds."""
-    from everyway.apps.files import key
-
+    if not done:
+        yield request
+        return
     seeds = [
         seed
         for seed in range(request.seed, request.seed + request.n)
-        if len(done.get(key(request.model_copy(update={"seed": seed})), ())) < request.parts
+        if len(done.get(_key(request, seed), ())) < request.parts
     ]
     for _, run in groupby(enumerate(seeds), lambda pair: pair[1] - pair[0]):
         part = [seed for _, seed in run]
         yield request.model_copy(update={"seed": part[0], "n": len(part)})
 
 
-def _key(request, result) -> str:
+def _key(request, seed: int) -> str:
+    """Of one sample of a request."""
     from everyway.apps.files import key
 
-    return key(request.model_copy(update={"seed": result.seed}))
+    return key(request.model_copy(update={"seed": seed}))
 
 
 def _load(args: argparse.Namespace, name: str):
