@@ -19,7 +19,7 @@ minutes() { LC_ALL=C awk "BEGIN { printf \"%.2f\", $HOURS * 0.6 * $1 }"; } # per
 codec() { "$PYTHON" -m everyway.train.codecs "$@" --out "$RUNS/codecs"; }
 
 # A decoder is trained on alone behind its latent, which stays: the transformer depends on the
-# latent only.  Text comes after image_embed, whose text tower it reads.
+# latent only.  Text comes after image, whose latents say what words look like.
 [ -f "$RUNS/codecs/tokenizer.json" ] || codec tokenizer
 codec image --minutes "$(minutes 10)"
 codec image --decoder --minutes "$(minutes 5)"

@@ -102,6 +102,20 @@ class TextStates(nn.Module):
         return self.model(input_ids=ids.to(self.model.device)).last_hidden_state
 
 
+class WordStates(nn.Module):
+    """Token ids (B, L) -> (B, L, hidden_size): a vector for each token, whatever stands around it.
+
+    text: its hidden_size and vocab_size.
+    """
+
+    def __init__(self, text: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.table = nn.Embedding(text["vocab_size"], text["hidden_size"])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids.to(self.table.weight.device))
+
+
 class Contrastive(nn.Module):
     """Both encoders with the text's projection and the temperature, for training them together.
 

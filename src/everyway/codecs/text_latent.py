@@ -1,8 +1,9 @@
-"""The text latent: CLIP's states of a sentence, narrowed, and a GPT-2 that reads them as a prefix.
+"""The text latent: states of a sentence, narrowed, and a GPT-2 that reads them as a prefix.
 
 Source: Bao et al. 2023, arXiv 2303.06555 (77 x 64 with CLIP L/14 and GPT-2 small).  Ours is
 whitened a channel over the tokens that are not padding, and padding is exactly zero; the published
-one is neither, and has two vocabularies.
+one is neither, and has two vocabularies.  The states of `mini` are a vector a token, which says
+what pictures that the token is said of look like (`looks_of_words`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from everyway.codecs.beams import Hypothesis, beam_search
-from everyway.codecs.encoders import TextStates
+from everyway.codecs.encoders import TextStates, WordStates
 from everyway.codecs.published_tokens import CaptionTokens, ClipTokens
 from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.whiten import Whiten
@@ -39,8 +40,9 @@ GPT2_SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50258}
 class TextLatent(nn.Module):
     """Sentences <-> (B, length, dim).
 
-    tokenizer: the JSON of a tokenizer.  text, decoder: the settings of a CLIPTextConfig and of a
-    GPT2Config; their vocabularies are set from the tokenizer.
+    tokenizer: the JSON of a tokenizer.  text, decoder: the settings of a CLIPTextConfig (or, with
+    num_hidden_layers left out, the hidden_size of a WordStates) and of a GPT2Config; their
+    vocabularies are set from the tokenizer.
     reader: the JSON of GPT-2's tokenizer where texts are read in its vocabulary, as published; the
     other is CLIP's then, and both must be of the sizes that `text` and `decoder` have.
     keep_padding: the states of padding stay in the latent.  beams: 1 takes the likeliest token
@@ -67,7 +69,8 @@ class TextLatent(nn.Module):
             self.tokens, self.reader = ClipTokens(tokenizer, length), CaptionTokens(reader, length)
             _same_size("tokenizer", len(self.tokens), "text", text)
             _same_size("reader", len(self.reader), "decoder", decoder)
-        self.states = TextStates({**text, "vocab_size": len(self.tokens)})
+        states = TextStates if "num_hidden_layers" in text else WordStates
+        self.states = states({**text, "vocab_size": len(self.tokens)})
         self.narrow = nn.Linear(text["hidden_size"], dim)
         self.whiten = Whiten(dim)
         self.widen = nn.Linear(dim, decoder["n_embd"])
@@ -82,14 +85,6 @@ class TextLatent(nn.Module):
         ids = ids.to(self.narrow.weight.device)
         latent = self.whiten(self.narrow(self.states(ids)))
         return latent if self.keep_padding else latent * self.tokens.mask(ids)[..., None]
-
-    def latent_in_training(self, states: Tensor, ids: Tensor) -> Tensor:
-        """The same from states (B, length, hidden) of a frozen TextStates, whitened by the batch's
-        own statistics, so that it cannot outgrow the noise; `measure` fixes them afterwards."""
-        mask = self.tokens.mask(ids)
-        latent = self.narrow(states)
-        real = latent[mask]
-        return (latent - real.mean(0)) / real.std(0).clamp_min(1e-6) * mask[..., None]
 
     def decode(self, state: Tensor) -> list[str]:
         """The likeliest text, of several beams or token by token."""

@@ -152,7 +152,8 @@ class EmojiScenes:
     """Sample i is a function of (seed, i) alone.
 
     size: side of the square pictures in pixels.  split: "train" never holds a held-out pair,
-    "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws half of each.
+    "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws, 1 with the
+    probability `single`.
     variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
     """
 
@@ -160,6 +161,7 @@ class EmojiScenes:
     size: int = 64
     split: str = "train"
     count: int | None = None
+    single: float = 0.5
     variants: int = 1
     font: str | None = None
 
@@ -168,6 +170,8 @@ class EmojiScenes:
             raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
         if self.count not in (None, 1, 2):
             raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
+        if not 0 <= self.single <= 1:
+            raise ValueError(f"single is {self.single}; choose a probability, 0 to 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; choose 0 or more")
 
@@ -180,7 +184,7 @@ class EmojiScenes:
     def scene(self, index: int) -> Scene:
         """The whole ground truth of scene `index`, left or upper object first."""
         rng = np.random.default_rng((self.seed, index, 0))
-        count = self.count or 1 + int(rng.integers(2))
+        count = self.count or (1 if rng.random() < self.single else 2)
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         sizes = [SIZES[i] for i in rng.integers(2, size=2)]
         if count == 1:

@@ -57,7 +57,7 @@ TWO_CLOCKS = (
 """A tenth the whole square; the rest the lines that tasks sample on, which small models need."""
 
 
-SHIFT = 2.0
+SHIFT = 4.0
 """What a picture or caption shows is decided at high noise, so times are drawn nearer to 1."""
 
 

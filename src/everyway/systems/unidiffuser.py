@@ -159,6 +159,7 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
         heads=3,
         codecs="trained",
         codec_config=codec_config,
+        weights={"image": 1.0, "text": 2.0, "image_embed": 0.1},
     )
 
 

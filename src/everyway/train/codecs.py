@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
 from everyway.codecs.text_tokens import Tokens, train_tokens
 from everyway.data.emoji import EmojiScenes
 from everyway.train.fit import Report, fit
+from everyway.train.looks import codes_of_words, effects_of_words
 
 LENGTH, DIM = 24, 32  # of the text latent
-WORDS = {**SMALL_TEXT, "num_hidden_layers": 0}
-"""What the text latent reads: CLIP's token embeddings.  Its last states are mixed by what a match
-to pictures needs: where a thing is could not be read from them by a linear map (docs/LOG.md)."""
+WORDS = {"hidden_size": DIM}
+"""What the text latent reads: a vector a token that says what it looks like.  CLIP's last states
+are mixed by what a match to pictures needs: where a thing is could not be read from them by a
+linear map; and its token embeddings say nothing of what things look like (docs/LOG.md)."""
 TEST_SEED = 700_001  # of the scenes that codecs are measured on, used for nothing else
 KL = 1e-4 / 1024  # weight of the posterior's summed divergence: 1e-4 an element
 LATENT_NOISE = 0.1  # of a latent's own spread, added while the decoder learns
@@ -116,8 +118,6 @@ def train_image_embed(
         unseen = [EmojiScenes(seed=TEST_SEED).sample(i) for i in range(500)]
         for number, language in enumerate(("en", "ko")):
             facts[f"retrieval_{language}"] = _retrieval(net, tokens, unseen, number)
-    write_text(out / "contrastive.json", json.dumps(facts))
-    write_module(out / "contrastive.safetensors", net)
     return _save(out, "image_embed", net.image, {"vision": SMALL_VISION}, facts)
 
 
@@ -127,10 +127,14 @@ def train_text(
     decoder: bool = False,
     seed: int = 14,
     batch: int = 128,
+    scenes: int = 12_000,
     report: Report = print,
 ) -> dict[str, Any]:
-    """The text latent over CLIP's frozen token embeddings.  Returns facts: the exact shares at
-    sigma 0 and 0.3 (the gate is 0.99).  decoder: as in `train_image`."""
+    """The text latent, of what words look like in the image codec's latents of `scenes`, and its
+    decoder.  Returns facts: the exact shares at sigma 0 and 0.3 (the gate is 0.99).
+
+    decoder: as in `train_image`.
+    """
     torch.manual_seed(seed)
     config = {
         "tokenizer": _tokenizer(out),
@@ -139,15 +143,16 @@ def train_text(
         "text": WORDS,
         "decoder": SMALL_DECODER,
     }
-    codec, name = TextLatent(**config), "text"
+    state = out / f"text{'.decoder' if decoder else ''}.state.safetensors"
+    codec = TextLatent(**config).requires_grad_(False)
     if decoder:
-        name = "text.decoder"
         codec = _frozen(out, "text", codec)
-        codec.widen.requires_grad_(True)
-        codec.decoder.requires_grad_(True)
-    else:
-        codec.states.load_state_dict(_text_tower(out, codec.states.state_dict()))
-        codec.states.requires_grad_(False)
+    elif not state.exists():
+        codec.states.table.weight.copy_(_codes(out, codec.tokens, seed, scenes))
+        codec.narrow.load_state_dict({"weight": torch.eye(DIM), "bias": torch.zeros(DIM)})
+        codec.measure(captions(EmojiScenes(seed=seed), range(10**6, 10**6 + 4000)))
+    codec.widen.requires_grad_(True)
+    codec.decoder.requires_grad_(True)
     data = EmojiScenes(seed=seed + decoder)
 
     def loss_at(step: int) -> Tensor:
@@ -155,19 +160,29 @@ def train_text(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         sigma = TEXT_NOISE * torch.rand(batch, 1, 1, generator=generator)
         noise = sigma * torch.randn(batch, LENGTH, DIM, generator=generator)
-        with torch.no_grad():
-            states = codec.latent(ids) if decoder else codec.states(ids)
-        latent = states if decoder else codec.latent_in_training(states, ids)
-        return codec.loss(latent + noise, ids)
+        return codec.loss(codec.latent(ids) + noise, ids)
 
-    facts = fit(codec, loss_at, out / f"{name}.state.safetensors", minutes=minutes, lr=2e-3,
-                report=report)  # fmt: skip
-    if not decoder:
-        codec.measure(captions(data, range(10**6, 10**6 + 4000)))
+    facts = fit(codec, loss_at, state, minutes=minutes, lr=2e-3, report=report)
     unseen = captions(EmojiScenes(seed=TEST_SEED), range(1000))
     for sigma in (0.0, 0.3):
         facts[f"exact_at_{sigma}"] = exact_share(codec, unseen, sigma)
     return _save(out, "text", codec, config, facts)
+
+
+@torch.no_grad()
+def _codes(out: Path, tokens: Tokens, seed: int, scenes: int) -> Tensor:
+    """(vocabulary, DIM): what each token looks like, from scenes with two captions each."""
+    settings = json.loads(_made(out, "image.json").read_text("utf-8"))
+    image = _frozen(out, "image", ImageVAE(**settings))
+    data = EmojiScenes(seed=seed)
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, scenes, 50):
+            samples = [data.sample(i) for i in range(start, min(start + 50, scenes))]
+            ids = tokens.encode([caption for s in samples for caption in s.captions])
+            yield ids, image.encode(_stacked([s.image for s in samples])).repeat_interleave(2, 0)
+
+    return codes_of_words(*effects_of_words(rows(), len(tokens)), DIM, seed)
 
 
 PARTS = {"image": train_image, "image_embed": train_image_embed, "text": train_text}
@@ -220,12 +235,6 @@ def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -
         b = nn.functional.normalize(net.sentence(ids, tokens.end), dim=-1)
         right += int(((a @ b.T).argmax(1) == torch.arange(len(part))).sum())
     return right / len(samples)
-
-
-def _text_tower(out: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of these names out of the contrastive text tower."""
-    weights = load_file(_made(out, "contrastive.safetensors"))
-    return {name: weights[f"text.{name}"] for name in wanted}
 
 
 def _frozen(out: Path, name: str, codec: nn.Module) -> nn.Module:

@@ -23,6 +23,8 @@ from everyway.train.parallel import World
 
 PLAIN = 64
 """Side of the pictures that a UniDiffuser without codecs makes its pixels and thumbnails of."""
+SINGLE = 2 / 3
+"""Share of the emoji scenes that hold one object: there a model learns what each looks like."""
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
 
@@ -162,7 +164,7 @@ def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
     if name == "emoji":
         from everyway.data.emoji import EmojiScenes
 
-        return EmojiScenes(seed=seed, variants=2)
+        return EmojiScenes(seed=seed, variants=2, single=SINGLE)
     if Path(name).is_dir():
         return Folder(Path(name), size, captioned)
     raise ConfigError(f"data {name!r} is unknown; choose shapes, emoji, or give a folder")

@@ -1,0 +1,55 @@
+"""What a word looks like: the part of a picture's latent that a token of its captions explains.
+
+A transformer that is told random codes of objects must learn every object by itself; told codes
+that say what things look like, it starts from what like things have in common, in every language
+at once (docs/LOG.md has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+RIDGE = 30.0
+"""Of the regression, in captions: tokens seen less often than this hardly count."""
+OWN = 0.6
+"""Size of what each token has for itself, against 1 for its looks: it keeps words apart that look
+alike or like nothing."""
+
+
+@torch.no_grad()
+def effects_of_words(
+    rows: Iterable[tuple[Tensor, Tensor]], vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """Ridge regression of pictures on the tokens of their captions, wherever those stand.
+
+    rows: batches of ids (B, L), 0 for padding, and of latents (B, ...).
+    Returns the effect of each token (vocabulary, D) and in how many captions it was (vocabulary,).
+    """
+    among, pictured, total = torch.zeros(vocabulary, vocabulary), 0.0, 0.0
+    counts, captions = torch.zeros(vocabulary), 0
+    for ids, latents in rows:
+        bag = torch.zeros(len(ids), vocabulary).scatter_add_(1, ids, (ids > 0).float())
+        states = latents.flatten(1).float()
+        among += bag.T @ bag
+        pictured = pictured + bag.T @ states
+        total = total + states.sum(0)
+        counts += bag.sum(0)
+        captions += len(ids)
+    centred = pictured - counts[:, None] * (total / captions)
+    return torch.linalg.solve(among + RIDGE * torch.eye(vocabulary), centred), counts
+
+
+def codes_of_words(
+    effects: Tensor, counts: Tensor, dim: int, seed: int, own: float = OWN
+) -> Tensor:
+    """(vocabulary, dim): the main axes of the effects, of variance 1 each over the tokens that were
+    seen, and something of its own for every token."""
+    seen = effects[counts >= RIDGE]
+    mean = seen.mean(0)
+    axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][:dim]
+    looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
+    generator = torch.Generator().manual_seed(seed)
+    return looks + own * torch.randn(looks.shape, generator=generator)
