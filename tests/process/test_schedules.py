@@ -101,14 +101,14 @@ def test_training_times():
     assert uniform["image"].dtype == torch.float64
     assert abs(float(uniform["image"].mean()) - 0.5) < 0.03
     assert not torch.equal(uniform["image"], uniform["text"])
-    mixed = mixture_times(noise, clocks, 20000)
+    mixed = mixture_times(noise, clocks, 20000, shift=4.0)
     image, text = mixed["image"], mixed["text"]
     shares = [text == 0, image == 0, image == text, text == 1, image == 1]
     for mask, share in zip(shares, (0.45, 0.3, 0.09, 0.03, 0.03)):
         assert float(mask.double().mean()) == pytest.approx(share, abs=0.012)
     free = image[text == 0]  # 4 u / (1 + 3 u) for uniform u, whose mean is 4/3 - 4/9 log 4
     assert float(free.mean()) == pytest.approx(4 / 3 - 4 / 9 * math.log(4), abs=0.01)
-    plain = mixture_times(noise, clocks, 20000, shift=1.0)
+    plain = mixture_times(noise, clocks, 20000)
     assert float(plain["image"][plain["text"] == 0].mean()) == pytest.approx(0.5, abs=0.01)
     log = lognormal_times(noise, ("image",), 20000, schedule=EDMSigma())["image"]
     log_sigma = -EDMSigma().lam(log)

@@ -57,10 +57,6 @@ TWO_CLOCKS = (
 """A tenth the whole square; the rest the lines that tasks sample on, which small models need."""
 
 
-SHIFT = 4.0
-"""What a picture or caption shows is decided at high noise, so times are drawn nearer to 1."""
-
-
 def shifted(t: Tensor, shift: float) -> Tensor:
     """shift t / (1 + (shift - 1) t): uniform times moved towards 1 for a shift above 1.
 
@@ -74,9 +70,12 @@ def mixture_times(
     clocks: Sequence[str],
     batch: int,
     lines: Sequence[Line] = TWO_CLOCKS,
-    shift: float = SHIFT,
+    shift: float = 1.0,
 ) -> Times:
-    """Each sample falls on one of `lines` by its share (shares add to 1): clock -> (batch,)."""
+    """Each sample falls on one of `lines` by its share (shares add to 1): clock -> (batch,).
+
+    shift: above 1 draws the free times nearer to 1, where what a sample shows is decided.
+    """
     shares = torch.tensor([line.share for line in lines], dtype=torch.float64)
     if abs(float(shares.sum()) - 1.0) > 1e-9:
         raise ValueError(f"the lines' shares add to {float(shares.sum()):g}; they must add to 1")

@@ -54,6 +54,7 @@ class TrainConfig:
     tokens: folder with the trained codec of tokens.
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
     "tasks", or by "importance" (tokens).
+    shift: of "tasks", how far the times are drawn towards 1, where what a picture shows is decided.
     drop: share of the samples whose conditions are replaced by their null; a U-ViT of classes that
     drops none has no null class.  clip: largest norm of the gradient, 0 for any.
     recompute: 1 keeps no block's inside for the way back, which saves memory and costs time.
@@ -93,6 +94,7 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.9995
     times: str = "tasks"
+    shift: float = 4.0
     drop: float = 0.1
     tokens: str = "runs/vq"
     precision: str = "auto"
@@ -118,6 +120,8 @@ class TrainConfig:
                 )
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"lr is {self.lr}; it must be above 0 and finite")
+        if not 1 <= self.shift < math.inf:
+            raise ConfigError(f"shift is {self.shift}; it must be at least 1 and finite")
         for name in ("cooldown", "drop", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is from 0 to below 1")
@@ -137,7 +141,9 @@ class TrainConfig:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    "nano": TrainConfig(preset="nano", data="shapes", steps=1500, lr=5e-3, out="runs/nano"),
+    "nano": TrainConfig(
+        preset="nano", data="shapes", steps=1500, lr=5e-3, shift=2.0, out="runs/nano"
+    ),
     "mini": TrainConfig(
         preset="mini",
         data="emoji",
@@ -236,6 +242,8 @@ def _reads(config: Mapping[str, typing.Any], name: str) -> bool:
         return not fresh
     if name == "codecs":
         return fresh and not config["preset"].startswith("nano")
+    if name == "shift":
+        return config["times"] == "tasks"
     if name == "tokens":
         return fresh and system == "vq_diffusion"
     return True

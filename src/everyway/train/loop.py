@@ -47,7 +47,7 @@ OPTIMISERS = {
 }
 RESUMABLE = {"budget_s", "steps", "out", "save_every_s", "sample_every", "log_every"}
 """Settings that a resumed run may change: they do not bear on what a step does."""
-TIMES = {"uniform": uniform_times, "knots": knot_times, "tasks": mixture_times}
+TIMES = {"uniform": uniform_times, "knots": knot_times}
 """How times of several clocks are drawn: the whole square, its knots, or mostly lines of tasks."""
 
 
@@ -167,6 +167,8 @@ def _times(
 ) -> tuple[Times, torch.Tensor | None, Callable[[dict[str, torch.Tensor]], None]]:
     """(times, weight of each sample or None, what takes in the losses at these times)."""
     clocks = tuple(dict.fromkeys(system.clocks.values()))
+    if config.times == "tasks":
+        return mixture_times(noise, clocks, share, shift=config.shift), None, lambda losses: None
     if config.times != "importance":
         return TIMES[config.times](noise, clocks, share), None, lambda losses: None
     law = importance(state.history, state.counts)
