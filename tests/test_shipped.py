@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 import everyway
-from everyway.checkpoints import store
+from everyway import library
+from everyway.checkpoints import card, store
 from everyway.library import SHIPPED, shipped
 from everyway.metrics.judge import JUDGES
 
@@ -29,3 +33,26 @@ def test_tokens_draw_what_words_say_with_a_shared_text_codec():
     made = model.generate(kind="text-to-image", text="a large fox on blue", n=2, steps=10)
     seen = JUDGES["emoji"].read([result.image for result in made])
     assert [scene.background for scene in seen] == ["blue", "blue"]
+
+
+def test_a_shared_codec_that_is_named_by_its_digest_outlives_a_new_one(tmp_path, monkeypatch):
+    """A model goes on with the codec that it was trained on after `mini` has got another."""
+    for name in ("mini", "mini-vq"):
+        shutil.copytree(SHIPPED / name, tmp_path / name)
+    monkeypatch.setattr(library, "SHIPPED", tmp_path)
+    former = store.document(tmp_path / "mini")["sha256"]["text"]
+    rewrite(tmp_path / "mini", lambda held: held["sha256"].update(text="0" * 64))
+    with pytest.raises(store.StoreError, match="missing; copy the whole model folder again"):
+        everyway.load(tmp_path / "mini-vq")
+    shared = {"text": f"mini@{former}"}
+    rewrite(tmp_path / "mini-vq", lambda held: held["config"]["config"].update(shared=shared))
+    model = everyway.load(tmp_path / "mini-vq")
+    assert model.generate(kind="text-to-image", text="a fox on blue", steps=1)
+    held = store.document(tmp_path / "mini-vq")
+    assert "| text: that of `mini` |" in card.card(held["config"], held["facts"])
+
+
+def rewrite(folder, change) -> None:
+    held = store.document(folder)
+    change(held)
+    (folder / "config.json").write_text(json.dumps(held), encoding="utf-8")

@@ -125,7 +125,10 @@ def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -
         needed = " ".join(f"--part {part}" for part in convert.lacking(made))
         raise ModelError(f"{path} is a part of a model; give the rest: {needed}")
     elsewhere = made.config["config"].get("shared", {})
-    found = {n: store.open_component(SHIPPED / model, n) for n, model in elsewhere.items()}
+    found = {}
+    for name, where in elsewhere.items():
+        model, _, digest = where.partition("@")
+        found[name] = store.open_component(SHIPPED / model, name, digest)
     return replace(made, components={**made.components, **found})
 
 

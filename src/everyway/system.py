@@ -68,7 +68,8 @@ class System:
     """A network over modalities.  `config` is plain data that rebuilds the system (JSON).
 
     conditions: the contexts that the network is told.
-    shared: component -> the shipped model that holds its weights, where it is not this one.
+    shared: component -> the shipped model that holds its weights, where it is not this one, and
+    after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
     sampler, guidance, steps, truncation: what this system is sampled with unless told otherwise.
     """

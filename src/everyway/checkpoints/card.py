@@ -64,7 +64,7 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         hours = f"{part.get('minutes', 0) / 60:.2f}"
         lines.append(f"| {name} ({told}) | {part.get('steps', '')} | | | {hours} | |")
     for name, model in config["config"].get("shared", {}).items():
-        lines.append(f"| {name}: that of `{model}` | | | | | |")
+        lines.append(f"| {name}: that of `{model.partition('@')[0]}` | | | | | |")
     for suite, report in facts.get("scores", {}).items():
         lines += ["", *_scores(suite, report)]
     return "\n".join(lines) + "\n"

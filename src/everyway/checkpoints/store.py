@@ -149,12 +149,16 @@ def _untied(
     return {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
 
 
-def open_component(folder: Path, name: str) -> Entries:
-    """One component of `open_folder`; the others are not looked at.  Raises StoreError."""
+def open_component(folder: Path, name: str, digest: str = "") -> Entries:
+    """One component of `open_folder`; the others are not looked at.  Raises StoreError.
+
+    digest: of a former file of it, which lies there still for the models that were trained on it.
+    """
     held = document(Path(folder))
     if name not in held["sha256"]:
         raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
-    (path,) = _components(Path(folder), {"sha256": {name: held["sha256"][name]}}).values()
+    digest = digest or held["sha256"][name]
+    (path,) = _components(Path(folder), {"sha256": {name: digest}}).values()
     return _untied(open_safetensors(path), held, name, folder)
 
 

@@ -52,7 +52,7 @@ class VQDiffusionConfig:
     the network is told: a context "text", a "label", or nothing.
     codec: settings of its ImageVQ.  text: settings of the text codec, whose latent is the context.
     text_kind: of the text codec, a name in TEXTS.
-    shared: component -> the shipped model that has its weights.
+    shared: component -> the shipped model that has its weights, and after an "@" their sha256.
     rates: a name in RATES.  steps, auxiliary: of the process.
     sampler, guidance, truncation, sample_steps: how it is sampled unless told.
     """
@@ -100,8 +100,10 @@ def uvit(
     return UViTConfig(layout=layout, time_mlp=True, conv=False, init="unit", **sizes)
 
 
-def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig:
-    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by mini's text latent; 2.9M parameters."""
+def mini(
+    codec: Mapping[str, Any], text: Mapping[str, Any], shared: Mapping[str, str]
+) -> VQDiffusionConfig:
+    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by a text latent; 2.9M parameters."""
     network = uvit(
         side=8,
         codes=codec["quantiser"]["codes"],
@@ -111,7 +113,7 @@ def mini(codec: Mapping[str, Any], text: Mapping[str, Any]) -> VQDiffusionConfig
         heads=5,
     )
     return VQDiffusionConfig(
-        kind="uvit", network=network.to_json(), codec=codec, text=text, shared={"text": "mini"}
+        kind="uvit", network=network.to_json(), codec=codec, text=text, shared=shared
     )
 
 

@@ -101,19 +101,24 @@ def build_system(config: TrainConfig) -> System:
 
 
 def mini_vq(config: TrainConfig) -> System:
-    """The codec of config.tokens, told by the text codec of config.codecs, or of `mini`."""
+    """The codec of config.tokens, told by the text codec of config.codecs, or of `mini`, whose
+    weights it then shares."""
+    from everyway.checkpoints import store
     from everyway.generate import load
+    from everyway.library import SHIPPED
     from everyway.systems import vq_diffusion
     from everyway.train import vq
     from everyway.train.codecs import config_of, restore
 
-    picture = vq.load(Path(config.tokens))
+    picture, shared = vq.load(Path(config.tokens)), {}
     if config.codecs:
         text = config_of(Path(config.codecs))["text"]
     else:
         mini = load("mini", device="cpu").system
         text = mini.config["codec_config"]["text"]
-    system = vq_diffusion.build(vq_diffusion.mini(vq.config_of(Path(config.tokens)), text))
+        shared = {"text": f"mini@{store.document(SHIPPED / 'mini')['sha256']['text']}"}
+    tokens = vq.config_of(Path(config.tokens))
+    system = vq_diffusion.build(vq_diffusion.mini(tokens, text, shared))
     system.codecs["image"].load_state_dict(picture.state_dict())
     if config.codecs:
         restore(Path(config.codecs), {"text": system.codecs["text"]})
