@@ -344,7 +344,16 @@ class Model:
         ]
 
     def _decode(self, made: Bundle) -> dict[str, Any]:
-        """Row by row, so that a sample's pixels and words do not depend on its batch."""
+        """Row by row, so that a sample's pixels and words do not depend on its batch.
+
+        Raises ModelError for states that are no numbers.
+        """
+        for name, states in made.items():
+            if states.is_floating_point() and not states.isfinite().all():
+                raise library.ModelError(
+                    f"{self.name} made a state of {name!r} that is not finite; its weights may be "
+                    "damaged: get them anew, or try --dtype fp32"
+                )
         size = next(iter(made.values())).shape[0]
         rows = [self.system.decode({k: v[i : i + 1] for k, v in made.items()}) for i in range(size)]
         return {clock: [row[clock][0] for row in rows] for clock in rows[0]}

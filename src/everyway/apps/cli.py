@@ -661,6 +661,8 @@ def _convert(args: argparse.Namespace) -> int:
     from everyway.systems import convert
 
     model = convert.open_model(args.source, args.layout, parts, args.weights, told)
+    if args.to and args.dtype:
+        raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
     if args.to:
         written = [str(path) for path in convert.write_back(model, args.to, out)]
         print(json.dumps({"out": str(out), "files": written}) if args.json else "\n".join(written))

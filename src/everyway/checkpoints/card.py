@@ -49,7 +49,7 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     lines = [
         f"# {config['system']}: {facts.get('name', 'a model')}",
         "",
-        f"Data: {ABOUT.get(data, 'a folder of captioned pictures')}.",
+        f"Data: {ABOUT.get(data, 'a folder of pictures')}.",
         *_begun_from(facts.get("source")),
         "",
         "| part | steps | batch | samples | hours | hardware |",

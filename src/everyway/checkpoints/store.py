@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,14 +290,24 @@ def _finish(
     tied: Mapping[str, Mapping[str, str]],
 ) -> None:
     """config.json last; then what the former model left is removed."""
+    former = _digests(folder)
     document = {"config": dict(config), "facts": dict(facts), "sha256": dict(sums)}
     if any(tied.values()):
         document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
     write_text(folder / "config.json", json.dumps(document, indent=2, ensure_ascii=False))
     current = {component(folder, name, digest) for name, digest in sums.items()}
-    for name in sums:
+    for name in {*sums, *former}:
         for path in set(folder.glob(f"{name}-????????.safetensors")) - current:
             path.unlink()
+
+
+def _digests(folder: Path) -> Mapping[str, str]:
+    """Component -> sha256 of the model that lies there, if any."""
+    try:
+        found = document(folder)["sha256"]
+    except StoreError:
+        return {}
+    return {name: digest for name, digest in found.items() if re.fullmatch(r"\w+", name)}
 
 
 def _components(folder: Path, document: Mapping[str, Any]) -> dict[str, Path]:

@@ -377,11 +377,19 @@ class _WeightsOnly(pickle.Unpickler):
         return self.storage(dtype, key, count)
 
 
+NO_WEIGHTS = {b"version https://git-lfs": "a pointer of Git LFS", b"<": "a web page"}
+"""How files begin that a download leaves in place of weights."""
+
+
 def _legacy(path: Path) -> Any:
     """A file without an archive, by PyTorch's own weights-only reading."""
     with open(path, "rb") as file:
-        if file.read(2) == b"PK":
-            raise StoreError(f"{path} is damaged or truncated (its end is lost); copy it again")
+        begun = file.read(64).lstrip()
+    if begun.startswith(b"PK"):
+        raise StoreError(f"{path} is damaged or truncated (its end is lost); copy it again")
+    for mark, what in NO_WEIGHTS.items():
+        if begun.startswith(mark):
+            raise StoreError(f"{path} is {what}, not the weights themselves; download them again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of what is refused below

@@ -34,6 +34,7 @@ class ClipStates(nn.Module):
                 f"{text['vocab_size']}; give the tokenizer that was published with it"
             )
         self.states = TextStates(text)
+        self.dim = text["hidden_size"]
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         return self.states(self.tokens.encode(raw))

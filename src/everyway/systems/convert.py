@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from everyway.checkpoints import foreign, store
+from everyway.checkpoints import card, foreign, store
 from everyway.checkpoints.foreign import FileLayout, Part
 from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.tensor_files import Entries, Stored, StoreError
@@ -201,7 +201,7 @@ def is_ours(path: Path) -> bool:
     if not config.is_file():
         return False
     text = config.read_text("utf-8", errors="replace")
-    return any(path.glob("*-????????.safetensors")) or '"sha256"' in text
+    return any(path.glob(f"*-{8 * '[0-9a-f]'}.safetensors")) or '"sha256"' in text
 
 
 def local(where: str) -> Path:
@@ -360,8 +360,15 @@ def lacking(model: Opened) -> list[str]:
 
 
 def save(model: Opened, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """As a model folder of ours.  dtype: of the weights; None keeps each as it is."""
+    """As a model folder of ours.  dtype: of the weights; None keeps each as it is.
+
+    Raises as `restored` does, before anything is written, where the parts do not fit together.
+    """
+    if model.config["system"] and not lacking(model):
+        _built(model)
     store.save_stored(folder, model.config, model.components, model.facts, dtype)
+    if model.config["system"]:
+        card.write_card(folder)
 
 
 def restored(
@@ -376,8 +383,7 @@ def restored(
     Raises Lacking where it lacks a codec, LayoutError where weights do not fit its config, and
     StoreError for either of the two in a damaged folder of ours.
     """
-    with _sound(model), store.unfilled():
-        system = system_module(model.config["system"]).build(model.config["config"])
+    system = _built(model)
     for name, module in {"network": system.network, **system.codecs}.items():
         try:
             entries = model.components.get(name, {})
@@ -387,6 +393,19 @@ def restored(
                 raise LayoutError(f"{name} does not fit the model's config: {error}") from None
         module.eval().requires_grad_(False)
     return system
+
+
+def _built(model: Opened) -> System:
+    """On the meta device.  LayoutError for parts that are not of this system, or of one another."""
+    name = model.config["system"]
+    with _sound(model), store.unfilled():
+        try:
+            return system_module(name).build(model.config["config"])
+        except TypeError as error:
+            if model.folder or not (odd := re.search(r"(?:keyword )?argument '(\w+)'", str(error))):
+                raise
+            reason = f"a part was given that a {name} model does not read ({odd[1]})"
+            raise LayoutError(f"{reason}; leave that --part out") from None
 
 
 def _one_format(module: torch.nn.Module, entries: Entries) -> torch.dtype | None:

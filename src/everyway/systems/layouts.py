@@ -40,6 +40,16 @@ def _uvit_config(settings: Settings) -> UViTConfig:
     return UViTConfig.from_json(settings["network"])
 
 
+def _uvit_fits(settings: Settings) -> bool:
+    """Whether the released file of a U-ViT tells what this one is: what it cannot tell is what
+    the released ones have."""
+    config = _uvit_config(settings)
+    released = uvit.as_released(settings["network"])
+    if any(settings.get(k, released[k]) != released[k] for k in ("null_class", "schedule")):
+        return False
+    return uvit_layouts.read_back(config, Shapes(_network_shapes(config)))
+
+
 def _unidiffuser_config(settings: Settings) -> UViTConfig:
     return unidiffuser.UniDiffuserConfig(norm="post", **_sizes(settings)).network()
 
@@ -122,6 +132,7 @@ LAYOUTS: tuple[FileLayout, ...] = (
         marks=("pos_embed", "patch_embed.proj.weight", "decoder_pred.weight"),
         settings=_uvit_settings,
         expected=lambda settings: _network_shapes(_uvit_config(settings)),
+        fits=_uvit_fits,
         preset=lambda settings: uvit.preset_of(_uvit_config(settings)),
         file="nnet_ema.pth",
         **_both_ways(uvit_layouts.KEYMAP),

@@ -226,7 +226,8 @@ class NoNull(Context):
     @property
     def tokens(self) -> Tensor:  # type: ignore[override]
         raise ValueError(
-            "this model has no null class to be guided by; use a guidance of 1, which is off"
+            "this model has no null class; draw with a guidance of 1, which is off, "
+            "and train it on with drop=0"
         )
 
 
@@ -253,13 +254,20 @@ def told_text(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
 
 
 def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
+    """Raises ValueError for an encoder of another width."""
     own = config.codec_config["text"]
     if "vocabulary" in own:
         words = tuple(own["vocabulary"])
         return checked(Words(vocabulary=words, length=told.length, dim=told.dim))
     from everyway.codecs.clip_states import ClipStates
 
-    return ClipStates(length=told.length, **own).eval().requires_grad_(False)
+    codec = ClipStates(length=told.length, **own).eval().requires_grad_(False)
+    if codec.dim != told.dim:
+        raise ValueError(
+            f"the network is told texts of width {told.dim}, and the text encoder's have "
+            f"{codec.dim}; give the encoder that it was trained with"
+        )
+    return codec
 
 
 CONDITIONS = {"label": told_label, "text": told_text, "": lambda network, config: {}}

@@ -13,6 +13,7 @@ from typing import Any
 
 from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table
+from everyway.nets.tokens import Label
 from everyway.nets.uvit import UViTConfig
 from everyway.systems.uvit import CLIP, PRESETS, network
 
@@ -60,8 +61,9 @@ KEYMAP: Table = (
 def inferred(shapes: Shapes, told: Mapping[str, Any]) -> UViTConfig:
     """The config of weights by our names and shapes.
 
-    Neither heads nor time_scale show in them: those of the preset of these shapes; else heads are
-    `told`, or of 64 dimensions, and pixels are of continuous time.  LayoutError for no U-ViT.
+    Neither heads nor time_scale show in them: those of the preset of these shapes, whatever its
+    number of classes; else heads are of 64 dimensions, and pixels are of continuous time.  Heads
+    that are `told` go first.  LayoutError for no U-ViT.
     """
     dim = shapes["embed.image.weight"][0]
     _, channels, patch, _ = shapes["embed.image.weight"]
@@ -82,15 +84,30 @@ def inferred(shapes: Shapes, told: Mapping[str, Any]) -> UViTConfig:
         time_scale=999.0 if channels == 3 else 1000.0,
         **blocks_of(shapes),
     )
-    alike = [p for p in PRESETS.values() if "heads" not in told and _alike(p, config)]
-    return alike[0] if alike else config
+    alike = next((p for p in PRESETS.values() if _alike(p, config)), config)
+    heads = config.heads if "heads" in told else alike.heads
+    return replace(config, heads=heads, time_scale=alike.time_scale)
 
 
 def _alike(preset: UViTConfig, config: UViTConfig) -> bool:
-    """Whether both have the same names and shapes."""
+    """Whether both have the same names and shapes, but for the number of classes."""
     if preset.dim != config.dim:
         return False
-    return preset == replace(config, heads=preset.heads, time_scale=preset.time_scale)
+    like = replace(config, heads=preset.heads, time_scale=preset.time_scale)
+    return _of_one_class(preset) == _of_one_class(like)
+
+
+def _of_one_class(config: UViTConfig) -> UViTConfig:
+    layout = (replace(s, classes=1) if isinstance(s, Label) else s for s in config.layout)
+    return replace(config, layout=tuple(layout))
+
+
+def read_back(config: UViTConfig, shapes: Shapes) -> bool:
+    """Whether a file of these shapes, and its heads, tell all of that config."""
+    try:
+        return inferred(shapes, {"heads": config.heads}) == config
+    except LayoutError:
+        return False
 
 
 def side(patches: int) -> int:

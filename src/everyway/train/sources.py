@@ -17,7 +17,7 @@ from everyway.data import latents as cache
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
 from everyway.system import System
-from everyway.systems import builder, unidiffuser
+from everyway.systems import builder, convert, unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 
@@ -77,7 +77,9 @@ def origins(config: TrainConfig) -> dict[str, Any]:
         return {k: v for k, v in facts.items() if k in ("history", "codecs", "source")}
     files = sorted(Path(config.codecs).glob("*.facts.json")) if config.codecs else []
     codecs = {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
-    return {"history": [], "codecs": codecs}
+    source = {} if files or not config.codecs else convert.open_model(config.codecs).facts
+    published = {k: v for k, v in source.get("source", {}).items() if k != "network"}
+    return {"history": [], "codecs": codecs} | ({"source": published} if published else {})
 
 
 def build_system(config: TrainConfig) -> System:
