@@ -88,6 +88,7 @@ def test_a_setting_out_of_its_range_is_named(name, value):
     [
         ("nano", {"system": "foo"}, "choose uvit, unidiffuser, vq_diffusion"),
         ("nano", {"system": "vq_diffusion"}, "choose mini-vq"),
+        ("nano", {"system": "uvit"}, "uvit has one; choose uniform"),
         ("nano", {"patch": "3"}, "patch=3 has no effect on preset 'nano'"),
         ("nano", {"depth": "-1"}, "depth is -1"),
         ("nano", {"depth": "2"}, "depth=2 has no effect"),
@@ -103,7 +104,7 @@ def test_a_setting_that_would_not_be_read_is_refused(preset, overrides, said):
 
 def test_what_a_preset_has_of_its_own_goes_with_init():
     assert resolve("mini", {"init": "mini", "patch": "1"}).codecs == "runs/codecs"
-    assert resolve("nano", {"system": "uvit", "skip": "add"}).skip == "add"
+    assert resolve("nano", {"system": "uvit", "times": "uniform", "skip": "add"}).skip == "add"
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ PIPELINE = {
     "text_tokenizer": "reader",
 }
 """Folder in a pipeline of diffusers -> part."""
+FILES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".npy", ".json", ".txt"}
+"""How names end that are of files; a hub id may end like v1.1."""
 ASIDE = "aside"
 """The component of tensors that no network reads, as "part:their name"."""
 HINTS = {"heads", "drawn_size", "side", "null"}
@@ -207,7 +209,8 @@ def is_ours(path: Path) -> bool:
 def local(where: str) -> Path:
     """A path, or the folder that a hub id was downloaded to."""
     path = Path(where)
-    if path.exists() or path.suffix or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where)):
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where))
+    if path.exists() or path.suffix in FILES or not hub_id:
         return path
     from huggingface_hub import snapshot_download
 

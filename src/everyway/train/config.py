@@ -135,6 +135,10 @@ class TrainConfig:
                 f"preset {self.preset!r} is unknown to {self.system}; "
                 f"choose {' or '.join(presets)}, or another system"
             )
+        if self.times == "tasks" and self.system != "unidiffuser" and not self.init:
+            raise ConfigError(
+                f"times is 'tasks', lines of two clocks, and {self.system} has one; choose uniform"
+            )
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
