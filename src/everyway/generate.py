@@ -349,7 +349,8 @@ class Model:
         Raises ModelError for states that are no numbers.
         """
         for name, states in made.items():
-            if states.is_floating_point() and not states.isfinite().all():
+            counted = states.is_floating_point() and not states.is_meta
+            if counted and not states.isfinite().all():
                 raise library.ModelError(
                     f"{self.name} made a state of {name!r} that is not finite; its weights may be "
                     "damaged: get them anew, or try --dtype fp32"

@@ -371,7 +371,7 @@ def save(model: Opened, folder: Path, dtype: torch.dtype | None = None) -> None:
         _built(model)
     store.save_stored(folder, model.config, model.components, model.facts, dtype)
     if model.config["system"]:
-        card.write_card(folder)
+        card.write_card(Path(folder))
 
 
 def restored(

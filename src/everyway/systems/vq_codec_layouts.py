@@ -16,7 +16,6 @@ from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, check, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries
-from everyway.codecs.image_vq import ImageVQ
 from everyway.systems.autoencoder_layouts import as_convolutions, as_matrices, places
 from everyway.systems.uvit_layouts import both
 
@@ -199,6 +198,8 @@ def settings(kind: str, shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from everyway.codecs.image_vq import ImageVQ
+
     own = {k: v for k, v in settings.items() if k != "used"}
     with unfilled():
         return {k: tuple(v.shape) for k, v in ImageVQ(**own).state_dict().items()}
