@@ -656,13 +656,13 @@ def _convert(args: argparse.Namespace) -> int:
 
     known("dtype", args.dtype or "fp32", ("fp32", "bf16", "fp16"))
     known("origin", args.to or "authors", ("authors", "diffusers"))
+    if args.to and args.dtype:
+        raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
     parts, told = _pairs("part", args.part), _pairs("set", args.set)
     out = Path(args.out)
     from everyway.systems import convert
 
     model = convert.open_model(args.source, args.layout, parts, args.weights, told)
-    if args.to and args.dtype:
-        raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
     if args.to:
         written = [str(path) for path in convert.write_back(model, args.to, out)]
         print(json.dumps({"out": str(out), "files": written}) if args.json else "\n".join(written))

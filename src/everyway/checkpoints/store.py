@@ -290,7 +290,7 @@ def _finish(
     tied: Mapping[str, Mapping[str, str]],
 ) -> None:
     """config.json last; then what the former model left is removed."""
-    former = _digests(folder)
+    former = _names(folder)
     document = {"config": dict(config), "facts": dict(facts), "sha256": dict(sums)}
     if any(tied.values()):
         document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
@@ -301,13 +301,12 @@ def _finish(
             path.unlink()
 
 
-def _digests(folder: Path) -> Mapping[str, str]:
-    """Component -> sha256 of the model that lies there, if any."""
+def _names(folder: Path) -> set[str]:
+    """The components of the model that lies there, if any; what is no plain name is left out."""
     try:
-        found = document(folder)["sha256"]
+        return set(filter(re.compile(r"\w+").fullmatch, document(folder)["sha256"]))
     except StoreError:
-        return {}
-    return {name: digest for name, digest in found.items() if re.fullmatch(r"\w+", name)}
+        return set()
 
 
 def _components(folder: Path, document: Mapping[str, Any]) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 Source: Bao et al. 2023, arXiv 2303.06555 (77 x 64 with CLIP L/14 and GPT-2 small).  Ours is
 whitened a channel over the tokens that are not padding, and padding is exactly zero; the published
 one is neither, and has two vocabularies.  The states of `mini` are a vector a token, which says
-what pictures that the token is said of look like (`looks_of_words`).
+what pictures that the token is said of look like (`train.looks`).
 """
 
 from __future__ import annotations

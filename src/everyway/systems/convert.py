@@ -405,7 +405,7 @@ def _built(model: Opened) -> System:
         try:
             return system_module(name).build(model.config["config"])
         except TypeError as error:
-            if model.folder or not (odd := re.search(r"(?:keyword )?argument '(\w+)'", str(error))):
+            if model.folder or not (odd := re.search(r"argument '(\w+)'", str(error))):
                 raise
             reason = f"a part was given that a {name} model does not read ({odd[1]})"
             raise LayoutError(f"{reason}; leave that --part out") from None
