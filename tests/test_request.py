@@ -85,6 +85,7 @@ BAD = {
     "noise of a wrong kind": ({"given_noise": [0.5]}, "given_noise=[0.5]"),
     "model": ({"model": 3}, "model=3"),
     "text of a wrong kind": ({"text": 5}, "text=5"),
+    "text that nothing reads": ({"text": "a pear"}, "joint reads no text; leave the text out"),
     "empty text": ({"text": " \n\t"}, "the text is empty"),
     "long text": ({"text": "x" * 1001}, "1001 characters; at most 1000"),
     "images as one text": ({"images": "a.png"}, "images='a.png'"),

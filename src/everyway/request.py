@@ -43,6 +43,7 @@ SAMPLER_NAMES = (
     "em-ode",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
+READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")
 NEEDS_IMAGES = {
     "image-to-text": 1,
     "vary-image": 1,
@@ -130,6 +131,8 @@ class GenerateRequest(BaseModel):
                 raise ValueError(f"the text has {len(self.text)} characters; at most {MAX_TEXT}")
             if any("\ud800" <= c <= "\udfff" for c in self.text):
                 raise ValueError("the text is not valid Unicode; write it in UTF-8")
+            if self.kind not in READS_TEXT:
+                raise ValueError(f"{self.kind} reads no text; leave the text out")
         elif self.kind in NEEDS_TEXT:
             raise ValueError(f"{self.kind} needs a text; give one with --text")
         needed = NEEDS_IMAGES.get(self.kind, 0)

@@ -22,12 +22,18 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """Gives a path in the folder of `path`; what is left there at the end is removed."""
+    """Gives a path in the folder of `path`; what is left there at the end is removed.
+
+    So are folders that were made for it and hold nothing.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".partial")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     finally:
-        with suppress(OSError):  # its folder may not exist
+        with suppress(OSError):  # a folder may not exist, or hold something
             temporary.unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()

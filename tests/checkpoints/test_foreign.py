@@ -264,6 +264,17 @@ def test_what_no_shapes_show_comes_from_the_config_beside_the_file():
     assert settings["scale"] == 0.5 and settings["autoencoder"]["norm_num_groups"] == 16
 
 
+@pytest.mark.parametrize("heads", [0, None, "many"])
+def test_a_config_beside_the_weights_that_cannot_be_used_is_named(tmp_path, heads):
+    from everyway.systems.convert import open_model
+
+    decoder = tiny_text_decoder(2)
+    torch.save(decoder.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps(dict(decoder.config) | {"n_head": heads}))
+    line = refused(open_model, str(tmp_path))
+    assert "config.json as caption-decoder-diffusers" in line and "mend it" in line
+
+
 # -- what does not fit ------------------------------------------------------------------------
 
 

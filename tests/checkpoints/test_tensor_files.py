@@ -157,6 +157,7 @@ BAD_SAFETENSORS = {
     "a list": safetensors_of(b"[1, 2]"),
     "a number": safetensors_of({"a": 3}),
     "unknown kind": safetensors_of({"a": ROW | {"dtype": "F7"}}, b"12345678"),
+    "a deep header": safetensors_of(b"[" * 200_000),
     "body cut": safetensors_of({"a": ROW}, b"1234"),
     "offsets that do not fit the shape": safetensors_of({"a": ROW | {"shape": [3]}}, b"12345678"),
     "negative offsets": safetensors_of({"a": ROW | {"data_offsets": [-8, 0]}}, b"12345678"),
@@ -167,6 +168,17 @@ BAD_SAFETENSORS = {
 def test_damaged_safetensors_are_refused(tmp_path, harm):
     (tmp_path / "a.safetensors").write_bytes(BAD_SAFETENSORS[harm])
     assert "damaged or truncated" in refused(open_safetensors, tmp_path / "a.safetensors")
+
+
+def test_numbers_of_a_kind_that_is_not_read_are_named(tmp_path):
+    row = {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}
+    (tmp_path / "a.safetensors").write_bytes(safetensors_of({"a": row}, b"12"))
+    assert "F8_E4M3, numbers that are not read" in refused(
+        open_safetensors, tmp_path / "a.safetensors"
+    )
+    for kind in (torch.complex64, torch.float8_e4m3fn):
+        torch.save({"a": torch.zeros(2, dtype=kind)}, tmp_path / "a.pth")
+        assert "save it as float32" in refused(open_pth, tmp_path / "a.pth")
 
 
 def test_a_file_that_is_cut_after_it_was_opened(tmp_path):

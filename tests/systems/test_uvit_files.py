@@ -10,11 +10,12 @@ import torch
 from everyway.checkpoints import store
 from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import StoreError, open_pth
+from everyway.checkpoints.tensor_files import StoreError, held, open_pth
 from everyway.generate import load
 from everyway.library import ModelError
 from everyway.nets.tokens import Label
 from everyway.systems import convert, layouts, uvit, uvit_layouts
+from published import network_shapes
 
 
 def shapes_of(config):
@@ -85,6 +86,23 @@ def test_what_a_download_leaves_in_place_of_weights_is_named(tmp_path, text, wha
     path.write_text(text)
     with pytest.raises(StoreError, match=f"{what}.*download them again"):
         open_pth(path)
+
+
+def test_a_hint_that_nothing_reads_is_named(tmp_path):
+    shapes = network_shapes(small(), uvit_layouts.KEYMAP)
+    torch.save({k: torch.zeros(s) for k, s in shapes.items()}, tmp_path / "nnet.pth")
+    with pytest.raises(LayoutError, match="--set drawn_size: .* has nothing that reads it"):
+        convert.open_model(str(tmp_path / "nnet.pth"), told={"drawn_size": "8"})
+    found = convert.open_model(str(tmp_path / "nnet.pth"), told={"heads": "2"})
+    assert found.config["config"]["network"]["heads"] == 2
+
+
+def test_a_codec_that_pixels_do_not_pass_through_is_named():
+    own = {"network": small().to_json(), "codec_config": {"image": {"scale": 1.0}}}
+    parts = {"network": {}, "image": {"a": held(torch.zeros(1))}}
+    model = convert.Opened(config={"system": "uvit", "config": own}, components=parts)
+    with pytest.raises(LayoutError, match="does not read .image.; leave that --part out"):
+        convert.restored(model)
 
 
 def test_weights_that_are_no_numbers_draw_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_setting_out_of_its_range_is_named(name, value):
 )
 def test_a_setting_that_would_not_be_read_is_refused(preset, overrides, said):
     assert said in refused(resolve, preset, overrides)
+
+
+def test_codecs_that_were_not_made_yet_say_how(tmp_path):
+    from everyway.train import uvit
+
+    recipe = Path(__file__).parents[2] / "recipes" / "uvit-mscoco-small.toml"
+    config = replace(resolve(str(recipe), {}), codecs="runs/none")
+    said = refused(uvit.system_of, config)
+    assert "everyway convert autoencoder_kl.pth --out runs/none --part text_states=" in said
 
 
 def test_what_a_preset_has_of_its_own_goes_with_init():

@@ -184,7 +184,7 @@ def _replay_flags(p: argparse.ArgumentParser) -> None:
 def _demo_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", default="default", help=MODEL)
     _loading_flags(p)
-    p.add_argument("--out", default="out")
+    p.add_argument("--out", type=folder, default="out")
     p.set_defaults(run=_demo)
 
 
@@ -224,7 +224,7 @@ def _evaluate_flags(p: argparse.ArgumentParser) -> None:
 def _convert_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", help="a file or folder of weights, or a model folder")
     p.add_argument("--layout", default="", help="how its tensors are named; recognised by default")
-    p.add_argument("--out", required=True, help="the folder that is written")
+    p.add_argument("--out", type=folder, required=True, help="the folder that is written")
     p.add_argument("--dtype", help="fp32, bf16 or fp16; by default as the file has it")
     many: dict[str, Any] = {"action": "append", "default": []}
     p.add_argument("--part", **many, metavar="NAME=PATH", help="what the source lacks, or a hub id")

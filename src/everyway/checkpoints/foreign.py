@@ -72,6 +72,7 @@ class FileLayout:
     constants: settings -> those of our tensors that no file of theirs holds.
     derived: settings -> those of their tensors that follow from the settings, which we do not hold;
     following: patterns of their names.  A file whose own are others is refused.
+    hints: of these, what a user may tell, where no file does.
     aside: patterns of their names that no network reads but are kept; dropped: that are not kept;
     optional: that may be missing, being copies.
     fits: whether the layout can hold a component of these settings.
@@ -96,6 +97,7 @@ class FileLayout:
     constants: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda settings: {}
     derived: Callable[[Mapping[str, Any]], Entries] = lambda settings: {}
     following: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -111,11 +111,29 @@ def save_stored(
 ) -> None:
     """`save` of tensors that are read one by one; None keeps every float as it is."""
     folder = Path(folder)
-    sums, tied = {}, {name: _tied(stored) for name, stored in entries.items()}
-    for name, stored in entries.items():
-        own = {k: v for k, v in stored.items() if k not in tied[name]}
-        sums[name] = _write_component(folder, name, own, dtype)
-    _finish(folder, config, facts, sums, tied)
+    tied = {name: _tied(stored) for name, stored in entries.items()}
+    with _all_or_none(folder) as sums:
+        for name, stored in entries.items():
+            own = {k: v for k, v in stored.items() if k not in tied[name]}
+            sums[name] = _write_component(folder, name, own, dtype)
+        _finish(folder, config, facts, sums, tied)
+
+
+@contextmanager
+def _all_or_none(folder: Path) -> Iterator[dict[str, str]]:
+    """For the sums of components; what is raised within leaves none that were not there before."""
+    former, sums = set(folder.glob("*.safetensors")), dict[str, str]()
+    fresh = not folder.exists()
+    try:
+        yield sums
+    except BaseException:
+        for name, digest in sums.items():
+            if (path := component(folder, name, digest)) not in former:
+                path.unlink(missing_ok=True)
+        if fresh:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _held(weights: Mapping[str, Tensor]) -> Entries:

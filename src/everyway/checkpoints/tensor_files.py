@@ -160,6 +160,10 @@ def _filled(file: Any, block: Tensor, path: Path) -> memoryview:
     return view
 
 
+def _odd(path: Path, kind: str) -> StoreError:
+    return StoreError(f"{path} holds {kind}, numbers that are not read here; save it as float32")
+
+
 def _damaged(path: Path) -> StoreError:
     return StoreError(f"{path} is damaged or truncated; copy it again from its source")
 
@@ -178,6 +182,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NOT_READ = ("C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0")
+"""Formats of floats that no network here is computed in."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -193,11 +199,13 @@ def open_safetensors(path: Path) -> Entries:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         return {name: _entry(path, body, end, row) for name, row in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{path} is damaged or truncated ({error}); copy it again") from None
 
 
 def _entry(path: Path, body: int, end: int, row: Mapping[str, Any]) -> Stored:
+    if row["dtype"] in _NOT_READ:
+        raise _odd(path, row["dtype"])
     shape, dtype = tuple(row["shape"]), _DTYPES[row["dtype"]]
     first, last = row["data_offsets"]
     if last - first != prod(shape) * dtype.itemsize or not 0 <= first <= last <= end - body:
@@ -357,6 +365,9 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 """Every name that a weights file may use -> what stands in for it here."""
 
+_ODD = {("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_qtensor")}
+"""Of tensors in number formats that are not read here."""
+
 
 class _WeightsOnly(pickle.Unpickler):
     """Puts dicts, lists and tensors together; any other name ends the reading before it is used."""
@@ -366,9 +377,11 @@ class _WeightsOnly(pickle.Unpickler):
         self.path, self.storage = path, storage
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise _refused(self.path, f"{module}.{name}")
-        return _ALLOWED[module, name]
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if (module, name) in _ODD or module == "torch" and name.endswith("Storage"):
+            raise _odd(self.path, f"{module}.{name}")
+        raise _refused(self.path, f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count = pid

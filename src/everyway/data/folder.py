@@ -7,6 +7,7 @@ Reading takes what people have: png, jpg or webp, captions in .txt files or in m
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import unicodedata
 import warnings
@@ -113,6 +114,21 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def stamp(self) -> str:
+        """Changes when a picture, a caption or the metadata is another file than it was."""
+        digest = hashlib.sha256()
+        pictures = (self.path / name for name in self.names)
+        own = (path for p in pictures for path in (p, p.with_suffix(".txt")))
+        for path in (*own, self.path / METADATA):
+            try:
+                found = path.stat()
+            except OSError:  # it has none, or is gone, which reading it tells
+                continue
+            digest.update(
+                f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode("utf-8", "replace")
+            )
+        return digest.hexdigest()
 
     def sample(self, index: int) -> Sample:
         """The (index modulo length)-th sample.  Raises FolderError where it cannot be read."""

@@ -114,6 +114,7 @@ def open_model(
             lacking(begun)
     else:
         begun = _with_file(begun, path, layout, "", weights, told)
+        _heard(begun, path, told)
     for name in _in_order(wanted):
         if name in TABLES:
             begun = _with_table(begun, name, wanted[name])
@@ -147,6 +148,16 @@ def _hints(told: Mapping[str, Any]) -> dict[str, Any]:
         if name != "null" and not re.fullmatch("[1-9][0-9]{0,5}", str(value)):
             raise LayoutError(f"{name}={value}: give a whole number")
     return dict(told)
+
+
+def _heard(model: Opened, path: Path, told: Mapping[str, Any]) -> None:
+    """LayoutError for a hint that no layout of what was read takes."""
+    from everyway.systems.layouts import LAYOUTS
+
+    rows = {row["layout"] for row in model.facts["source"].values()}
+    taken = {hint for layout in LAYOUTS if layout.name in rows for hint in layout.hints}
+    if odd := sorted(set(told) - taken - {"null"}):
+        raise LayoutError(f"--set {', '.join(odd)}: {path} has nothing that reads it; leave it out")
 
 
 def _unread(path: Path, **told: Any) -> None:
@@ -236,21 +247,29 @@ def _with_file(
     from everyway.systems.layouts import WHOLES
 
     entries, beside = foreign.open_tensors(path, weights)
-    told = {**beside, **told}
     parts = next(filter(None, (whole.split(entries) for whole in WHOLES if not layout)), {})
     if not parts:
-        return _with_tensors(model, entries, path, layout, part, told)
+        return _with_tensors(model, entries, path, layout, part, beside, told)
     if part and part not in parts:
         raise LayoutError(f"{path} holds no {part}; it holds {', '.join(parts)}")
     for name in [part] if part else parts:
-        model = _with_tensors(model, parts[name], path, "", name, told)
+        model = _with_tensors(model, parts[name], path, "", name, beside, told)
     return model
 
 
 def _with_tensors(
-    model: Opened, entries: Entries, path: Path, layout: str, part: str, told: Mapping[str, Any]
+    model: Opened,
+    entries: Entries,
+    path: Path,
+    layout: str,
+    part: str,
+    beside: Mapping[str, Any],
+    told: Mapping[str, Any],
 ) -> Opened:
-    """The model with the tensors of one part, their layout named or recognised."""
+    """The model with the tensors of one part, their layout named or recognised.
+
+    beside: the config.json beside them.
+    """
     from everyway.systems.layouts import LAYOUTS
 
     if layout:
@@ -259,9 +278,14 @@ def _with_tensors(
         fitting = [row for row in LAYOUTS if part in ("", row.part)]
         chosen = foreign.recognised(entries, fitting, path)
     try:
-        return _with_part(model, foreign.read(entries, chosen, told), path)
+        return _with_part(model, foreign.read(entries, chosen, {**beside, **told}), path)
     except LayoutError as error:
         raise LayoutError(f"{path} as {chosen.name}: {error}") from None
+    except FAULTS as error:
+        if not beside:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LayoutError(f"{path / 'config.json'} as {chosen.name}: {reason}; mend it") from None
 
 
 def _with_part(model: Opened, part: Part, path: Path) -> Opened:
@@ -400,15 +424,21 @@ def restored(
 
 def _built(model: Opened) -> System:
     """On the meta device.  LayoutError for parts that are not of this system, or of one another."""
-    name = model.config["system"]
     with _sound(model), store.unfilled():
         try:
-            return system_module(name).build(model.config["config"])
+            system = system_module(model.config["system"]).build(model.config["config"])
         except TypeError as error:
             if model.folder or not (odd := re.search(r"argument '(\w+)'", str(error))):
                 raise
-            reason = f"a part was given that a {name} model does not read ({odd[1]})"
-            raise LayoutError(f"{reason}; leave that --part out") from None
+            raise _not_read(model, odd[1]) from None
+    if odd := sorted(model.weights.keys() - {"network", *system.codecs}):
+        raise _not_read(model, ", ".join(odd))
+    return system
+
+
+def _not_read(model: Opened, what: str) -> LayoutError:
+    reason = f"a part was given that a {model.config['system']} model does not read ({what})"
+    return LayoutError(f"{reason}; leave that --part out")
 
 
 def _one_format(module: torch.nn.Module, entries: Entries) -> torch.dtype | None:

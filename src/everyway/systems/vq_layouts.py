@@ -60,6 +60,7 @@ _NETWORK = {
     "component": "network",
     "system": "vq_diffusion",
     "expected": network.expected,
+    "hints": ("heads", "side"),
     "preset": network.preset_of,
 }
 

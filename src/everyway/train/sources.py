@@ -235,13 +235,17 @@ def _samples(data, count: int) -> Iterator:
 
 
 def _fingerprint(system: System, config: TrainConfig) -> str:
-    """What the cache depends on: the samples, and what the codecs make of the first ones.
+    """What the cache depends on: the samples, of a folder its files, and what the codecs make of
+    the first ones.
 
     A decoder that was trained on behind its latent does not make a cache stale.
     """
     flipped = " flipped" if config.flip else ""
     digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
-    first = list(_samples(data_of(system, config), 4))
+    data = data_of(system, config)
+    if isinstance(data, Folder):
+        digest.update(data.stamp().encode())
+    first = list(_samples(data, 4))
     for name, states in sorted(encode(system, first, bool(config.flip)).items()):
         digest.update(name.encode())
         kind = torch.float16 if states.is_floating_point() else torch.int16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ NANO = {
 }
 """Sizes for tests and first steps: 16x16 pixels, a few minutes of training."""
 NANO_SAMPLING: dict[str, Any] = dict(sampler="dpm-fast", steps=50, guidance=1.5)
+RUNS = "runs/"
+"""Where recipes keep the codecs that were made for them; nobody on the hub is called so."""
 READ = {"image": ("", ("autoencoder", "fold", "scale")), "text": ("states.", ("text", "tokenizer"))}
 """Component -> what is read of it from other models: how tensors' names begin, and settings."""
 
@@ -69,15 +72,17 @@ def system_of(config: TrainConfig) -> System:
     if told == "label" and not own.null_class:
         own = replace(own, guidance=1.0)
     if parts := uvit.lacking(own):
-        made = f"everyway convert {parts[0].partition('=')[2]} --out DIR"
-        rest = "".join(f" --part {part}" for part in parts[1:])
-        raise ConfigError(
-            f"codecs={config.codecs!r} lacks {', '.join(parts)}; give one: {made}{rest}"
-        )
+        raise ConfigError(f"codecs={config.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
     system = uvit.build(own)
     for name, entries in weights.items():
         _fill(system.codecs[name], entries)
     return system
+
+
+def _how(parts: list[str], folder: str = "DIR") -> str:
+    """The command that makes a folder of the codecs that are lacking."""
+    rest = "".join(f" --part {part}" for part in parts[1:])
+    return f"give one: everyway convert {parts[0].partition('=')[2]} --out {folder}{rest}"
 
 
 def _classes(config: TrainConfig) -> int:
@@ -94,6 +99,9 @@ def _codecs(config: TrainConfig, told: str) -> tuple[dict[str, Any], dict[str, E
         return words, {}
     if not config.codecs:
         return {}, {}
+    if not Path(config.codecs).exists() and config.codecs.startswith(RUNS):
+        parts = uvit.lacking(uvit.full(network_of(config)))
+        raise ConfigError(f"there is no folder {config.codecs!r}; {_how(parts, config.codecs)}")
     opened = convert.open_model(config.codecs)
     had, settings, weights = opened.config["config"].get("codec_config", {}), {}, {}
     for name, (start, fields) in READ.items():
