@@ -112,6 +112,20 @@ def test_a_scene_is_quick_to_draw():
     assert (time.perf_counter() - began) / 400 < 0.003  # about 0.0003 on a free core
 
 
+def test_portraits_show_every_object_in_turn_and_say_its_name():
+    data = EmojiScenes(seed=6)
+    for index in (0, 7, len(OBJECTS) + 7):
+        portrait = data.portrait(index)
+        (only,) = Scene.from_json(portrait.record).objects
+        assert (only.name, only.size, only.place) == (
+            OBJECTS[index % len(OBJECTS)],
+            "large",
+            "middle",
+        )
+        assert [parse_caption(text).names for text in portrait.captions] == [(only.name,)] * 2
+    assert not np.array_equal(portrait.image, data.portrait(7).image)
+
+
 def test_bad_settings_and_a_missing_font_are_named(tmp_path):
     with pytest.raises(ValueError, match="split 'test'"):
         EmojiScenes(split="test")

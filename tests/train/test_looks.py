@@ -26,7 +26,7 @@ def scenes(count: int = 3000):
 
 def test_the_effect_of_a_word_is_what_it_looks_like():
     looks, rows = scenes()
-    effects, counts = effects_of_words(iter(rows), VOCABULARY)
+    effects, counts = effects_of_words(iter(rows), VOCABULARY, 30.0)
     assert counts[0] == 0 and counts[1] == 3000 and counts[2:30].min() > 150
     assert counts[30:].sum() == 0 and effects[30:].abs().max() < 1e-4
     likeness = torch.nn.functional.cosine_similarity(
@@ -37,14 +37,24 @@ def test_the_effect_of_a_word_is_what_it_looks_like():
 
 def test_words_that_look_alike_have_codes_alike_and_no_two_the_same():
     _, rows = scenes()
-    codes = codes_of_words(*effects_of_words(iter(rows), VOCABULARY), 16, seed=3)
+    codes = codes_of_words(*effects_of_words(iter(rows), VOCABULARY, 30.0), 16, seed=3)
     assert codes.shape == (VOCABULARY, 16)
     apart = torch.cdist(codes, codes).fill_diagonal_(99.0)
-    assert apart.min() > 1.0
+    assert apart.min() > 0.5
     others = apart[2, 3:29]
     assert apart[2, 29] < others.min()
-    again = codes_of_words(*effects_of_words(iter(rows), VOCABULARY), 16, seed=3)
+    again = codes_of_words(*effects_of_words(iter(rows), VOCABULARY, 30.0), 16, seed=3)
     assert torch.equal(codes, again)
+
+
+def test_a_word_that_looks_like_nothing_has_a_code_of_its_own():
+    effects, counts = (
+        torch.randn(40, 30, generator=torch.Generator().manual_seed(1)),
+        torch.ones(40),
+    )
+    effects[30:] = effects[:30].mean(0)
+    codes = codes_of_words(effects, 100 * counts, 8, seed=3)
+    assert torch.cdist(codes[30:], codes[30:]).fill_diagonal_(99.0).min() > 1.0
 
 
 def test_the_states_of_a_word_are_the_same_wherever_it_stands():

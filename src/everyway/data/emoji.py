@@ -226,7 +226,16 @@ class EmojiScenes:
 
         The English and Korean captions of one variant state the same attributes.
         """
-        scene = self.scene(index)
+        return self._told(self.scene(index), index, f"emoji-{self.split}", lang)
+
+    def portrait(self, index: int) -> Sample:
+        """One object in turn, large and in the middle: what it looks like and what it is called."""
+        rng = np.random.default_rng((self.seed, index, 3))
+        only = SceneObject(name=OBJECTS[index % len(OBJECTS)], size="large", place="middle")
+        scene = Scene(objects=(only,), background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
+        return self._told(scene, index, "portrait")
+
+    def _told(self, scene: Scene, index: int, kind: str, lang: str | None = None) -> Sample:
         rng = np.random.default_rng((self.seed, index, 2))
         captions = []
         for _ in range(self.variants):
@@ -236,7 +245,7 @@ class EmojiScenes:
             image=self.render(scene, index),
             captions=tuple(captions),
             record=scene.to_json(),
-            key=f"emoji-{self.split}-{self.seed}-{index:08d}",
+            key=f"{kind}-{self.seed}-{index:08d}",
         )
 
     def _corner(self, scene: Scene, slot: int, shape: tuple, rng: np.random.Generator) -> tuple:

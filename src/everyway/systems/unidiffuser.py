@@ -153,7 +153,7 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
         patch=2,
         embed_dim=64,
         text_length=24,
-        text_dim=32,
+        text_dim=64,
         dim=192,
         depth=6,
         heads=3,

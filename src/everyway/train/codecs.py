@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ from everyway.codecs.encoders import SMALL_TEXT, SMALL_VISION, Contrastive
 from everyway.codecs.image_vae import SMALL, ImageVAE, psnr, reconstruction_loss
 from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
 from everyway.codecs.text_tokens import Tokens, train_tokens
-from everyway.data.emoji import EmojiScenes
+from everyway.data.emoji import OBJECTS, EmojiScenes
+from everyway.data.sample import Sample
 from everyway.train.fit import Report, fit
 from everyway.train.looks import codes_of_words, effects_of_words
 
-LENGTH, DIM = 24, 32  # of the text latent
+LENGTH, DIM = 24, 64  # of the text latent
 WORDS = {"hidden_size": DIM}
 """What the text latent reads: a vector a token that says what it looks like.  CLIP's last states
 are mixed by what a match to pictures needs: where a thing is could not be read from them by a
 linear map; and its token embeddings say nothing of what things look like (docs/LOG.md)."""
+PORTRAITS = 12
+"""Of every object, from which the shapes of words are taken."""
+SCENES_RIDGE, PORTRAITS_RIDGE = 30.0, 3.0
 TEST_SEED = 700_001  # of the scenes that codecs are measured on, used for nothing else
 KL = 1e-4 / 1024  # weight of the posterior's summed divergence: 1e-4 an element
 LATENT_NOISE = 0.1  # of a latent's own spread, added while the decoder learns
@@ -171,18 +175,25 @@ def train_text(
 
 @torch.no_grad()
 def _codes(out: Path, tokens: Tokens, seed: int, scenes: int) -> Tensor:
-    """(vocabulary, DIM): what each token looks like, from scenes with two captions each."""
+    """(vocabulary, DIM): what each token looks like, from scenes with two captions each.
+
+    Over scenes in which things stand anywhere the regression finds where and in what colour; their
+    shapes it finds in portraits alone.
+    """
     settings = json.loads(_made(out, "image.json").read_text("utf-8"))
     image = _frozen(out, "image", ImageVAE(**settings))
     data = EmojiScenes(seed=seed)
 
-    def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, scenes, 50):
-            samples = [data.sample(i) for i in range(start, min(start + 50, scenes))]
+    def rows(sample: Callable[[int], Sample], count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, count, 50):
+            samples = [sample(i) for i in range(start, min(start + 50, count))]
             ids = tokens.encode([caption for s in samples for caption in s.captions])
             yield ids, image.encode(_stacked([s.image for s in samples])).repeat_interleave(2, 0)
 
-    return codes_of_words(*effects_of_words(rows(), len(tokens)), DIM, seed)
+    among, counts = effects_of_words(rows(data.sample, scenes), len(tokens), SCENES_RIDGE)
+    portraits = rows(data.portrait, PORTRAITS * len(OBJECTS))
+    alone, _ = effects_of_words(portraits, len(tokens), PORTRAITS_RIDGE)
+    return codes_of_words(torch.cat([0.5 * among, alone], 1), counts, DIM, seed)
 
 
 PARTS = {"image": train_image, "image_embed": train_image_embed, "text": train_text}

@@ -12,20 +12,21 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-RIDGE = 30.0
-"""Of the regression, in captions: tokens seen less often than this hardly count."""
-OWN = 0.6
-"""Size of what each token has for itself, against 1 for its looks: it keeps words apart that look
-alike or like nothing."""
+SEEN = 30
+"""Tokens seen in fewer captions than this do not bear on the axes."""
+OWN = 0.2
+"""Least size of what each token has for itself, against 1 for the looks of most: it keeps words
+apart that look alike or like nothing."""
 
 
 @torch.no_grad()
 def effects_of_words(
-    rows: Iterable[tuple[Tensor, Tensor]], vocabulary: int
+    rows: Iterable[tuple[Tensor, Tensor]], vocabulary: int, ridge: float
 ) -> tuple[Tensor, Tensor]:
     """Ridge regression of pictures on the tokens of their captions, wherever those stand.
 
-    rows: batches of ids (B, L), 0 for padding, and of latents (B, ...).
+    rows: batches of ids (B, L), 0 for padding, and of latents (B, ...).  ridge: in captions; tokens
+    seen less often hardly count.
     Returns the effect of each token (vocabulary, D) and in how many captions it was (vocabulary,).
     """
     among, pictured, total = torch.zeros(vocabulary, vocabulary), 0.0, 0.0
@@ -39,17 +40,16 @@ def effects_of_words(
         counts += bag.sum(0)
         captions += len(ids)
     centred = pictured - counts[:, None] * (total / captions)
-    return torch.linalg.solve(among + RIDGE * torch.eye(vocabulary), centred), counts
+    return torch.linalg.solve(among + ridge * torch.eye(vocabulary), centred), counts
 
 
-def codes_of_words(
-    effects: Tensor, counts: Tensor, dim: int, seed: int, own: float = OWN
-) -> Tensor:
+def codes_of_words(effects: Tensor, counts: Tensor, dim: int, seed: int) -> Tensor:
     """(vocabulary, dim): the main axes of the effects, of variance 1 each over the tokens that were
-    seen, and something of its own for every token."""
-    seen = effects[counts >= RIDGE]
+    seen, and something of its own for every token: the more, the less it looks like anything."""
+    seen = effects[counts >= SEEN]
     mean = seen.mean(0)
     axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][:dim]
     looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
+    own = (1 - looks.square().mean(1, keepdim=True).sqrt()).clamp_min(OWN)
     generator = torch.Generator().manual_seed(seed)
     return looks + own * torch.randn(looks.shape, generator=generator)
