@@ -154,6 +154,7 @@ class EmojiScenes:
     size: side of the square pictures in pixels.  split: "train" never holds a held-out pair,
     "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws, 1 with the
     probability `single`.
+    whole: share of the captions that state everything; the others leave some of it unsaid.
     variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
     """
 
@@ -162,6 +163,7 @@ class EmojiScenes:
     split: str = "train"
     count: int | None = None
     single: float = 0.5
+    whole: float = 0.0
     variants: int = 1
     font: str | None = None
 
@@ -170,8 +172,9 @@ class EmojiScenes:
             raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
         if self.count not in (None, 1, 2):
             raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
-        if not 0 <= self.single <= 1:
-            raise ValueError(f"single is {self.single}; choose a probability, 0 to 1")
+        for name in ("single", "whole"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; choose 0 or more")
 
@@ -239,7 +242,7 @@ class EmojiScenes:
         rng = np.random.default_rng((self.seed, index, 2))
         captions = []
         for _ in range(self.variants):
-            stated = some(scene, rng)
+            stated = scene if self.whole and rng.random() < self.whole else some(scene, rng)
             captions += [say(stated, rng, LEXICON, each) for each in ([lang] if lang else LANGS)]
         return Sample(
             image=self.render(scene, index),

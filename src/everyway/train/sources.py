@@ -25,6 +25,9 @@ PLAIN = 64
 """Side of the pictures that a UniDiffuser without codecs makes its pixels and thumbnails of."""
 SINGLE = 2 / 3
 """Share of the emoji scenes that hold one object: there a model learns what each looks like."""
+WHOLE = 2 / 3
+"""Share of their captions that state everything.  Without noise that shows it, what is unsaid is
+averaged, and a network that sees little else draws averages (docs/LOG.md)."""
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
 
@@ -171,7 +174,7 @@ def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
     if name == "emoji":
         from everyway.data.emoji import EmojiScenes
 
-        return EmojiScenes(seed=seed, variants=2, single=SINGLE)
+        return EmojiScenes(seed=seed, variants=2, single=SINGLE, whole=WHOLE)
     if Path(name).is_dir():
         return Folder(Path(name), size, captioned)
     raise ConfigError(f"data {name!r} is unknown; choose shapes, emoji, or give a folder")
