@@ -116,12 +116,15 @@ def save_stored(
         for name, stored in entries.items():
             own = {k: v for k, v in stored.items() if k not in tied[name]}
             sums[name] = _write_component(folder, name, own, dtype)
-        _finish(folder, config, facts, sums, tied)
+        former = _names(folder)
+        _write_document(folder, config, facts, sums, tied)
+    _remove(folder, former | sums.keys(), sums)
 
 
 @contextmanager
 def _all_or_none(folder: Path) -> Iterator[dict[str, str]]:
-    """For the sums of components; what is raised within leaves none that were not there before."""
+    """For the sums of components, until config.json names them: what is raised within leaves none
+    that were not there before."""
     former, sums = set(folder.glob("*.safetensors")), dict[str, str]()
     fresh = not folder.exists()
     try:
@@ -300,21 +303,23 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _finish(
+def _write_document(
     folder: Path,
     config: Mapping,
     facts: Mapping,
     sums: Mapping[str, str],
     tied: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """config.json last; then what the former model left is removed."""
-    former = _names(folder)
     document = {"config": dict(config), "facts": dict(facts), "sha256": dict(sums)}
     if any(tied.values()):
         document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
     write_text(folder / "config.json", json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _remove(folder: Path, names: set[str], sums: Mapping[str, str]) -> None:
+    """The files of components of these names that `sums` has no more."""
     current = {component(folder, name, digest) for name, digest in sums.items()}
-    for name in {*sums, *former}:
+    for name in names:
         for path in set(folder.glob(f"{name}-????????.safetensors")) - current:
             path.unlink()
 
