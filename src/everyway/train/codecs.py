@@ -38,6 +38,8 @@ linear map; and its token embeddings say nothing of what things look like (docs/
 PORTRAITS = 12
 """Of every object, from which the shapes of words are taken."""
 SCENES_RIDGE, PORTRAITS_RIDGE = 30.0, 3.0
+SCENES_WEIGHT = 0.5
+"""Of what scenes tell of a word, beside what portraits tell."""
 TEST_SEED = 700_001  # of the scenes that codecs are measured on, used for nothing else
 KL = 1e-4 / 1024  # weight of the posterior's summed divergence: 1e-4 an element
 LATENT_NOISE = 0.1  # of a latent's own spread, added while the decoder learns
@@ -193,7 +195,7 @@ def _codes(out: Path, tokens: Tokens, seed: int, scenes: int) -> Tensor:
     among, counts = effects_of_words(rows(data.sample, scenes), len(tokens), SCENES_RIDGE)
     portraits = rows(data.portrait, PORTRAITS * len(OBJECTS))
     alone, _ = effects_of_words(portraits, len(tokens), PORTRAITS_RIDGE)
-    return codes_of_words(torch.cat([0.5 * among, alone], 1), counts, DIM, seed)
+    return codes_of_words(torch.cat([SCENES_WEIGHT * among, alone], 1), counts, DIM, seed)
 
 
 PARTS = {"image": train_image, "image_embed": train_image_embed, "text": train_text}
