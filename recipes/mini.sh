@@ -5,7 +5,7 @@
 # had its time only writes its files again, and a minute or two of work is lost at most.
 #
 #   HOURS=10      of the whole recipe; every part has its share
-#   PROCESSES=2   of the transformer's training: one a core (a divisor of 64), 1 on a GPU
+#   PROCESSES=2   of the transformer's training: one a core (a divisor of 32), 1 on a GPU
 #   RUNS=runs     folder of everything it writes
 #   PYTHON=.venv/bin/python
 set -euo pipefail
@@ -28,13 +28,24 @@ codec text --minutes "$(minutes 4)"
 codec text --decoder --minutes "$(minutes 2)"
 "$PYTHON" -m everyway.train.recogniser --out "$RUNS/recogniser" --minutes "$(minutes 5)"
 
-# Two processes of one thread beat one process of two threads (docs/LOG.md).
+# Two processes of one thread beat one process of two threads, and small batches are many steps.
 launch=("$PYTHON")
 if [ "$PROCESSES" -gt 1 ]; then
   launch=(env OMP_NUM_THREADS=1 "$PYTHON" -m torch.distributed.run --nproc-per-node "$PROCESSES")
 fi
-"${launch[@]}" -m everyway.apps.cli train mini --out "$RUNS/mini" --set "codecs=$RUNS/codecs" \
-  --budget "$(minutes 66)m"
+train() { # NAME DATA PER-CENT SETTING...
+  local name=$1 data=$2 share=$3 told=()
+  shift 3
+  for setting in "data=$data" batch=32 "$@"; do told+=(--set "$setting"); done
+  "${launch[@]}" -m everyway.apps.cli train mini --out "$RUNS/$name" --budget "$(minutes "$share")m" \
+    "${told[@]}"
+}
+
+# What each object looks like, at high noise, where that is decided; one object anywhere; everything,
+# slowly, since what is known of shapes is lost faster than it came (docs/LOG.md).
+train mini-1 emoji-portraits 6 "codecs=$RUNS/codecs" shift=16 cooldown=0 ema=0.998
+train mini-2 emoji-singles 40 "init=$RUNS/mini-1/model" seed=1 shift=8 lr=4e-3
+train mini emoji 20 "init=$RUNS/mini-2/model" seed=2 lr=1e-3
 "$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini/model" --suite scenes --json
 
 cat <<END

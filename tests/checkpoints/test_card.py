@@ -24,11 +24,11 @@ def test_a_training_leaves_a_card(tmp_path):
     facts = train(resolve("nano", overrides, out=str(tmp_path / "a")))
     text = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
     assert "unidiffuser: nano" in text and "coloured shapes" in text
-    assert "| transformer | 2 | 8 | 16 |" in text
+    assert "| transformer | shapes | 2 | 8 | 16 |" in text
     again = {**overrides, "init": facts["model"], "seed": "1"}
     train(resolve("nano", again, out=str(tmp_path / "b")))
     text = (tmp_path / "b/model/README.md").read_text(encoding="utf-8")
-    assert text.count("| transformer | 2 | 8 | 16 |") == 2
+    assert text.count("| transformer | shapes | 2 | 8 | 16 |") == 2
 
 
 def test_scores_are_kept_and_the_model_is_the_same(tmp_path):

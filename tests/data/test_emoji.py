@@ -13,6 +13,7 @@ from everyway.data.emoji import (
     HEADS,
     IGNORE,
     KOREAN,
+    LESSONS,
     OBJECTS,
     EmojiScenes,
     MissingFont,
@@ -135,9 +136,28 @@ def test_portraits_show_every_object_in_turn_and_say_its_name():
     assert not np.array_equal(portrait.image, data.portrait(7).image)
 
 
+def test_lessons_go_from_portraits_to_everything():
+    shown = {
+        name: [EmojiScenes(seed=3, **lesson).sample(i) for i in range(300)]
+        for name, lesson in LESSONS.items()
+    }
+    portraits = {n: np.mean(["portrait" in s.key for s in part]) for n, part in shown.items()}
+    pairs = {n: np.mean([len(s.record["objects"]) == 2 for s in p]) for n, p in shown.items()}
+    whole = {
+        n: np.mean([parse_caption(s.captions[0]) == Scene.from_json(s.record) for s in part])
+        for n, part in shown.items()
+    }
+    assert portraits["emoji-portraits"] == 1 and 0.25 < portraits["emoji-singles"] < 0.42
+    assert portraits["emoji"] == 0 and pairs["emoji-singles"] == 0
+    assert 0.25 < pairs["emoji"] < 0.42
+    assert whole["emoji-portraits"] == whole["emoji-singles"] == 1 and 0.5 < whole["emoji"] < 0.85
+
+
 def test_bad_settings_and_a_missing_font_are_named(tmp_path):
     with pytest.raises(ValueError, match="split 'test'"):
         EmojiScenes(split="test")
+    with pytest.raises(ValueError, match="portraits is 2"):
+        EmojiScenes(portraits=2)
     with pytest.raises(MissingFont, match="no emoji font at"):
         find_font(str(tmp_path / "none.ttf"))
     bad = tmp_path / "bad.ttf"

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from everyway.checkpoints import store
+from everyway.data.emoji import LESSONS
 
 ABOUT = {
-    "emoji": "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two "
-    "objects at 64x64, captions in English and Korean; every tenth pair of objects is held out",
+    **dict.fromkeys(
+        LESSONS,
+        "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two objects "
+        "at 64x64, captions in English and Korean; every tenth pair of objects is held out",
+    ),
     "shapes": "procedural coloured shapes with captions",
 }
 
@@ -52,19 +56,20 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         f"Data: {ABOUT.get(data, 'a folder of pictures')}.",
         *_begun_from(facts.get("source")),
         "",
-        "| part | steps | batch | samples | hours | hardware |",
-        "|---|---|---|---|---|---|",
+        "| part | data | steps | batch | samples | hours | hardware |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in history:
         hours = f"{row['seconds'] / 3600:.2f}"
-        cells = ("transformer", row["steps"], row["batch"], row["samples"], hours, row["hardware"])
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        data = row["data"] if row["data"] in ABOUT else "a folder"
+        numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
+        lines.append("| " + " | ".join(map(str, ("transformer", data, *numbers))) + " |")
     for name, part in facts.get("codecs", {}).items():
         told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
         hours = f"{part.get('minutes', 0) / 60:.2f}"
-        lines.append(f"| {name} ({told}) | {part.get('steps', '')} | | | {hours} | |")
+        lines.append(f"| {name} ({told}) | | {part.get('steps', '')} | | | {hours} | |")
     for name, model in config["config"].get("shared", {}).items():
-        lines.append(f"| {name}: that of `{model.partition('@')[0]}` | | | | | |")
+        lines.append(f"| {name}: that of `{model.partition('@')[0]}` | | | | | | |")
     for suite, report in facts.get("scores", {}).items():
         lines += ["", *_scores(suite, report)]
     return "\n".join(lines) + "\n"

@@ -142,6 +142,15 @@ HEADS = {
 }
 IGNORE = -100  # the target of a head that does not apply
 
+LESSONS: dict[str, dict[str, float]] = {
+    "emoji-portraits": {"portraits": 1.0, "whole": 1.0},
+    "emoji-singles": {"portraits": 1 / 3, "single": 1.0, "whole": 1.0},
+    "emoji": {"single": 2 / 3, "whole": 2 / 3},
+}
+"""Emoji Scenes in the order in which a small model learns them: what each object looks like, then
+one object anywhere, then everything.  Captions leave little unsaid: without noise that shows it,
+what is unsaid is averaged, and a network that sees little else draws averages (docs/LOG.md)."""
+
 
 class MissingFont(FileNotFoundError):
     """The emoji font is not installed; the message says how to get it."""
@@ -154,6 +163,7 @@ class EmojiScenes:
     size: side of the square pictures in pixels.  split: "train" never holds a held-out pair,
     "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws, 1 with the
     probability `single`.
+    portraits: share of the samples that are portraits, whatever the scene would have been.
     whole: share of the captions that state everything; the others leave some of it unsaid.
     variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
     """
@@ -163,6 +173,7 @@ class EmojiScenes:
     split: str = "train"
     count: int | None = None
     single: float = 0.5
+    portraits: float = 0.0
     whole: float = 0.0
     variants: int = 1
     font: str | None = None
@@ -172,7 +183,7 @@ class EmojiScenes:
             raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
         if self.count not in (None, 1, 2):
             raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
-        for name in ("single", "whole"):
+        for name in ("single", "portraits", "whole"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
         if self.seed < 0:
@@ -229,14 +240,16 @@ class EmojiScenes:
 
         The English and Korean captions of one variant state the same attributes.
         """
+        if np.random.default_rng((self.seed, index, 4)).random() < self.portraits:
+            return self.portrait(index, lang)
         return self._told(self.scene(index), index, f"emoji-{self.split}", lang)
 
-    def portrait(self, index: int) -> Sample:
+    def portrait(self, index: int, lang: str | None = None) -> Sample:
         """One object in turn, large and in the middle: what it looks like and what it is called."""
         rng = np.random.default_rng((self.seed, index, 3))
         only = SceneObject(name=OBJECTS[index % len(OBJECTS)], size="large", place="middle")
         scene = Scene(objects=(only,), background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
-        return self._told(scene, index, "portrait")
+        return self._told(scene, index, "portrait", lang)
 
     def _told(self, scene: Scene, index: int, kind: str, lang: str | None = None) -> Sample:
         rng = np.random.default_rng((self.seed, index, 2))

@@ -54,6 +54,19 @@ def _spell_scene(scene) -> str:
     return f" {scene.relation or 'and'} ".join(things) + ground
 
 
+EMOJI = Judge(
+    read=lambda pictures: scenes.read(_recogniser(), pictures),
+    parse=emoji.parse_caption,
+    score=scenes.score,
+    spell=_spell_scene,
+    prompts=(
+        "a large fox on the left, blue background",
+        "a small pizza in the middle on a green background",
+        "a cactus left of a rocket on yellow",
+        "분홍 배경에 큰 여우",
+    ),
+    features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
+)
 JUDGES: dict[str, Judge] = {
     "shapes": Judge(
         read=lambda pictures: [shapes.read(p) for p in pictures],
@@ -67,19 +80,7 @@ JUDGES: dict[str, Judge] = {
             "a blue cross top on yellow",
         ),
     ),
-    "emoji": Judge(
-        read=lambda pictures: scenes.read(_recogniser(), pictures),
-        parse=emoji.parse_caption,
-        score=scenes.score,
-        spell=_spell_scene,
-        prompts=(
-            "a large fox on the left, blue background",
-            "a small pizza in the middle on a green background",
-            "a cactus left of a rocket on yellow",
-            "분홍 배경에 큰 여우",
-        ),
-        features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
-    ),
+    **dict.fromkeys(emoji.LESSONS, EMOJI),
 }
 
 

@@ -47,14 +47,14 @@ class Line:
 
 
 TWO_CLOCKS = (
-    Line(share=0.1),
-    Line(share=0.45, at={"text": 0.0}),
-    Line(share=0.3, at={"image": 0.0}),
-    Line(share=0.09, tie=True),
+    Line(share=0.03),
+    Line(share=0.53, at={"text": 0.0}),
+    Line(share=0.32, at={"image": 0.0}),
+    Line(share=0.06, tie=True),
     Line(share=0.03, at={"text": 1.0}),
     Line(share=0.03, at={"image": 1.0}),
 )
-"""A tenth the whole square; the rest the lines that tasks sample on, which small models need."""
+"""A little of the whole square; the rest lines that tasks sample on, which small models need."""
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

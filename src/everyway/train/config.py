@@ -47,7 +47,8 @@ class TrainConfig:
     "none", told_time "token" or "norm", conv "after", "before" or "none".
     patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
     depth: likewise, of the latter.
-    data: "emoji", "shapes", or a folder, in which folders are classes.  flip: 1 adds the mirror
+    data: "shapes", "emoji", of that "emoji-portraits" or "emoji-singles" alone, or a folder, in
+    which folders are classes.  flip: 1 adds the mirror
     image of every picture.  cache: samples whose latents are cached; of a larger
     folder so many, spread evenly.
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.

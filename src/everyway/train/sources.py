@@ -14,6 +14,7 @@ import torch
 
 from everyway.codecs.plain import Pixels
 from everyway.data import latents as cache
+from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
 from everyway.system import System
@@ -23,11 +24,6 @@ from everyway.train.parallel import World
 
 PLAIN = 64
 """Side of the pictures that a UniDiffuser without codecs makes its pixels and thumbnails of."""
-SINGLE = 2 / 3
-"""Share of the emoji scenes that hold one object: there a model learns what each looks like."""
-WHOLE = 2 / 3
-"""Share of their captions that state everything.  Without noise that shows it, what is unsaid is
-averaged, and a network that sees little else draws averages (docs/LOG.md)."""
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
 
@@ -171,13 +167,12 @@ def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
         from everyway.data.shapes import Shapes
 
         return Shapes(seed=seed, languages=("en",))
-    if name == "emoji":
-        from everyway.data.emoji import EmojiScenes
-
-        return EmojiScenes(seed=seed, variants=2, single=SINGLE, whole=WHOLE)
+    if name in LESSONS:
+        return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if Path(name).is_dir():
         return Folder(Path(name), size, captioned)
-    raise ConfigError(f"data {name!r} is unknown; choose shapes, emoji, or give a folder")
+    known = ", ".join(["shapes", *LESSONS])
+    raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 
 
 def cached(system: System, config: TrainConfig) -> Latents:
