@@ -17,7 +17,14 @@ from everyway.process.schedules import (
     Rectified,
     ZeroTerminal,
 )
-from everyway.process.times import GRIDS, TWO_CLOCKS, lognormal_times, mixture_times, uniform_times
+from everyway.process.times import (
+    GRIDS,
+    TWO_CLOCKS,
+    lognormal_times,
+    mixture_times,
+    task_lines,
+    uniform_times,
+)
 from everyway.sampling.noise import PerSampleNoise, StreamNoise
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "uvit"
@@ -114,6 +121,9 @@ def test_training_times():
     log_sigma = -EDMSigma().lam(log)
     assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.05)
     assert float(log_sigma.std()) == pytest.approx(1.2, abs=0.05)
+    given = mixture_times(noise, clocks, 20000, task_lines(to_image=0.8, to_text=0.1))
+    assert float((given["text"] == 0).double().mean()) == pytest.approx(0.8, abs=0.012)
+    assert float((given["image"] == 0).double().mean()) == pytest.approx(0.1, abs=0.012)
     with pytest.raises(ValueError, match="add to"):
         mixture_times(noise, clocks, 4, TWO_CLOCKS[:2])
     with pytest.raises(ValueError, match="unknown clocks"):

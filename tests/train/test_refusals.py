@@ -75,6 +75,7 @@ WRONG = {
     "log_every": ("0",),
     "sample_every": ("-1",),
     "flip": ("2",),
+    "to_image": ("-0.1", "nan", "0.9"),
     "out": ("",),
 }
 
@@ -96,6 +97,7 @@ def test_a_setting_out_of_its_range_is_named(name, value):
         ("nano", {"skip": "zz"}, "skip='zz' has no effect"),
         ("nano", {"codecs": "nope"}, "codecs='nope' has no effect"),
         ("mini", {"tokens": "nope"}, "tokens='nope' has no effect"),
+        ("nano", {"times": "uniform", "to_text": "0.2"}, "to_text=0.2 has no effect"),
         ("mini", {"init": "mini", "codecs": "nope"}, "a training that starts from init"),
     ],
 )

@@ -46,15 +46,23 @@ class Line:
     tie: bool = False
 
 
-TWO_CLOCKS = (
-    Line(share=0.03),
-    Line(share=0.53, at={"text": 0.0}),
-    Line(share=0.32, at={"image": 0.0}),
-    Line(share=0.06, tie=True),
-    Line(share=0.03, at={"text": 1.0}),
-    Line(share=0.03, at={"image": 1.0}),
-)
-"""A little of the whole square; the rest lines that tasks sample on, which small models need."""
+def task_lines(to_image: float = 0.53, to_text: float = 0.32) -> tuple[Line, ...]:
+    """The lines that tasks of two clocks sample on, and a little of the whole square.
+
+    to_image, to_text: shares of the samples with the text, or the image, given.
+    """
+    rest = 1 - to_image - to_text
+    return (
+        Line(share=0.2 * rest),
+        Line(share=to_image, at={"text": 0.0}),
+        Line(share=to_text, at={"image": 0.0}),
+        Line(share=0.4 * rest, tie=True),
+        Line(share=0.2 * rest, at={"text": 1.0}),
+        Line(share=0.2 * rest, at={"image": 1.0}),
+    )
+
+
+TWO_CLOCKS = task_lines()
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

@@ -56,6 +56,7 @@ class TrainConfig:
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
     "tasks", or by "importance" (tokens).
     shift: of "tasks", how far the times are drawn towards 1, where what a picture shows is decided.
+    to_image, to_text: of "tasks", shares of the samples with the text, or the image, given.
     drop: share of the samples whose conditions are replaced by their null; a U-ViT of classes that
     drops none has no null class.  clip: largest norm of the gradient, 0 for any.
     recompute: 1 keeps no block's inside for the way back, which saves memory and costs time.
@@ -96,6 +97,8 @@ class TrainConfig:
     ema: float = 0.9995
     times: str = "tasks"
     shift: float = 4.0
+    to_image: float = 0.53
+    to_text: float = 0.32
     drop: float = 0.1
     tokens: str = "runs/vq"
     precision: str = "auto"
@@ -126,6 +129,9 @@ class TrainConfig:
         for name in ("cooldown", "drop", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is from 0 to below 1")
+        if not (self.to_image >= 0 and self.to_text >= 0 and self.to_image + self.to_text <= 1):
+            shares = f"to_image is {self.to_image} and to_text {self.to_text}"
+            raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
         if not 0 <= self.ema <= 1:
             raise ConfigError(f"ema is {self.ema}; it is from 0 to 1")
         if not 0 <= self.seed < 2**32:
@@ -247,7 +253,7 @@ def _reads(config: Mapping[str, typing.Any], name: str) -> bool:
         return not fresh
     if name == "codecs":
         return fresh and not config["preset"].startswith("nano")
-    if name == "shift":
+    if name in ("shift", "to_image", "to_text"):
         return config["times"] == "tasks"
     if name == "tokens":
         return fresh and system == "vq_diffusion"

@@ -31,6 +31,7 @@ from everyway.process.times import (
     knot_times,
     mixture_times,
     remember,
+    task_lines,
     uniform_times,
 )
 from everyway.sampling.noise import StreamNoise
@@ -170,7 +171,8 @@ def _times(
     """(times, weight of each sample or None, what takes in the losses at these times)."""
     clocks = tuple(dict.fromkeys(system.clocks.values()))
     if config.times != "importance":
-        laws = {**TIMES, "tasks": partial(mixture_times, shift=config.shift)}
+        lines = task_lines(config.to_image, config.to_text)
+        laws = {**TIMES, "tasks": partial(mixture_times, lines=lines, shift=config.shift)}
         return laws[config.times](noise, clocks, share), None, lambda losses: None
     law = importance(state.history, state.counts)
     index = torch.multinomial(law, share, replacement=True, generator=source)
