@@ -97,7 +97,8 @@ def write_files(folder: Path) -> None:
     torch.manual_seed(0)
     for name, own in settings().items():
         layout = foreign.named(LAYOUTS, name)
-        foreign.write(folder, layout, layout.to_theirs(entries(layout.expected(own))), own)
+        held = layout.to_theirs(entries(layout.expected(own)))
+        foreign.write(folder, layout, held, foreign.beside(layout, own))
     Vision(CLIPVisionConfig(**CLIP_B32_VISION)).save_pretrained(folder / "clip-image")
     CLIPTextModel(CLIPTextConfig(**CLIP_L14_TEXT)).save_pretrained(folder / "clip-text")
     (folder / "clip.json").write_text(tokenizer(49408, [START, STOP]), encoding="utf-8")

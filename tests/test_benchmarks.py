@@ -25,6 +25,7 @@ from everyway.systems.unidiffuser_layouts import (
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 peers = importlib.import_module("peers")
 speed = importlib.import_module("speed")
+full_size = importlib.import_module("full_size")
 
 # v1 of diffusers as published: sha256 of its sorted "name shape" lines, and its parameters
 LAYOUT = "3361da20e5275e6f6ec2656ed623eab1ba6f9c8511539ad77a035b35cb024eb9"
@@ -157,3 +158,27 @@ def test_arguments_that_cannot_be_measured(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         speed.main(["--size", "tiny", *arguments])
     assert caught.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def test_full_size_makes_the_files_that_it_reads(tmp_path, monkeypatch):
+    """The authors' files and those of the hub, tiny, as `measured` gives them to the command."""
+    sizes = dict(dim=32, depth=2, heads=2, image_size=4, text_length=3, text_dim=4, embed_dim=8)
+    tiny = dict(n_embd=16, n_layer=1, n_head=2, n_inner=32, vocab_size=50258)
+    whole = full_size.settings()
+    decoder = whole["caption-decoder"]
+    small = {
+        "unidiffuser": {**whole["unidiffuser"], **sizes},
+        "caption-decoder": {**decoder, "decoder": {**decoder["decoder"], **tiny}},
+    }
+    monkeypatch.setattr(full_size, "settings", lambda: small)
+    monkeypatch.setattr(full_size, "tokenizer", lambda size, marks: json.dumps([size, *marks]))
+    clip = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    monkeypatch.setattr("everyway.codecs.encoders.CLIP_B32_VISION", clip)
+    monkeypatch.setattr("everyway.codecs.encoders.CLIP_L14_TEXT", clip)
+    full_size.write_files(tmp_path)
+    named = {*full_size.PARTS.values(), "uvit.pth"} - {"autoencoder_kl.pth"}
+    assert named <= {path.name for path in tmp_path.iterdir()}
+    held = torch.load(tmp_path / "uvit.pth", weights_only=True)
+    assert held["token_embedding.weight"].shape == (2, 32)
+    held = torch.load(tmp_path / "caption_decoder.pth", weights_only=True)
+    assert {"encode_prefix.weight", "gpt.lm_head.weight"} <= held.keys()
