@@ -5,7 +5,7 @@ of an update, 0.2 sqrt(max(m, n)), which lets it share AdamW's rate and decay: L
 Scalable for LLM Training", 2025, arXiv 2502.16982.
 
 torch.optim.Muon orthogonalises in bf16 alone, and a CPU without bf16 products runs that 80 times
-slower than float32; here it is float32 on a CPU, and bf16 on a GPU.
+slower than float32; here it is bf16 where that is fast.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from everyway.nets.precision import fast
 from everyway.train.parallel import ALONE, World
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that drives singular values towards 1
@@ -77,7 +78,8 @@ def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
 def orthogonalised(update: Tensor, stacked: int = 1) -> Tensor:
     """The nearest semi-orthogonal matrix to each block of `update` (m, n), times 0.2 sqrt(max)."""
-    x = update.to(torch.bfloat16 if update.is_cuda else torch.float32).unflatten(0, (stacked, -1))
+    half = fast(torch.bfloat16, update.device.type)
+    x = update.to(torch.bfloat16 if half else torch.float32).unflatten(0, (stacked, -1))
     flip = x.shape[-2] > x.shape[-1]
     x = x.mT if flip else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
