@@ -122,6 +122,17 @@ def test_whole_captions_state_everything():
     assert said[0] == said[1] != said[2]
 
 
+def test_plain_captions_have_one_phrasing():
+    data = EmojiScenes(seed=8, count=1, whole=1.0, plain=1.0)
+    for index in range(20):
+        (thing,), background = (scene := data.scene(index)).objects, scene.background
+        english, korean = data.sample(index).captions
+        assert f"{thing.size} {thing.name} " in english
+        assert english.endswith(f", {background} background") and korean.endswith(" 배경")
+    said = [EmojiScenes(seed=8, plain=share).sample(3).captions for share in (0.0, 0.0, 1.0)]
+    assert said[0] == said[1] != said[2]
+
+
 def test_portraits_show_every_object_in_turn_and_say_its_name():
     data = EmojiScenes(seed=6)
     for index in (0, 7, len(OBJECTS) + 7):

@@ -142,14 +142,17 @@ HEADS = {
 }
 IGNORE = -100  # the target of a head that does not apply
 
+PLAIN = 1
+"""Seed of the one phrasing: "a large fox on the left, blue background"."""
 LESSONS: dict[str, dict[str, float]] = {
-    "emoji-portraits": {"portraits": 1.0, "whole": 1.0},
-    "emoji-singles": {"portraits": 1 / 3, "single": 1.0, "whole": 1.0},
-    "emoji": {"single": 2 / 3, "whole": 2 / 3},
+    "emoji-portraits": {"portraits": 1.0, "whole": 1.0, "plain": 0.5},
+    "emoji-singles": {"portraits": 1 / 3, "single": 1.0, "whole": 1.0, "plain": 0.5},
+    "emoji": {"single": 2 / 3, "whole": 2 / 3, "plain": 1 / 3},
 }
 """Emoji Scenes in the order in which a small model learns them: what each object looks like, then
-one object anywhere, then everything.  Captions leave little unsaid: without noise that shows it,
-what is unsaid is averaged, and a network that sees little else draws averages (docs/LOG.md)."""
+one object anywhere, then everything.  Where a text does not say it, what a picture shows is
+averaged, and so is a text over its phrasings where only a picture is given; a network that sees
+little else draws and writes averages (docs/LOG.md)."""
 
 
 class MissingFont(FileNotFoundError):
@@ -165,6 +168,7 @@ class EmojiScenes:
     probability `single`.
     portraits: share of the samples that are portraits, whatever the scene would have been.
     whole: share of the captions that state everything; the others leave some of it unsaid.
+    plain: share of the captions in one phrasing; the others have any.
     variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
     """
 
@@ -175,6 +179,7 @@ class EmojiScenes:
     single: float = 0.5
     portraits: float = 0.0
     whole: float = 0.0
+    plain: float = 0.0
     variants: int = 1
     font: str | None = None
 
@@ -183,7 +188,7 @@ class EmojiScenes:
             raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
         if self.count not in (None, 1, 2):
             raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
-        for name in ("single", "portraits", "whole"):
+        for name in ("single", "portraits", "whole", "plain"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
         if self.seed < 0:
@@ -256,7 +261,10 @@ class EmojiScenes:
         captions = []
         for _ in range(self.variants):
             stated = scene if self.whole and rng.random() < self.whole else some(scene, rng)
-            captions += [say(stated, rng, LEXICON, each) for each in ([lang] if lang else LANGS)]
+            for each in [lang] if lang else LANGS:
+                plain = self.plain and rng.random() < self.plain
+                form = np.random.default_rng(PLAIN) if plain else rng
+                captions.append(say(stated, form, LEXICON, each))
         return Sample(
             image=self.render(scene, index),
             captions=tuple(captions),
