@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 
 from everyway.checkpoints import store
-from everyway.checkpoints.card import add_scores, write_card
+from everyway.checkpoints.card import ABOUT, add_scores, write_card
+from everyway.data.emoji import LESSONS
 from everyway.generate import load
 from everyway.library import SHIPPED
 from everyway.train.config import resolve
@@ -41,3 +42,7 @@ def test_scores_are_kept_and_the_model_is_the_same(tmp_path):
     assert "| t2i | 0.250 | 0.200 to 0.300 | colour 0.750 |" in text and "steps 25" in text
     assert store.fingerprint(folder) == former.hash
     assert load(str(folder)).facts["scores"]["shapes"] == REPORT
+
+
+def test_every_built_in_set_is_told_about():
+    assert ABOUT.keys() == {"shapes", *LESSONS}

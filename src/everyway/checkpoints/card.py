@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from everyway.checkpoints import store
-from everyway.data.emoji import LESSONS
 
+SCENES = (
+    "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two objects at "
+    "64x64, captions in English and Korean; every tenth pair of objects is held out"
+)
 ABOUT = {
-    **dict.fromkeys(
-        LESSONS,
-        "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two objects "
-        "at 64x64, captions in English and Korean; every tenth pair of objects is held out",
-    ),
+    **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),
     "shapes": "procedural coloured shapes with captions",
 }
 
