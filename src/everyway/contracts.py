@@ -29,12 +29,10 @@ Times = dict[str, Tensor]
 class Context:
     """What a network is told without a process: encoder outputs, or a class label as one token.
 
-    tokens: (B, N, D) float states, or (B,) int64 class labels.
-    mask:   (B, N) bool, True where a token may be attended to; None means everywhere.
+    tokens: (B, N, D) float states, all of which may be attended to, or (B,) int64 class labels.
     """
 
     tokens: Tensor
-    mask: Tensor | None = None
 
 
 Contexts = dict[str, Context]

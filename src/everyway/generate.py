@@ -18,6 +18,7 @@ from torch import Tensor
 from everyway import __version__, library
 from everyway.contracts import Bundle, Context, Contexts, Denoise
 from everyway.controls.masks import free_places, pinned
+from everyway.data.sample import to_tensor
 from everyway.guidance import guided
 from everyway.objective import corrupt
 from everyway.plan import Carry, Stage, plan
@@ -437,8 +438,7 @@ def _to_tensor(
     image = image.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), resample)
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    return pixels.float() / 127.5 - 1
+    return to_tensor([np.array(image.convert("RGB"))])[0]
 
 
 def _mask_of(request: GenerateRequest) -> Image.Image:

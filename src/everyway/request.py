@@ -104,7 +104,7 @@ class GenerateRequest(BaseModel):
     null: str = ""
     given_noise: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     frames: Annotated[int, Field(ge=2, le=1000)] = 8
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 3
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
     model: str = "default"
 
     def __init__(self, /, **values) -> None:

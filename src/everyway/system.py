@@ -221,12 +221,7 @@ class System:
 
 def _placed(query: Query, device: torch.device) -> tuple[Bundle, Times, Contexts]:
     """What a network is called with, on its device."""
-    contexts = {
-        name: Context(
-            tokens=told.tokens.to(device), mask=None if told.mask is None else told.mask.to(device)
-        )
-        for name, told in query.contexts.items()
-    }
+    contexts = {name: Context(tokens=c.tokens.to(device)) for name, c in query.contexts.items()}
     states = {name: state.to(device) for name, state in query.states.items()}
     return states, {clock: t.to(device) for clock, t in query.times.items()}, contexts
 
@@ -248,14 +243,9 @@ def by_rows(network: Network, rows: int | None) -> Network:
                 network(
                     {k: v[cut] for k, v in states.items()},
                     {k: v[cut] for k, v in times.items()},
-                    {k: _rows_of(v, cut) for k, v in contexts.items()},
+                    {k: Context(tokens=v.tokens[cut]) for k, v in contexts.items()},
                 )
             )
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
     return call
-
-
-def _rows_of(context, cut: slice):
-    mask: Tensor | None = None if context.mask is None else context.mask[cut]
-    return type(context)(tokens=context.tokens[cut], mask=mask)

@@ -107,6 +107,19 @@ TEXT_ALONE = Task(name="text", roles={"image": ABSENT, "text": GENERATE})
 TASKS = {t.name: t for t in (TEXT_TO_IMAGE, IMAGE_TO_TEXT, JOINT, IMAGE_ALONE, TEXT_ALONE)}
 
 
+def drawing(told: str, nulls: bool = True) -> dict[str, Task]:
+    """The tasks of a system of pictures alone, whose network is told "text", "label" or "".
+
+    nulls: whether it has a null, without which it draws nothing untold.
+    """
+    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
+    if not told:
+        return {"image": alone}
+    name = {"text": "text-to-image", "label": "class-to-image"}[told]
+    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True})}
+    return made | {"image": alone} if nulls else made
+
+
 def named_task(name: str) -> Task:
     """The task of that name; ValueError lists the names there are."""
     if name not in TASKS:

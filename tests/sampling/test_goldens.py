@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "uvit"
 
 
 def dpm(**options):
-    return dpm_solver(name="dpm", about="", **options)
+    return dpm_solver(name="dpm", **options)
 
 
 def run(name, schedule, sampler, steps, scale, atol, t_end, tau_atol=2e-3, **options):

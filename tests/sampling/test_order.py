@@ -43,7 +43,7 @@ def slope(sampler, schedule=PLAIN, grid="logsnr", steps=(96, 192)):
 
 
 def dpm(**options):
-    return dpm_solver(name="dpm", about="", **options)
+    return dpm_solver(name="dpm", **options)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ddim"])

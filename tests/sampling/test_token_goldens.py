@@ -141,9 +141,7 @@ def denoiser(net, process, told):
 
 def run(net, process, told, tokens: Tokens, steps: int, seed: int = 0, denoise=None, **options):
     ancestral = named_sampler("ancestral")
-    sampler = Sampler(
-        name="golden", plan=ancestral.plan, move=ancestral.move, about="", tokens=tokens
-    )
+    sampler = Sampler(name="golden", plan=ancestral.plan, move=ancestral.move, tokens=tokens)
     options = {"states": {"image": torch.full((2, net.config.length), CODES)}} | options
     return sample(
         denoise or denoiser(net, process, told),

@@ -70,9 +70,7 @@ def test_a_picture_and_a_word_drawn_together(name, rates):
 def test_a_word_alone(name, rates):
     sampler = named_sampler(name)
     if name == "purity":  # without sharpening it is exact
-        sampler = Sampler(
-            name=name, plan=sampler.plan, move=sampler.move, about="", tokens=purity(weight=0)
-        )
+        sampler = Sampler(name=name, plan=sampler.plan, move=sampler.move, tokens=purity(weight=0))
     made = final(run(WORD, rates=rates, sampler=sampler, steps=10)).states
     assert set(made) == {"word"}
     found = torch.bincount(made["word"][:, 0], minlength=4) / N

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from everyway.train import loop
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.loop import rate_factor, train
 from everyway.train.state import StateError
@@ -110,3 +111,12 @@ def test_bad_settings_are_one_clear_line(overrides):
 def test_unknown_preset_lists_the_presets():
     with pytest.raises(ConfigError, match="nano"):
         resolve("nanoo")
+
+
+def test_a_resumed_run_computes_as_it_began_whatever_it_would_measure_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "fast", lambda dtype, device: True)
+    train(_small(tmp_path, 2))
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["facts"])["half"] is True
+    monkeypatch.setattr(loop, "fast", lambda dtype, device: pytest.fail("measured again"))
+    train(_small(tmp_path, 3))

@@ -227,7 +227,7 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
 def test_without_dropped_conditions_there_is_no_null_class(classes, tmp_path):
     config = small(tmp_path, preset="nano-class", data=str(classes), drop=0.0, steps=2, flip=1)
     train(config)
-    assert sources.prepare(config)[1].states["image"].shape[:2] == (24, 2)
+    assert sources.prepare(config)[1].states["image"].shape[:2] == (48, 1)
     model = load(str(tmp_path / "model"), device="cpu")
     assert model.system.network.config.layout[0].classes == 3
     model.generate(kind="class-to-image", label=2, steps=4)
@@ -291,7 +291,7 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
     facts = train(small(tmp_path / "run", **settings, **data))
     assert facts["step"] == 3 and facts["losses"]["image"] > 0
     model = load(facts["model"], device="cpu")
-    assert sources.picture_size(model.system) == 32
+    assert sources.image_size(model.system) == 32
     own, theirs = model.system.codecs["image"].state_dict(), opened.components["image"]
     assert own.keys() == theirs.keys()
     for name, value in own.items():  # a model that was trained is kept in bf16
@@ -304,7 +304,7 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", ["nano", "mini"])
 def test_pictures_of_shipped_models_are_read_in_their_size(model):
     loaded = load(model, device="cpu")
-    assert sources.picture_size(loaded.system) == loaded.image_size == 64
+    assert sources.image_size(loaded.system) == loaded.image_size == 64
 
 
 # -- a condition that no data tells -----------------------------------------------------------

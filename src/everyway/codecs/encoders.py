@@ -119,7 +119,8 @@ class WordStates(nn.Module):
 class Contrastive(nn.Module):
     """Both encoders with the text's projection and the temperature, for training them together.
 
-    The two towers are trained here and then live in `ImageEmbedding` and in the text latent.
+    The image tower lives on in an `ImageEmbedding`; the text tower has then done its work
+    (docs/decisions/0007).
     """
 
     def __init__(self, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:

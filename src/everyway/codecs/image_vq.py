@@ -241,6 +241,11 @@ def _tensor(path: Path) -> Tensor:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def shrinks(encoder: Mapping[str, Any]) -> int:
+    """Side in pixels of the square that one token of an encoder of these settings stands for."""
+    return _side(encoder["in_channels"]) * 2 ** (len(encoder["block_out_channels"]) - 1)
+
+
 def _side(channels: int) -> int:
     """f from 3 f^2 channels."""
     if channels != 3 * isqrt(channels // 3) ** 2:
@@ -269,6 +274,7 @@ class ImageVQ(nn.Module):
         super().__init__()
         settings, dim = dict(quantiser), quantiser["dim"]
         self.fold, self.unfold = _side(encoder["in_channels"]), _side(decoder["out_channels"])
+        self.factor = shrinks(encoder)
         self.encoder = Encoder(**encoder, double_z=False)
         self.quant_conv = nn.Conv2d(encoder["out_channels"], dim, 1)
         self.quantiser = KINDS[settings.pop("kind")](**settings)
@@ -285,11 +291,6 @@ class ImageVQ(nn.Module):
     def classes(self) -> int:
         """How many different tokens there are."""
         return len(self.truncation.code_of if self.truncation else self.quantiser.codes)
-
-    @property
-    def factor(self) -> int:
-        """Side in pixels of the square that one token stands for."""
-        return self.fold * 2 ** (len(self.encoder.down_blocks) - 1)
 
     def latent(self, images: Tensor) -> Tensor:
         """What the quantiser is given, (B, D, h, w)."""

@@ -1,7 +1,7 @@
 """Emoji Scenes: one or two pictures of the Noto Color Emoji font on a plain coloured background.
 
 Endless, with captions in English and Korean and the ground truth beside them; scene i is a function
-of (seed, i) alone.  Every tenth unordered pair of objects is held out and never trained on.
+of (seed, i) alone.  About every tenth unordered pair of objects is held out and never trained on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everyway.data.captions import Lexicon, parse, say, some
+from everyway.data.captions import Lexicon, OnePhrasing, parse, say, some
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 
 FONT = "NotoColorEmoji.ttf"
@@ -142,12 +142,10 @@ HEADS = {
 }
 IGNORE = -100  # the target of a head that does not apply
 
-PLAIN = 1
-"""Seed of the one phrasing: "a large fox on the left, blue background"."""
 LESSONS: dict[str, dict[str, float]] = {
     "emoji-portraits": {"portraits": 1.0, "whole": 1.0, "plain": 0.5},
     "emoji-singles": {"portraits": 1 / 3, "single": 1.0, "whole": 1.0, "plain": 0.5},
-    "emoji": {"single": 2 / 3, "whole": 2 / 3, "plain": 1 / 3},
+    "emoji": {"single": 2 / 3, "whole": 2 / 3, "plain": 0.5},
 }
 """Emoji Scenes in the order in which a small model learns them: what each object looks like, then
 one object anywhere, then everything.  Where a text does not say it, what a picture shows is
@@ -156,7 +154,7 @@ little else draws and writes averages (docs/LOG.md)."""
 
 
 class MissingFont(FileNotFoundError):
-    """The emoji font is not installed; the message says how to get it."""
+    """The emoji font, or what reads it, is not installed; the message says how to get it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +261,7 @@ class EmojiScenes:
             stated = scene if self.whole and rng.random() < self.whole else some(scene, rng)
             for each in [lang] if lang else LANGS:
                 plain = self.plain and rng.random() < self.plain
-                form = np.random.default_rng(PLAIN) if plain else rng
-                captions.append(say(stated, form, LEXICON, each))
+                captions.append(say(stated, OnePhrasing() if plain else rng, LEXICON, each))
         return Sample(
             image=self.render(scene, index),
             captions=tuple(captions),
@@ -399,7 +396,7 @@ def _artwork(font: str | None) -> dict[str, Image.Image]:
     try:
         from fontTools.ttLib import TTFont, TTLibError
     except ImportError:
-        raise ImportError("Emoji Scenes need fontTools: pip install fonttools") from None
+        raise MissingFont("Emoji Scenes need fontTools: pip install fonttools") from None
     path = find_font(font)
     try:
         with TTFont(path, lazy=True) as file:

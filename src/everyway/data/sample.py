@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZES = ("small", "large")
 PLACES = ("left", "right", "top", "bottom", "middle")
@@ -25,6 +29,13 @@ class Sample:
     record: dict[str, Any] | None = None
     key: str = ""
     label: int | None = None
+
+
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """Pictures of one size, uint8 (H, W, 3), as float32 (B, 3, H, W) in [-1, 1]."""
+    import torch  # data is drawn and written without it
+
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True, kw_only=True)

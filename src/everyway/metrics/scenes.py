@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from everyway.data.emoji import HEADS, OBJECTS, scene_of
-from everyway.data.sample import Scene
+from everyway.data.sample import Scene, to_tensor
 from everyway.nets.recogniser import Recogniser
 
 ATTRIBUTES = ("object", "size", "place", "relation", "background")
@@ -93,8 +93,7 @@ def known(scene: Scene) -> bool:
 def _chunks(images: Sequence[Picture], chunk: int):
     """(B, 3, 64, 64) float tensors in [-1, 1]."""
     for start in range(0, len(images), chunk):
-        pixels = np.stack([_pixels(image) for image in images[start : start + chunk]])
-        yield torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        yield to_tensor([_pixels(image) for image in images[start : start + chunk]])
 
 
 def _pixels(image: Picture) -> np.ndarray:

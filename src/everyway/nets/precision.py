@@ -33,7 +33,8 @@ def computing(module: nn.Module) -> AbstractContextManager:
 
 @lru_cache
 def fast(dtype: torch.dtype, device: str) -> bool:
-    """Whether products in `dtype` are faster than float32's on this kind of device, measured."""
+    """Whether products in `dtype` are faster than float32's on this kind of device; on a CPU it is
+    measured."""
     if device != "cpu":
         return True
     seconds = {kind: _seconds(kind) for kind in (torch.float32, dtype)}

@@ -203,8 +203,8 @@ class TokenTransformer(nn.Module):
     ) -> Bundle:
         """states: (B, L) int64 in 0..K; times: (B,) float64 in [0, 1]; both under `config.name`.
 
-        contexts: "text" (B, M, W), of which every token is attended to whatever its mask says, or
-        "label" (B,) int64.  keep: {} is returned where it does not have `config.name`.
+        contexts: "text" (B, M, W), or "label" (B,) int64.  keep: {} is returned where it does not
+        have `config.name`.
         """
         name = self.config.name
         if keep is not None and name not in keep:

@@ -19,7 +19,7 @@ from everyway.tasks import Task, times_for
 Pin = Callable[[Bundle, float], Bundle]
 """(generated states, their time) -> the states with what is known put in its place."""
 
-Move = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
+MoveTokens = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
 """(x_t, clean estimate, step, noise, name) -> x_s: a token modality under the run's sampler."""
 
 
@@ -162,7 +162,7 @@ def sample(
     if pin:
         moving = pin(moving, t_start)
     schedules: dict[str, Schedule] = {}
-    moves: dict[str, Move] = {}
+    moves: dict[str, MoveTokens] = {}
     for name in moving:
         process = processes[name]
         if isinstance(process, MaskReplace):
@@ -216,7 +216,7 @@ def _steps(
     plan: tuple[Step, ...],
     states: Bundle,
     schedules: Mapping[str, Schedule],
-    moves: Mapping[str, Move],
+    moves: Mapping[str, MoveTokens],
     noise: Noise,
     pin: Pin | None,
 ) -> Iterator[Progress]:

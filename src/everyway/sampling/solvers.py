@@ -31,10 +31,9 @@ Schedules = Mapping[str, Schedule]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Moved:
-    """The states after a step, the clean estimate at its start, and the solver's memory."""
+    """The states after a step, and the solver's memory."""
 
     states: Bundle
-    clean: Bundle
     memory: Memory = ()
 
 
@@ -51,17 +50,14 @@ Move = Callable[[Evaluate, Bundle, Step, Memory, Schedules, Noise], Moved]
 class Sampler:
     """A named solver with the grid and the last time it uses unless told otherwise.
 
-    about: one line for people.  stochastic: whether it draws noise on the way.
     tokens: what it does to token modalities.  rate: whether its schedule must have a rate beta(t).
     """
 
     name: str
     plan: Plan
     move: Move
-    about: str
     grid: str = "time"
     t_end: float = 0.0
-    stochastic: bool = False
     tokens: Tokens = ANCESTRAL
     rate: bool = False
 
@@ -184,7 +180,7 @@ def move_ddim(eta: float) -> Move:
             at, to = point(schedules[name], step.t), point(schedules[name], step.s)
             draw = _draw(noise, name, x) if eta > 0 and step.s > 0 else None
             moved[name] = kernels.ddim(x, clean[name], at, to, eta, draw)
-        return Moved(states=moved, clean=clean)
+        return Moved(states=moved)
 
     return move
 
@@ -197,7 +193,7 @@ def move_ddpm(evaluate, states, step, memory, schedules, noise) -> Moved:
         at, to = point(schedules[name], step.t), point(schedules[name], step.s)
         draw = _draw(noise, name, x) if step.s > 0 else None
         moved[name] = kernels.ddpm(x, clean[name], at, to, draw)
-    return Moved(states=moved, clean=clean)
+    return Moved(states=moved)
 
 
 def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
@@ -206,7 +202,7 @@ def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
     ends = {n: (point(schedules[n], step.t), point(schedules[n], step.s)) for n in states}
     guess = {n: kernels.euler(x, clean[n], *ends[n]) for n, x in states.items()}
     if step.budget == 1:
-        return Moved(states=guess, clean=clean)
+        return Moved(states=guess)
     after = evaluate(guess, step.s)
     moved = {}
     for name, x in states.items():
@@ -217,7 +213,7 @@ def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
         first = kernels.slope(x, clean[name], at)
         second = kernels.slope(guess[name], after[name], to)
         moved[name] = kernels.heun(x, first, second, at, to)
-    return Moved(states=moved, clean=clean)
+    return Moved(states=moved)
 
 
 def move_euler_maruyama(stochastic: bool) -> Move:
@@ -237,7 +233,7 @@ def move_euler_maruyama(stochastic: bool) -> Move:
                 stochastic=stochastic,
                 draw=_draw(noise, name, x) if stochastic and step.s > 0 else None,
             )
-        return Moved(states=moved, clean=clean)
+        return Moved(states=moved)
 
     return move
 
@@ -334,21 +330,20 @@ def move_single(form: str, kind: str) -> Move:
         times = (step.t, *step.inner)
         points = {n: [point(schedules[n], t) for t in times] for n in states}
         found: dict[str, list[Tensor]] = {n: [] for n in states}
-        here, first = states, None
+        here = states
         for i, t in enumerate(times):
             if i:
                 here = {
                     n: inner_step(form, states[n], found[n][:i], points[n][: i + 1]) for n in states
                 }
             clean = evaluate(here, t)
-            first = clean if first is None else first
             for n in states:
                 found[n].append(_prediction(form, here[n], clean[n], points[n][i]))
         moved = {
             n: single_step(form, kind, x, found[n], points[n], point(schedules[n], step.s))
             for n, x in states.items()
         }
-        return Moved(states=moved, clean=first)
+        return Moved(states=moved)
 
     return move
 
@@ -386,7 +381,7 @@ def move_multi(
             count = usable([to.lam, *(p.lam for p in points)], growth)
             values = [m[n] for _, m in known[:count]]
             moved[n] = multi_step(form, kind, curvature, x, values, points, to)
-        return Moved(states=moved, clean=clean, memory=known)
+        return Moved(states=moved, memory=known)
 
     return move
 
@@ -394,7 +389,6 @@ def move_multi(
 def dpm_solver(
     *,
     name: str,
-    about: str,
     order: int,
     method: str = "multi",
     form: str = "data",
@@ -426,7 +420,7 @@ def dpm_solver(
         if value not in known:
             raise ValueError(f"{what} {value!r} is unknown; choose one of {known}")
     plan, move = methods[method]
-    return Sampler(name=name, about=about, plan=plan, move=move, grid=grid, t_end=t_end)
+    return Sampler(name=name, plan=plan, move=move, grid=grid, t_end=t_end)
 
 
 def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
@@ -435,17 +429,16 @@ def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
         name=name,
         plan=plan_cells,
         move=move_ddim(eta),
-        about="one evaluation a step, deterministic at eta 0",
-        stochastic=eta > 0,
     )
 
 
+# when to take which: docs/choose-a-sampler.md; `everyway.request.SAMPLER_NAMES` has the same names
 _ALL = (
-    dpm_solver(name="dpm++2m", order=2, about="good at 15 to 30 steps; the default"),
-    dpm_solver(name="dpm++3m", order=3, kind="taylor", about="smoother models, 20 steps and more"),
-    dpm_solver(name="dpm++2s", order=2, method="single", about="second order without memory"),
-    dpm_solver(name="dpm++3s", order=3, method="single", about="third order without memory"),
-    dpm_solver(name="dpm++fast", order=3, method="fast", about="as published for UniDiffuser"),
+    dpm_solver(name="dpm++2m", order=2),
+    dpm_solver(name="dpm++3m", order=3, kind="taylor"),
+    dpm_solver(name="dpm++2s", order=2, method="single"),
+    dpm_solver(name="dpm++3s", order=3, method="single"),
+    dpm_solver(name="dpm++fast", order=3, method="fast"),
     dpm_solver(
         name="dpm-fast",
         order=3,
@@ -453,48 +446,37 @@ _ALL = (
         form="noise",
         grid="logsnr",
         t_end=1e-4,
-        about="as published for U-ViT on linear schedules",
     ),
     ddim(),
     Sampler(
         name="ddpm",
         plan=plan_cells,
         move=move_ddpm,
-        about="ancestral, many steps",
-        stochastic=True,
     ),
     Sampler(
         name="ancestral",
         plan=plan_cells,
         move=move_ddpm,
-        about="the chain of tokens run backwards, exactly for any stride (as ddpm for others)",
-        stochastic=True,
     ),
     Sampler(
         name="purity",
         plan=plan_cells,
         move=move_ddpm,
-        about="tokens a few at a time, sure places rather than others; the best for tokens",
-        stochastic=True,
         tokens=purity(),
     ),
     Sampler(
         name="fast-stride",
         plan=plan_cells,
         move=move_ddpm,
-        about="tokens as in the published fast sampler, to compare with ancestral",
-        stochastic=True,
         tokens=LEAPS,
     ),
-    Sampler(name="euler", plan=plan_cells, move=move_ddim(0.0), about="probability flow, order 1"),
-    Sampler(name="heun", plan=plan_heun, move=move_heun, about="two evaluations a step, order 2"),
+    Sampler(name="euler", plan=plan_cells, move=move_ddim(0.0)),
+    Sampler(name="heun", plan=plan_heun, move=move_heun),
     Sampler(
         name="em-sde",
         plan=plan_to_zero,
         move=move_euler_maruyama(True),
         t_end=1e-3,
-        about="reverse SDE, 1000 steps",
-        stochastic=True,
         rate=True,
     ),
     Sampler(
@@ -502,7 +484,6 @@ _ALL = (
         plan=plan_to_zero,
         move=move_euler_maruyama(False),
         t_end=1e-3,
-        about="probability flow in plain time",
         rate=True,
     ),
 )

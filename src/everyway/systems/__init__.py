@@ -3,6 +3,7 @@
 Each is a module with
 
     build(config) -> System           with fresh weights
+    read(config) -> its own dataclass of such a config
     assembled(settings, former, codecs) -> dict
                                       the config of a network of published sizes with its codecs
     lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet

@@ -31,6 +31,8 @@ from everyway.validation import checked
 SCHEDULES = {"cosine": (CosineVP, V), "discrete": (DiscreteVP, EPS)}
 """Name -> (schedule, what the network predicts); "discrete" is the published one."""
 CODECS = ("plain", "trained")
+PLAIN = 64
+"""Side of the pictures that plain codecs make their pixels and thumbnails of."""
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" unless told otherwise."""
 NEEDED = {
@@ -50,6 +52,7 @@ NEEDED = {
 class UniDiffuserConfig:
     """Sizes of one UniDiffuser.
 
+    image_size: side of an image state (latents, or pixels of plain codecs).
     codecs: of CODECS: "plain" (pixels and words, no weights) or "trained" (autoencoder, CLIP, text
     latent).
     codec_config: plain data for them (vocabulary, tokenizer, sizes).
@@ -266,11 +269,13 @@ def assembled(
 
 
 def image_size(config: Mapping[str, Any] | UniDiffuserConfig) -> int:
-    """Side in pixels of a published model; 8 a latent where the codec is not given yet."""
+    """Side in pixels; 8 a latent where the codec is not given yet."""
     config = read(config)
-    autoencoder = config.codec_config.get("image", {}).get("autoencoder", {})
-    levels = len(autoencoder.get("block_out_channels", range(4)))
-    return config.side * 2 ** (levels - 1)
+    if config.codecs == "plain":
+        return PLAIN
+    own = config.codec_config.get("image", {})
+    levels = len(own.get("autoencoder", {}).get("block_out_channels", range(4)))
+    return config.side * own.get("fold", 1) * 2 ** (levels - 1)
 
 
 def lacking(config: Mapping[str, Any] | UniDiffuserConfig) -> list[str]:

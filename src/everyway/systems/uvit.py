@@ -25,7 +25,7 @@ from everyway.process.gaussian import EPS, GaussianProcess
 from everyway.process.schedules import DiscreteVP, LinearVP
 from everyway.system import Condition, Modality, System
 from everyway.systems import Lacking
-from everyway.tasks import GENERATE, Task
+from everyway.tasks import drawing
 from everyway.validation import checked
 
 SCHEDULES = {"linear": LinearVP, "discrete": DiscreteVP}
@@ -147,23 +147,13 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
         name="uvit",
         network=network,
         modalities={"image": image},
-        tasks=tasks(config.told, nulls),
+        tasks=drawing(config.told, nulls),
         config=asdict(config),
         conditions=conditions,
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
     )
-
-
-def tasks(told: str, nulls: bool) -> dict[str, Task]:
-    """What a network that is told this can do; without a null it draws nothing untold."""
-    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
-    if not told:
-        return {"image": alone}
-    name = {"text": "text-to-image", "label": "class-to-image"}[told]
-    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True})}
-    return made | {"image": alone} if nulls else made
 
 
 def assembled(
@@ -174,9 +164,8 @@ def assembled(
 
 
 def image_size(config: Mapping[str, Any] | UViTSystemConfig) -> int:
-    """Side in pixels."""
-    config = read(config)
-    return config.patches.size * (_shrinks(config) if _latent(config) else 1)
+    """Side in pixels; 8 a latent where the codec is not given yet."""
+    return read(config).image_size
 
 
 def lacking(config: Mapping[str, Any] | UViTSystemConfig) -> list[str]:

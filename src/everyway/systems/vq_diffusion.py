@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from everyway.checkpoints.keymap import LayoutError
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
-from everyway.codecs.image_vq import ImageVQ
+from everyway.codecs.image_vq import ImageVQ, shrinks
 from everyway.codecs.plain import Labels
 from everyway.codecs.text_latent import TextLatent
 from everyway.contracts import Context
@@ -31,7 +31,7 @@ from everyway.system import Condition, Modality, System
 from everyway.systems import Lacking
 from everyway.systems.vq_codec_layouts import FFHQ, IMAGENET, ITHQ, OPENIMAGES
 from everyway.systems.vq_network_layouts import PRESETS, preset_of
-from everyway.tasks import GENERATE, Task
+from everyway.tasks import drawing
 from everyway.validation import checked
 
 RATES = {"released": RELEASED, "paper": PAPER, "absorbing": ABSORBING, "uniform": UNIFORM}
@@ -132,7 +132,7 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
         raise Lacking(parts, "parts")
     network = kind(checked(network_config(config.network)))
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
-    side, codes = grid_of(network)
+    side, codes = grid_of(network.config)
     if codes != picture.classes:
         raise ValueError(f"the network is of {codes} codes, the codec of {picture.classes}")
     process = MaskReplace(
@@ -143,7 +143,7 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
         name="vq_diffusion",
         network=network,
         modalities={"image": image},
-        tasks=tasks(config.told),
+        tasks=drawing(config.told),
         config=asdict(config),
         conditions=CONDITIONS[config.told](network, config),
         shared=config.shared,
@@ -154,21 +154,12 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     )
 
 
-def grid_of(network: nn.Module) -> tuple[int, int]:
+def grid_of(network: TokenTransformerConfig | UViTConfig) -> tuple[int, int]:
     """(tokens in a row, codes) of either network."""
-    if isinstance(network, TokenTransformer):
-        return network.config.side, network.config.codes
-    (ids,) = (s for s in network.config.layout if isinstance(s, Ids))
+    if isinstance(network, TokenTransformerConfig):
+        return network.side, network.codes
+    (ids,) = (s for s in network.layout if isinstance(s, Ids))
     return ids.side, ids.codes
-
-
-def tasks(told: str) -> dict[str, Task]:
-    """What a network that is told this can do."""
-    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
-    if not told:
-        return {"image": alone}
-    name = {"text": "text-to-image", "label": "class-to-image"}[told]
-    return {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True}), "image": alone}
 
 
 def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
@@ -296,8 +287,8 @@ def assembled(
 def image_size(config: Mapping[str, Any] | VQDiffusionConfig) -> int:
     """Side in pixels; 8 a token where the codec is not given yet."""
     config = read(config)
-    levels = config.codec.get("encoder", {}).get("block_out_channels", range(4))
-    return config.network["side"] * 2 ** (len(levels) - 1)
+    side, _ = grid_of(NETWORKS[config.kind][1](config.network))
+    return side * (shrinks(config.codec["encoder"]) if config.codec else 8)
 
 
 def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:

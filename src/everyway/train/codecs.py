@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,9 +24,10 @@ from everyway.codecs.image_vae import SMALL, ImageVAE, psnr, reconstruction_loss
 from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
 from everyway.codecs.text_tokens import Tokens, train_tokens
 from everyway.data.emoji import OBJECTS, EmojiScenes
-from everyway.data.sample import Sample
-from everyway.train.fit import Report, fit
+from everyway.data.sample import Sample, to_tensor
+from everyway.train.fit import Report, fit, say
 from everyway.train.looks import codes_of_words, effects_of_words
+from everyway.train.stopping import stoppable
 
 LENGTH, DIM = 24, 64  # of the text latent
 WORDS = {"hidden_size": DIM}
@@ -60,7 +59,7 @@ def train_image(
     decoder: bool = False,
     seed: int = 12,
     batch: int = 16,
-    report: Report = print,
+    report: Report = say,
 ) -> dict[str, Any]:
     """The autoencoder.  Returns facts, psnr_db of unseen scenes among them.
 
@@ -101,7 +100,7 @@ def train_image(
 
 
 def train_image_embed(
-    out: Path, minutes: float, seed: int = 13, batch: int = 128, report: Report = print
+    out: Path, minutes: float, seed: int = 13, batch: int = 128, report: Report = say
 ):
     """CLIP: both towers against each other.  Returns facts, how many of 100 pictures find their own
     English and Korean captions among them."""
@@ -113,7 +112,7 @@ def train_image_embed(
     def loss_at(step: int) -> Tensor:
         samples = [data.sample(i) for i in range(step * batch, (step + 1) * batch)]
         texts = [s.captions[i % 2] for i, s in enumerate(samples)]
-        return net(_stacked([s.image for s in samples]), tokens.encode(texts), tokens.end)
+        return net(to_tensor([s.image for s in samples]), tokens.encode(texts), tokens.end)
 
     facts = fit(net, loss_at, out / "contrastive.state.safetensors", minutes=minutes, lr=1e-3,
                 report=report)  # fmt: skip
@@ -134,7 +133,7 @@ def train_text(
     seed: int = 14,
     batch: int = 128,
     scenes: int = 12_000,
-    report: Report = print,
+    report: Report = say,
 ) -> dict[str, Any]:
     """The text latent, of what words look like in the image codec's latents of `scenes`, and its
     decoder.  Returns facts: the exact shares at sigma 0 and 0.3 (the gate is 0.99).
@@ -190,7 +189,7 @@ def _codes(out: Path, tokens: Tokens, seed: int, scenes: int) -> Tensor:
         for start in range(0, count, 50):
             samples = [sample(i) for i in range(start, min(start + 50, count))]
             ids = tokens.encode([caption for s in samples for caption in s.captions])
-            yield ids, image.encode(_stacked([s.image for s in samples])).repeat_interleave(2, 0)
+            yield ids, image.encode(to_tensor([s.image for s in samples])).repeat_interleave(2, 0)
 
     among, counts = effects_of_words(rows(data.sample, scenes), len(tokens), SCENES_RIDGE)
     portraits = rows(data.portrait, PORTRAITS * len(OBJECTS))
@@ -226,7 +225,7 @@ def _made(folder: Path, name: str) -> Path:
 
 def pictures(data: EmojiScenes, indices: range) -> Tensor:
     """(B, 3, 64, 64) in [-1, 1]."""
-    return _stacked([data.render(data.scene(i), i) for i in indices])
+    return to_tensor([data.render(data.scene(i), i) for i in indices])
 
 
 def captions(data: EmojiScenes, indices: range) -> list[str]:
@@ -234,16 +233,12 @@ def captions(data: EmojiScenes, indices: range) -> list[str]:
     return [data.sample(i, lang=("en", "ko")[i % 2]).captions[0] for i in indices]
 
 
-def _stacked(images: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def _retrieval(net: Contrastive, tokens: Tokens, samples: list, language: int) -> float:
     """The share of pictures whose own caption is the likeliest of a hundred."""
     right = 0
     for start in range(0, len(samples), 100):
         part = samples[start : start + 100]
-        a = net.image.features(_stacked([s.image for s in part]))
+        a = net.image.features(to_tensor([s.image for s in part]))
         ids = tokens.encode([s.captions[language] for s in part])
         b = nn.functional.normalize(net.sentence(ids, tokens.end), dim=-1)
         right += int(((a @ b.T).argmax(1) == torch.arange(len(part))).sum())
@@ -283,18 +278,13 @@ def main() -> int:
     if args.decoder and args.part not in ("image", "text"):
         parser.error(f"{args.part} has no decoder")
     args.out.mkdir(parents=True, exist_ok=True)
-
-    def say(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
     if args.part == "tokenizer":
         say(f"{len(Tokens(train_tokenizer(args.out), LENGTH))} tokens")
     else:
         settings = {"decoder": True} if args.decoder else {}
-        say(json.dumps(PARTS[args.part](args.out, args.minutes, report=say, **settings)))
+        say(json.dumps(PARTS[args.part](args.out, args.minutes, **settings)))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(stoppable(main))

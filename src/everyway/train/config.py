@@ -32,6 +32,8 @@ CHOICES: dict[str, tuple] = {
 }
 BUILT = {"unidiffuser": ("nano", "mini"), "vq_diffusion": ("mini-vq",)}
 """Presets of the systems, but for those of U-ViTs, whose own module knows them."""
+BOTH_CLOCKS = ("unidiffuser",)
+"""Systems with the clocks `image` and `text`, whose times may lie on the lines of tasks."""
 
 
 class ConfigError(ValueError):
@@ -48,9 +50,9 @@ class TrainConfig:
     patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
     depth: likewise, of the latter.
     data: "shapes", "emoji", of that "emoji-portraits" or "emoji-singles" alone, or a folder, in
-    which folders are classes.  flip: 1 adds the mirror
-    image of every picture.  cache: samples whose latents are cached; of a larger
-    folder so many, spread evenly.
+    which folders are classes.  flip: 1 adds the mirror image of every picture with its captions,
+    which then must not say left or right.
+    cache: samples whose latents are cached; of a larger folder so many, spread evenly.
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
     tokens: folder with the trained codec of tokens.
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
@@ -62,7 +64,8 @@ class TrainConfig:
     recompute: 1 keeps no block's inside for the way back, which saves memory and costs time.
     init: a model (name or folder) to start from, codecs and weights; the optimiser starts afresh.
     out: the run folder.  steps: optimiser steps.  budget_s: stop (cooled down) within so many
-    seconds; 0 means no limit.  cooldown: last fraction of the run in which the rate falls to 0.
+    seconds; 0 means no limit.  cooldown: last fraction of the run, in which the rate falls to a
+    fiftieth.
     optimiser: "adamw", or "muon" for the matrices inside the blocks (AdamW for the rest).
     sample_every: steps between grids of samples in every direction; 0 draws none.
     device: "auto" takes a GPU if there is one.
@@ -142,7 +145,7 @@ class TrainConfig:
                 f"preset {self.preset!r} is unknown to {self.system}; "
                 f"choose {' or '.join(presets)}, or another system"
             )
-        if self.times == "tasks" and self.system != "unidiffuser" and not self.init:
+        if self.times == "tasks" and self.system not in BOTH_CLOCKS and not self.init:
             raise ConfigError(
                 f"times is 'tasks', lines of two clocks, and {self.system} has one; choose uniform"
             )

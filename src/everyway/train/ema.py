@@ -7,7 +7,10 @@ from torch import nn
 
 
 class EMA:
-    """weights: name -> float32 tensor.  After n updates the decay is min(decay, (1+n)/(10+n))."""
+    """weights: name -> the average of a float32 tensor; others as they were.
+
+    After n updates the decay is min(decay, (1+n)/(10+n)).
+    """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay

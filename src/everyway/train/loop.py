@@ -1,7 +1,7 @@
 """The training loop: cached latents in, an EMA model folder out.  Run it again to resume.
 
 Everything random in step k comes from generators seeded by (seed, k), so an interrupted run ends
-with the same weights as an uninterrupted one (given the same number of steps).
+with the same weights as an uninterrupted one, given the same number of steps and of processes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,16 +39,18 @@ from everyway.train.ema import EMA
 from everyway.train.muon import Muon
 from everyway.train.parallel import World, join
 from everyway.train.state import TrainState, diverged
+from everyway.train.stopping import polite_stop
 
 OPTIMISERS = {
     "adamw": lambda network, world, **settings: torch.optim.AdamW(network.parameters(), **settings),
     "muon": Muon,
 }
 RESUMABLE = {"budget_s", "steps", "out", "save_every_s", "sample_every", "log_every"}
-"""Settings that a resumed run may change: they do not bear on what a step does."""
+"""Settings that a resumed run may change: of them only the end bears on what a step does, since the
+rate falls before it."""
 TIMES = {"uniform": uniform_times, "knots": knot_times}
-"""How times of several clocks are drawn: the whole square, its knots; mostly the lines of tasks is
-the third way, which has a setting."""
+"""How times of several clocks are drawn: over the whole square, or on its knots.  `_times` has the
+two other ways, which have settings or a memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +94,13 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
         state.restore(path)
         if _early(state, config):
             state.cooldown_from = -1  # cooled down before, and now asked to go on
+    half = _half(config.precision, device) if state.half is None else state.half
+    state.half = bool(world.agreed(half))
     if world.first:
         store.write_text(out / "config.json", config.to_json())
     log = _Log(out, config.log_every, world.first)
     begun, halted, saved = state.step, False, time.monotonic()
-    with _polite_stop() as asked:
+    with polite_stop() as asked:
         for facts in _steps(state, system, latents, config, world):
             log.add(state, facts, config, progress)
             if world.first and time.monotonic() - saved > config.save_every_s:
@@ -131,7 +132,7 @@ def _steps(
     state.network.train()
     parameters = list(state.network.parameters())
     device, share = parameters[0].device, world.share(config.batch)
-    autocast = _autocast(config.precision, device)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bool(state.half))
     while not _finished(state, config):
         began = time.monotonic()
         rate = config.lr * rate_factor(state.step, state.cooldown_from, config)
@@ -236,7 +237,7 @@ def _early(state: TrainState, config: TrainConfig) -> bool:
 
 
 def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
-    """Warm-up, constant, then linearly to 0 over the cool-down.
+    """Warm-up, constant, then linearly down over the cool-down, to a fiftieth.
 
     Under a time budget the cool-down's length in steps is foretold from the steps before it.
     """
@@ -281,7 +282,7 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     facts = {
         **begun,
         "name": config.preset,
-        "image_size": sources.picture_size(system),
+        "image_size": sources.image_size(system),
         "losses": losses,
         "history": [*begun["history"], run],
         "training": json.loads(config.to_json()),
@@ -301,14 +302,9 @@ def _exported(model: Path) -> int:
         return -1
 
 
-def _autocast(precision: str, device: torch.device):
-    """A context in which the network runs in bf16, or one that changes nothing."""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}.get(precision)
-    if dtype is None:
-        dtype = torch.bfloat16 if fast(torch.bfloat16, device.type) else torch.float32
-    if dtype is torch.float32:
-        return nullcontext
-    return lambda: torch.autocast(device.type, dtype)
+def _half(precision: str, device: torch.device) -> bool:
+    """Whether the network computes in bf16; "auto" measures."""
+    return precision == "bf16" or (precision == "auto" and fast(torch.bfloat16, device.type))
 
 
 def _device(name: str) -> torch.device:
@@ -361,24 +357,6 @@ def _former(path: Path) -> dict:
         raise ConfigError(
             f"{path} is not the config of a training ({reason}); choose another --out"
         ) from None
-
-
-@contextmanager
-def _polite_stop() -> Iterator[list[int]]:
-    """Ctrl-C is noted in a list that the loop reads between steps; once more does nothing more.
-
-    A launcher may pass on a signal that this process has had already, and the saving that follows
-    the last step has to finish.
-    """
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    former = signal.signal(signal.SIGINT, lambda signum, frame: asked.append(signum))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, former)
 
 
 class _Log:

@@ -33,9 +33,11 @@ class Muon(torch.optim.AdamW):
         super().__init__(network.parameters(), **adamw)
         self.world, self.momentum = world, momentum
         self.matrices = hidden_matrices(network)
+        if not self.matrices:
+            raise ValueError("this network has no block in ins, mid, outs or blocks; use adamw")
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self) -> None:  # type: ignore[override]
         group = self.param_groups[0]
         moved = [(p, stacked) for p, stacked in self.matrices if p.grad is not None]
         updates = []
@@ -50,7 +52,7 @@ class Muon(torch.optim.AdamW):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.sub_(update, alpha=group["lr"])
             p.grad = None  # AdamW passes over parameters without a gradient
-        super().step(closure)
+        super().step()
 
     def _nesterov(self, p: nn.Parameter) -> Tensor:
         """The gradient and its running mean, which takes the gradient in."""
@@ -68,7 +70,7 @@ def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
     A fused qkv holds three.  Embeddings and heads are not hidden layers.
     """
-    out = []
+    out: list[tuple[nn.Parameter, int]] = []
     for name, module in network.named_modules():
         inside = name.split(".")[0] in ("ins", "mid", "outs", "blocks")
         if inside and isinstance(module, nn.Linear):

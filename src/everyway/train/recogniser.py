@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,10 @@ from torch.nn import functional as F
 
 from everyway.checkpoints.store import write_module, write_text
 from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
+from everyway.data.sample import to_tensor
 from everyway.nets.recogniser import Recogniser
-from everyway.train.fit import Report, fit
+from everyway.train.fit import Report, fit, say
+from everyway.train.stopping import stoppable
 
 TEST_SEED = 900_001  # of the scenes that accuracy is measured on, used for nothing else
 
@@ -31,7 +32,7 @@ def train_recogniser(
     batch: int = 32,
     lr: float = 2e-3,
     test: int = 2000,
-    report: Report = print,
+    report: Report = say,
 ) -> dict[str, Any]:
     """Trains until `out` has had `minutes` in all and returns the facts, accuracy among them.
 
@@ -150,8 +151,7 @@ def _tensors(data: EmojiScenes, indices: range) -> tuple[Tensor, dict[str, Tenso
     """(B, 3, 64, 64) in [-1, 1], head -> (B,) targets, centres (B, 2, 2)."""
     scenes = [data.scene(i) for i in indices]
     drawn = [data.draw(scene, i) for scene, i in zip(scenes, indices)]
-    pixels = np.stack([image for image, _ in drawn])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = to_tensor([image for image, _ in drawn])
     centres = np.full((len(scenes), 2, 2), np.nan, np.float32)
     for row, (_, boxes) in zip(centres, drawn):
         row[: len(boxes)] = (boxes[:, :2] + boxes[:, 2:]) / (2 * data.size)
@@ -167,15 +167,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=25.0, help="in all, over every session")
     parser.add_argument("--seed", type=int, default=77)
     args = parser.parse_args()
-
-    def say(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    facts = train_recogniser(args.out, args.minutes, args.seed, report=say)
+    facts = train_recogniser(args.out, args.minutes, args.seed)
     say(json.dumps(facts["accuracy"], indent=2))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(stoppable(main))

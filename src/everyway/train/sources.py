@@ -5,25 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from math import isqrt
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from everyway.codecs.plain import Pixels
 from everyway.data import latents as cache
 from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
+from everyway.data.sample import to_tensor
 from everyway.system import System
-from everyway.systems import builder, convert, unidiffuser
+from everyway.systems import builder, convert, system_module, unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 
-PLAIN = 64
-"""Side of the pictures that a UniDiffuser without codecs makes its pixels and thumbnails of."""
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
 
@@ -129,7 +126,7 @@ def mini_vq(config: TrainConfig) -> System:
 
 
 def vocabulary(config: TrainConfig) -> tuple[str, ...]:
-    """Every word of the built-in shapes captions, sorted."""
+    """Every word of the first 2,000 samples' captions, sorted."""
     import re
 
     words: set[str] = set()
@@ -141,25 +138,17 @@ def vocabulary(config: TrainConfig) -> tuple[str, ...]:
 
 
 def data_of(system: System, config: TrainConfig):
-    """The data that a system is trained on, in its size."""
-    return open_data(config.data, config.seed, picture_size(system), "text" in system.raws)
+    """The data that a system is trained on, a folder's in its size."""
+    return open_data(config.data, config.seed, image_size(system), "text" in system.raws)
 
 
-def picture_size(system: System) -> int:
-    """Side in pixels of the pictures that it is trained on."""
-    from everyway.codecs.image_vae import ImageVAE
-
-    image = system.modalities["image"]
-    if isinstance(image.codec, Pixels):
-        return image.codec.size if system.name == "uvit" else PLAIN
-    if isinstance(image.codec, ImageVAE):
-        levels = len(image.codec.autoencoder.config.block_out_channels)
-        return image.shape[-1] * image.codec.fold * 2 ** (levels - 1)
-    return isqrt(image.shape[0]) * image.codec.factor
+def image_size(system: System) -> int:
+    """Side in pixels of the pictures that it reads."""
+    return system_module(system.name).image_size(system.config)
 
 
 def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
-    """A built-in endless set by name, or a folder of pictures, fitted to `size`.
+    """A built-in endless set by name, in its own size, or a folder of pictures, fitted to `size`.
 
     captioned: a folder's picture without a caption is refused.
     """
@@ -182,27 +171,28 @@ def cached(system: System, config: TrainConfig) -> Latents:
     if path.exists():
         return cache.load(path)
     data = data_of(system, config)
+    if config.flip and "text" in system.raws and not isinstance(data, Folder):
+        raise ConfigError(
+            f"flip mirrors pictures, and captions of {config.data} say left and right"
+        )
     count = min(config.cache, len(data)) if isinstance(data, Folder) else config.cache
     made = cache.encode_all(
-        lambda part: encode(system, part, bool(config.flip)),
-        _samples(data, count),
-        count,
+        lambda part: encode(system, part),
+        _samples(data, count, bool(config.flip)),
+        count * (1 + config.flip),
         {"data": config.data, "seed": str(config.seed), "codecs": key},
     )
     made.save(path)
     return made
 
 
-def encode(system: System, samples: list, flip: bool = False) -> dict[str, torch.Tensor]:
-    """modality -> (B, V, ...): a picture, its mirror image where `flip`; a variant a caption.
+def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
+    """modality -> (B, V, ...): one variant of a picture, one of each caption.
 
     Raises ConfigError for a picture without a class where the system is told one.
     """
-    pixels = np.stack([s.image for s in samples])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    shown = [images, images.flip(-1)] if flip else [images]
-    states = [system.encode({"image": i}) for i in shown]
-    out = {k: torch.stack([s[k] for s in states], 1) for k in states[0]}
+    images = to_tensor([s.image for s in samples])
+    out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
     if "label" in system.raws:
         told = system.tell({"label": _labels(samples)})
         out |= {f"told.{k}": v[:, None] for k, v in told.items()}
@@ -226,10 +216,17 @@ def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
     return system.encode({"text": captions}) | {f"told.{k}": v for k, v in told.items()}
 
 
-def _samples(data, count: int) -> Iterator:
-    """The first `count` of endless data; of a folder `count` pictures spread evenly over it."""
+def _samples(data, count: int, flip: bool) -> Iterator:
+    """The first `count` of endless data; of a folder `count` pictures spread evenly over it.
+
+    flip: each is followed by its mirror image.
+    """
     step = len(data) / count if isinstance(data, Folder) else 1
-    return (data.sample(int(index * step)) for index in range(count))
+    for index in range(count):
+        sample = data.sample(int(index * step))
+        yield sample
+        if flip:
+            yield replace(sample, image=sample.image[:, ::-1])
 
 
 def _fingerprint(system: System, config: TrainConfig) -> str:
@@ -243,8 +240,8 @@ def _fingerprint(system: System, config: TrainConfig) -> str:
     data = data_of(system, config)
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
-    first = list(_samples(data, 4))
-    for name, states in sorted(encode(system, first, bool(config.flip)).items()):
+    first = list(_samples(data, 4, bool(config.flip)))
+    for name, states in sorted(encode(system, first).items()):
         digest.update(name.encode())
         kind = torch.float16 if states.is_floating_point() else torch.int16
         digest.update(states.to(kind).numpy().tobytes())

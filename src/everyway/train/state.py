@@ -34,6 +34,8 @@ def diverged(step: int) -> StateError:
 class TrainState:
     """step: optimiser steps done.  cooldown_from: the step the cool-down began at, or -1.
     seconds: time spent training, over all sessions.
+    half: whether the network computes in bf16, or None before that is known; a resumed run goes on
+    as it began, whatever it would measure now.
     history, counts: of importance sampling, for each step of a token `chain`."""
 
     def __init__(
@@ -41,6 +43,7 @@ class TrainState:
     ) -> None:
         self.network, self.optimiser, self.ema = network, optimiser, ema
         self.step, self.cooldown_from, self.seconds = 0, -1, 0.0
+        self.half: bool | None = None
         self.history = torch.zeros(chain)
         self.counts = torch.zeros(chain)
 
@@ -61,6 +64,7 @@ class TrainState:
             "step": self.step,
             "cooldown_from": self.cooldown_from,
             "seconds": self.seconds,
+            "half": self.half,
             "config": config,
         }
         tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
@@ -76,8 +80,8 @@ class TrainState:
         pairs = ((p, averages[name]) for name, p in self.network.named_parameters())
         return all(bool(torch.isfinite(v).all()) for pair in pairs for v in pair)
 
-    def restore(self, path: Path) -> str:
-        """Load what `save` wrote; returns the config it was saved with.
+    def restore(self, path: Path) -> None:
+        """Load what `save` wrote.
 
         Raises StateError for a file that is damaged or of another network.
         """
@@ -85,13 +89,13 @@ class TrainState:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads(file.metadata()["facts"])
                 tensors = {k: file.get_tensor(k) for k in file.keys()}
-            return self._take(facts, tensors, path)
+            self._take(facts, tensors, path)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"{path} is damaged ({error}); delete it to start this run again"
             ) from None
 
-    def _take(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> str:
+    def _take(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> None:
         try:
             self.network.load_state_dict(_under("network.", tensors))
         except RuntimeError:  # other names or shapes
@@ -109,8 +113,7 @@ class TrainState:
             self.history = tensors["importance.history"]
             self.counts = tensors["importance.counts"]
         self.step, self.seconds = facts["step"], facts["seconds"]
-        self.cooldown_from = facts["cooldown_from"]
-        return facts["config"]
+        self.cooldown_from, self.half = facts["cooldown_from"], facts.get("half")
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -27,10 +26,12 @@ from everyway.codecs.image_vae import psnr, reconstruction_loss
 from everyway.codecs.image_vq import SMALL, ImageVQ
 from everyway.data.emoji import EmojiScenes, MissingFont
 from everyway.data.folder import FolderError, read_folder
+from everyway.data.sample import to_tensor
 from everyway.sheet import Cell, Section, sheet
 from everyway.train.codecs import TEST_SEED, pictures
-from everyway.train.fit import Report, fit
+from everyway.train.fit import Report, fit, say
 from everyway.train.state import StateError
+from everyway.train.stopping import stoppable
 
 SHOWN = 8  # pictures in the gallery
 Pictures = Callable[[range], Tensor]
@@ -87,7 +88,7 @@ def adversarial_loss(critic: nn.Module, made: Tensor, wanted: Tensor, weight: fl
     return weight * wish + 0.5 * ((1 - real).relu().mean() + (1 + false).relu().mean())
 
 
-def train(settings: VQTraining, out: Path, report: Report = print) -> dict[str, Any]:
+def train(settings: VQTraining, out: Path, report: Report = say) -> dict[str, Any]:
     """Trains until `settings.minutes`, writes codec and gallery into `out`, returns the facts.
 
     Facts: psnr_db of unseen pictures; codes_used, the share of codes they use; perplexity of their
@@ -198,8 +199,7 @@ def _shuffled(stack: np.ndarray, seed: int) -> Pictures:
         return np.random.default_rng((seed, turn)).permutation(len(stack))
 
     def take(indices: range) -> Tensor:
-        chosen = np.stack([stack[order(i // len(stack))[i % len(stack)]] for i in indices])
-        return torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return to_tensor([stack[order(i // len(stack))[i % len(stack)]] for i in indices])
 
     return take
 
@@ -238,17 +238,12 @@ def main() -> int:
     parser.add_argument("--adversarial-from", type=int, default=own.adversarial_from, help="step")
     given = vars(parser.parse_args())
     out = given.pop("out")
-
-    def say(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
     try:
-        say(json.dumps(train(VQTraining(**given), out, report=say)))
+        say(json.dumps(train(VQTraining(**given), out)))
     except (StateError, FolderError, MissingFont) as error:
         parser.error(str(error))
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(stoppable(main))
