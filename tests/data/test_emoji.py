@@ -129,6 +129,14 @@ def test_plain_captions_have_one_phrasing():
         english, korean = data.sample(index).captions
         assert f"{thing.size} {thing.name} " in english
         assert english.endswith(f", {background} background") and korean.endswith(" 배경")
+    two = EmojiScenes(seed=8, count=2, whole=1.0, plain=1.0)
+    for index in range(20):
+        scene, (english, _) = two.scene(index), two.sample(index).captions
+        first, second = scene.objects
+        assert english.index(first.name) < english.rindex(second.name)
+        assert f" {scene.relation} " in english and english.endswith(
+            f", {scene.background} background"
+        )
     said = [EmojiScenes(seed=8, plain=share).sample(3).captions for share in (0.0, 0.0, 1.0)]
     assert said[0] == said[1] != said[2]
 

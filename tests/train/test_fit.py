@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from everyway.train import fit as fitting
 from everyway.train.fit import fit
 from everyway.train.stopping import stoppable
 
 
-def test_after_an_interrupt_it_goes_on_from_the_last_step(tmp_path):
+def test_after_an_interrupt_it_goes_on_from_the_last_step(tmp_path, monkeypatch):
+    ticks = itertools.count()  # every step takes a second
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     asked: list[int] = []
 
     def loss_at(step: int) -> torch.Tensor:
@@ -21,9 +26,7 @@ def test_after_an_interrupt_it_goes_on_from_the_last_step(tmp_path):
         return module(torch.ones(1, 2)).square().mean()
 
     def once() -> int:
-        fit(
-            module, loss_at, tmp_path / "state", minutes=0.5 / 60, lr=1e-2, report=lambda line: None
-        )
+        fit(module, loss_at, tmp_path / "state", minutes=20 / 60, lr=1e-2, report=lambda line: None)
         return 0
 
     module = torch.nn.Linear(2, 1)

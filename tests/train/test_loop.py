@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from everyway.train import loop
+from everyway.train import loop, muon
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.loop import rate_factor, train
 from everyway.train.state import StateError
@@ -118,5 +118,6 @@ def test_a_resumed_run_computes_as_it_began_whatever_it_would_measure_now(tmp_pa
     train(_small(tmp_path, 2))
     with safe_open(tmp_path / "state.safetensors", "pt") as file:
         assert json.loads(file.metadata()["facts"])["half"] is True
-    monkeypatch.setattr(loop, "fast", lambda dtype, device: pytest.fail("measured again"))
+    for module in (loop, muon):
+        monkeypatch.setattr(module, "fast", lambda dtype, device: pytest.fail("measured again"))
     train(_small(tmp_path, 3))

@@ -12,7 +12,7 @@ from everyway.checkpoints import store
 
 SCENES = (
     "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two objects at "
-    "64x64, captions in English and Korean; every tenth pair of objects is held out"
+    "64x64, captions in English and Korean; about every tenth pair of objects is held out"
 )
 ABOUT = {
     **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),

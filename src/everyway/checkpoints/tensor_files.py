@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,8 +82,12 @@ def held(tensor: Tensor) -> Stored:
     return Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, load=load)
 
 
-def joined(parts: Sequence[Tensor] | Sequence[Stored]) -> Any:
-    """The parts below each other: a Tensor of Tensors, a Stored of Stored."""
+E = TypeVar("E", Tensor, Stored)
+"""What a state dict holds: tensors, or the entries of a file, which are not read yet."""
+
+
+def joined(parts: Sequence[E]) -> E:
+    """The parts below each other."""
     if not isinstance(parts[0], Stored):
         return torch.cat(list(parts))
     shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:])

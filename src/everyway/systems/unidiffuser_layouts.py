@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
-from everyway.checkpoints.tensor_files import joined
+from everyway.checkpoints.tensor_files import E, joined
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViTConfig
 from everyway.systems.uvit_layouts import blocks, blocks_of, both, side
@@ -106,8 +104,8 @@ DIFFUSERS_UNUSED = {
 """Tensors that diffusers stores and never reads -> the ones they are copies of."""
 
 
-def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict -> that of diffusers' UniDiffuserModel.
+def to_diffusers(state: Mapping[str, E]) -> dict[str, E]:
+    """Our state dict, of tensors or of a file's entries -> that of diffusers' UniDiffuserModel.
 
     Its q, k and v are tensors of their own, and it stores a copy of the patch embedding that it
     never reads.  No two tensors share memory.  Raises LayoutError for names unknown there.
@@ -117,7 +115,7 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return theirs | {k: theirs[source].clone() for k, source in copied.items()}
 
 
-def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_diffusers(state: Mapping[str, E]) -> dict[str, E]:
     """The state dict of diffusers' UniDiffuserModel -> ours; its unused tensors are left out.
 
     Raises LayoutError for unknown names, and for an attention that lacks its q, k or v.
@@ -126,7 +124,7 @@ def from_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _fused(to_ours(used, DIFFUSERS_KEYMAP))
 
 
-def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _split(state: Mapping[str, E]) -> dict[str, E]:
     """Every attn.qkv (3 D, ...) as attn.q, attn.k and attn.v (D, ...)."""
     made = {}
     for name, tensor in state.items():
@@ -138,10 +136,10 @@ def _split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fused(state: Mapping[str, E]) -> dict[str, E]:
     """Every attn.q, attn.k and attn.v as attn.qkv, in this order."""
-    made: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
+    made: dict[str, E] = {}
+    parts: dict[str, dict[str, E]] = {}
     for name, tensor in state.items():
         block, found, rest = name.partition(".attn.")
         part, _, kind = rest.partition(".")

@@ -288,7 +288,7 @@ def image_size(config: Mapping[str, Any] | VQDiffusionConfig) -> int:
     """Side in pixels; 8 a token where the codec is not given yet."""
     config = read(config)
     side, _ = grid_of(NETWORKS[config.kind][1](config.network))
-    return side * (shrinks(config.codec["encoder"]) if config.codec else 8)
+    return side * (shrinks(config.codec["encoder"]) if "encoder" in config.codec else 8)
 
 
 def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
@@ -296,11 +296,12 @@ def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
     config = read(config)
     if config.text_kind != "clip":  # not as `full` makes it
         return []
-    needed = [] if config.codec else ["image=vqgan.pth"]
+    coded = "encoder" in config.codec
+    needed = [] if coded else ["image=vqgan.pth"]
     if config.told == "text":
         needed += [] if "text" in config.text else [f"text_states={CLIP}"]
         needed += [] if config.text.get("tokenizer") else [f"tokenizer={CLIP}"]
-    if config.codec and config.codec.get("used") is None:
+    if coded and config.codec.get("used") is None:
         few = config.network["codes"] < config.codec["quantiser"]["codes"]
         needed += ["used=used-codes.npy"] if few else []
     return needed

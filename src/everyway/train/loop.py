@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,8 @@ def train(config: TrainConfig, progress: Callable[[Progress], None] | None = Non
             state.cooldown_from = -1  # cooled down before, and now asked to go on
     half = _half(config.precision, device) if state.half is None else state.half
     state.half = bool(world.agreed(half))
+    if isinstance(optimiser, Muon):
+        optimiser.half = state.half
     if world.first:
         store.write_text(out / "config.json", config.to_json())
     log = _Log(out, config.log_every, world.first)
@@ -132,7 +135,8 @@ def _steps(
     state.network.train()
     parameters = list(state.network.parameters())
     device, share = parameters[0].device, world.share(config.batch)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bool(state.half))
+    bf16 = partial(torch.autocast, device.type, torch.bfloat16)
+    autocast = bf16 if state.half else nullcontext
     while not _finished(state, config):
         began = time.monotonic()
         rate = config.lr * rate_factor(state.step, state.cooldown_from, config)

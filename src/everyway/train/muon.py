@@ -25,7 +25,10 @@ class Muon(torch.optim.AdamW):
 
     Everything else of `network` is left to AdamW.  momentum: of the matrices (Nesterov).
     world: the processes of one training, which share out the matrices; the sums are the same.
+    half: whether it computes in bf16; None measures whether that is fast.
     """
+
+    half: bool | None = None
 
     def __init__(
         self, network: nn.Module, world: World = ALONE, *, momentum: float = 0.95, **adamw
@@ -44,7 +47,7 @@ class Muon(torch.optim.AdamW):
         for number, (p, stacked) in enumerate(moved):
             update = self._nesterov(p)
             if self.world.owns(number):
-                updates.append(orthogonalised(update, stacked))
+                updates.append(orthogonalised(update, stacked, self.half))
             else:
                 updates.append(torch.zeros_like(update))  # another process's, added below
         self.world.sum(updates)
@@ -78,9 +81,10 @@ def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:
     return out
 
 
-def orthogonalised(update: Tensor, stacked: int = 1) -> Tensor:
+def orthogonalised(update: Tensor, stacked: int = 1, half: bool | None = None) -> Tensor:
     """The nearest semi-orthogonal matrix to each block of `update` (m, n), times 0.2 sqrt(max)."""
-    half = fast(torch.bfloat16, update.device.type)
+    if half is None:
+        half = fast(torch.bfloat16, update.device.type)
     x = update.to(torch.bfloat16 if half else torch.float32).unflatten(0, (stacked, -1))
     flip = x.shape[-2] > x.shape[-1]
     x = x.mT if flip else x
