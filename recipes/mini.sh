@@ -45,7 +45,10 @@ train() { # NAME DATA PER-CENT SETTING...
 # slowly, since what is known of shapes is lost faster than it came (docs/LOG.md).
 train mini-1 emoji-portraits 6 "codecs=$RUNS/codecs" shift=16 cooldown=0 ema=0.998
 train mini-2 emoji-singles 40 "init=$RUNS/mini-1/model" seed=1 shift=8 lr=4e-3
-train mini emoji 20 "init=$RUNS/mini-2/model" seed=2 lr=1e-3
+train mini-3 emoji 20 "init=$RUNS/mini-2/model" seed=2 lr=2e-3 shift=8 cooldown=0.97
+# Their mean knows what both know (docs/LOG.md).
+"$PYTHON" -m everyway.train.average "$RUNS/mini-2/model" "$RUNS/mini-3/model" --share 0.75 \
+  --out "$RUNS/mini/model"
 "$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini/model" --suite scenes --json
 
 cat <<END

@@ -63,6 +63,7 @@ class Facts(TypedDict, total=False):
     scores: dict[str, dict[str, Any]]
     source: dict[str, Source]
     history: list[Run]
+    averaged: float
 
 
 class Config(TypedDict, total=False):
