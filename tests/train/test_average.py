@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -41,7 +42,8 @@ def test_every_weight_is_the_mean(lessons, tmp_path, monkeypatch):
         wanted = 0.25 * a[name].float() + 0.75 * b[name].float()
         torch.testing.assert_close(value.float(), wanted, rtol=2**-7, atol=1e-6)
     facts = store.document(tmp_path / "mean")["facts"]
-    assert facts["averaged"] == 0.75 and [row["steps"] for row in facts["history"]] == [2, 3]
+    assert [row["steps"] for row in facts["history"]] == [2, 3]
+    assert facts["history"][-1]["averaged"] == 0.75
     assert "0.75 of the last" in (tmp_path / "mean" / "README.md").read_text(encoding="utf-8")
 
 
@@ -71,3 +73,11 @@ def test_networks_of_other_sizes_are_told(lessons, tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         run(monkeypatch, lessons[0], other, "--out", tmp_path / "mean")
     assert "other sizes" in capsys.readouterr().err
+
+
+def test_a_model_that_was_not_trained_here_is_told(lessons, tmp_path, monkeypatch, capsys):
+    bare = shutil.copytree(lessons[1], tmp_path / "bare")
+    store.set_facts(bare, store.document(bare)["facts"] | {"history": []})
+    with pytest.raises(SystemExit):
+        run(monkeypatch, lessons[0], bare, "--out", tmp_path / "mean")
+    assert "was not trained here" in capsys.readouterr().err

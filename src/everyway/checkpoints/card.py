@@ -63,9 +63,9 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         data = row["data"] if row["data"] in ABOUT else "a folder"
         numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
         lines.append("| " + " | ".join(map(str, ("transformer", data, *numbers))) + " |")
-    if "averaged" in facts:
-        of = f"mean of the last two rows' weights, {facts['averaged']:g} of the last"
-        lines.append(f"| transformer: {of} | | | | | | |")
+        if "averaged" in row:
+            of = f"mean of the two rows above, {row['averaged']:g} of the last"
+            lines.append(f"| transformer: {of} | | | | | | |")
     for name, part in facts.get("codecs", {}).items():
         told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
         hours = f"{part.get('minutes', 0) / 60:.2f}"

@@ -48,10 +48,14 @@ class Source(TypedDict):
 
 
 class Run(TypedDict):
-    """A training of the model's history."""
+    """A training of the model's history.
+
+    averaged: the share of its weights in their mean with those of the run before.
+    """
 
     data: str
     seconds: float
+    averaged: NotRequired[float]
 
 
 class Facts(TypedDict, total=False):
@@ -63,7 +67,6 @@ class Facts(TypedDict, total=False):
     scores: dict[str, dict[str, Any]]
     source: dict[str, Source]
     history: list[Run]
-    averaged: float
 
 
 class Config(TypedDict, total=False):

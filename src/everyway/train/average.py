@@ -22,21 +22,25 @@ from everyway.generate import Model, load
 def average(former: Path, later: Path, share: float, out: Path) -> None:
     """A model folder whose network is (1 - share) former + share later, the rest of it `later`.
 
-    Raises ValueError for a share outside 0 to 1 and for networks of other sizes, StoreError for
-    folders that are no models, or cannot be written.
+    Raises ValueError for a share outside 0 to 1 and for networks of other sizes or without a
+    training, StoreError for folders that are no models, or cannot be written.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"--share {share}: it is from 0 to 1")
     a, b = (_opened(folder) for folder in (former, later))
+    if not b.facts.get("history"):
+        raise ValueError(f"{later} was not trained here; give one trained on from {former}")
     theirs, weights = a.system.network.state_dict(), b.system.network.state_dict()
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in weights.items()}:
         raise ValueError(f"{former} and {later} have networks of other sizes; give two of one size")
     with torch.no_grad():
         mean = {k: theirs[k].float().lerp(v.float(), share) for k, v in weights.items()}
     facts = {k: v for k, v in b.facts.items() if k not in ("scores", "losses")}
+    *before, last = facts["history"]
+    facts["history"] = [*before, {**last, "averaged": share}]
     tensors = {"network": mean, **b.system.codec_weights()}
     config = {"system": b.system.name, "config": dict(b.system.config)}
-    store.save(out, config, tensors, {**facts, "averaged": share})
+    store.save(out, config, tensors, facts)
     write_card(out)
 
 
