@@ -214,7 +214,7 @@ class Model:
                 shown[name] = torch.where(masked, clean[row : row + 1, :, :-1].argmax(-1), now)
                 sure = clean[row].amax(-1).exp().masked_fill(masked[0], 0.0)
                 sure = sure.reshape(isqrt(len(sure)), -1)
-        return _to_image(self.system.decode(shown)["image"][0]), sure
+        return to_image(self.system.decode(shown)["image"][0]), sure
 
     def _batch(self, request, stages, raw, rows: range) -> Iterator[Preview | Result]:
         together = request.kind == "interpolate"  # its frames share one seed and two pictures
@@ -337,7 +337,7 @@ class Model:
                 index=first + k,
                 part=0,
                 seed=seed,
-                image=_to_image(decoded["image"][k]) if "image" in decoded else None,
+                image=to_image(decoded["image"][k]) if "image" in decoded else None,
                 text=decoded["text"][k] if "text" in decoded else None,
                 facts=facts,
             )
@@ -455,7 +455,7 @@ def _to_mask(image: Image.Image, size: int) -> Tensor:
     return _to_tensor(image, size, Image.Resampling.BOX).mean(0, keepdim=True) > 0
 
 
-def _to_image(pixels: torch.Tensor) -> Image.Image:
+def to_image(pixels: torch.Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> an 8-bit RGB picture."""
     array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ class System:
             return
         placed = self.placement
         with placed.lent(part, self.network) if placed else nullcontext(), computing(part):
-            yield next(part.parameters()).device
+            yield next(chain(part.parameters(), part.buffers())).device
 
     def _encoded(self, codec: Codec, raw: Any) -> Tensor:
         with self._using(codec) as device:

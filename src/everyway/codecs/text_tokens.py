@@ -70,10 +70,19 @@ class Tokens:
         return ids != self.pad
 
 
-def train_tokens(texts: Iterable[str], size: int = 2000) -> str:
-    """The JSON of a BPE with `size` tokens; every ASCII letter, digit and mark is one of them."""
-    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Sequence(
+def word_tokens(texts: Iterable[str]) -> str:
+    """The JSON of a tokenizer with every word and mark of `texts` as a token, and no other."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = _normaliser()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no space before a comma
+    trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()
+
+
+def _normaliser() -> normalizers.Normalizer:
+    return normalizers.Sequence(
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
@@ -81,6 +90,12 @@ def train_tokens(texts: Iterable[str], size: int = 2000) -> str:
             normalizers.Strip(),
         ]
     )
+
+
+def train_tokens(texts: Iterable[str], size: int = 2000) -> str:
+    """The JSON of a BPE with `size` tokens; every ASCII letter, digit and mark is one of them."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.normalizer = _normaliser()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace(prepend_scheme="first")]
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -46,19 +47,9 @@ class Lexicon:
     backgrounds: dict[str, str]
     bare: frozenset[str] = field(default=frozenset())
 
-
-class OnePhrasing:
-    """In place of a generator, it makes `say` say a scene in one way, whatever the scene:
-    "a large fox on the left, blue background"; of two objects the given first one first."""
-
-    def random(self) -> float:
-        return 0.5
-
-    def integers(self, high: int) -> int:
-        return 0
-
-
-Draws = np.random.Generator | OnePhrasing
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, which `Lexicon(**data)` takes."""
+        return {**vars(self), "bare": sorted(self.bare)}
 
 
 def some(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -75,7 +66,7 @@ def some(scene: Scene, rng: np.random.Generator) -> Scene:
     )
 
 
-def say(scene: Scene, rng: Draws, lexicon: Lexicon, lang: str = "en") -> str:
+def say(scene: Scene, rng: np.random.Generator, lexicon: Lexicon, lang: str = "en") -> str:
     """A caption that states all of `scene` and nothing else.  lang: "en" or "ko"."""
     if lang not in ("en", "ko"):
         raise ValueError(f"language {lang!r} is unknown; choose en or ko")
@@ -86,7 +77,35 @@ def say(scene: Scene, rng: Draws, lexicon: Lexicon, lang: str = "en") -> str:
     return (_english if lang == "en" else _korean)(scene, form, rng, lexicon)
 
 
-def _english(scene: Scene, form: float, rng: Draws, lexicon: Lexicon) -> str:
+def plain(scene: Scene, lexicon: Lexicon, lang: str = "en") -> str:
+    """The one plain caption that states all of `scene` and nothing else; the left or upper object
+    comes first: "a large fox left of a small teapot, blue background".
+
+    In Korean names take no particle, so that every word is the same wherever it stands.
+    """
+    if lang not in ("en", "ko"):
+        raise ValueError(f"language {lang!r} is unknown; choose en or ko")
+    scene = scene.canonical()
+    ground, relation, place = scene.background, scene.relation, scene.objects[0].place
+    if lang == "en":
+        names = [_noun(thing, lexicon) for thing in scene.objects]
+        body = f" {relation or 'and'} ".join(names)
+        body += f" {_PLACE_EN[place][0]}" if place else ""
+        return f"{body}, {ground} background" if ground else body
+    names = [_noun_ko(thing, lexicon) for thing in scene.objects]
+    if relation:
+        body = f"{names[1]} {_RELATION_KO[relation]}에 {names[0]}"
+    else:
+        body = (f"{_PLACE_KO[place]}에 " if place else "") + " 그리고 ".join(names)
+    return f"{lexicon.backgrounds[ground]} 배경, {body}" if ground else body
+
+
+def language(text: str) -> str:
+    """ "ko" for a text with a Korean letter, else "en"."""
+    return "ko" if re.search("[가-힣]", text) else "en"
+
+
+def _english(scene: Scene, form: float, rng: np.random.Generator, lexicon: Lexicon) -> str:
     names = [_noun(thing, lexicon) for thing in scene.objects]
     colour = scene.background
     if len(names) == 1:
@@ -114,10 +133,8 @@ def _is_placed(body: str) -> bool:
     return body.endswith(("left", "right", "top", "bottom", "middle"))
 
 
-def _korean(scene: Scene, form: float, rng: Draws, lexicon: Lexicon) -> str:
-    names = [
-        (f"{_SIZE_KO[o.size]} " if o.size else "") + lexicon.objects[o.name] for o in scene.objects
-    ]
+def _korean(scene: Scene, form: float, rng: np.random.Generator, lexicon: Lexicon) -> str:
+    names = [_noun_ko(thing, lexicon) for thing in scene.objects]
     ground = f"{lexicon.backgrounds[scene.background]} 배경" if scene.background else ""
     if len(names) == 1:
         place = scene.objects[0].place
@@ -154,6 +171,11 @@ def _noun(thing: SceneObject, lexicon: Lexicon) -> str:
     return words if thing.name in lexicon.bare else _article(words)
 
 
+def _noun_ko(thing: SceneObject, lexicon: Lexicon) -> str:
+    name = lexicon.objects[thing.name]
+    return f"{_SIZE_KO[thing.size]} {name}" if thing.size else name
+
+
 def _article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" and not words.startswith("uni") else f"a {words}"
 
@@ -163,7 +185,7 @@ def _joined(word: str, closed: str, opened: str) -> str:
     return closed if (ord(word[-1]) - 0xAC00) % 28 else opened
 
 
-def _pick(choices: tuple[str, ...], rng: Draws) -> str:
+def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))] if len(choices) > 1 else choices[0]
 
 
@@ -187,7 +209,7 @@ def parse(text: str, lexicon: Lexicon) -> Scene | None:
     if not isinstance(text, str):
         return None
     text = re.sub(r"\s+", " ", text[:2000]).strip().lower()
-    korean = re.search("[가-힣]", text) is not None
+    korean = language(text) == "ko"
     found = _objects(text, lexicon, korean)[:2]
     if not found:
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from everyway.data.captions import Lexicon, OnePhrasing, parse, say, some
+from everyway.data.captions import Lexicon, parse, plain, say, some
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 
 FONT = "NotoColorEmoji.ttf"
@@ -232,10 +232,10 @@ class EmojiScenes:
         boxes = []
         for slot, thing in enumerate(scene.objects):
             extent = _EXTENT[len(scene.objects)][thing.size] * rng.uniform(0.96, 1.04)
-            sprite = _sprite(thing.name, max(4, round(extent * self.size)), self.font)
-            x, y = self._corner(scene, slot, sprite.shape, rng)
-            _paste(canvas, sprite, (x, y))
-            boxes.append((x, y, x + sprite.shape[1], y + sprite.shape[0]))
+            picture = sprite(thing.name, max(4, round(extent * self.size)), self.font)
+            x, y = self._corner(scene, slot, picture.shape, rng)
+            paste(canvas, picture, (x, y))
+            boxes.append((x, y, x + picture.shape[1], y + picture.shape[0]))
         return canvas, np.array(boxes)
 
     def sample(self, index: int, lang: str | None = None) -> Sample:
@@ -260,8 +260,9 @@ class EmojiScenes:
         for _ in range(self.variants):
             stated = scene if self.whole and rng.random() < self.whole else some(scene, rng)
             for each in [lang] if lang else LANGS:
-                plain = self.plain and rng.random() < self.plain
-                captions.append(say(stated, OnePhrasing() if plain else rng, LEXICON, each))
+                one = self.plain and rng.random() < self.plain
+                said = plain(stated, LEXICON, each) if one else say(stated, rng, LEXICON, each)
+                captions.append(said)
         return Sample(
             image=self.render(scene, index),
             captions=tuple(captions),
@@ -372,7 +373,7 @@ def _filled(scene: Scene, rng: np.random.Generator) -> Scene:
     )
 
 
-def _paste(canvas: np.ndarray, sprite: np.ndarray, corner: tuple[int, int]) -> None:
+def paste(canvas: np.ndarray, sprite: np.ndarray, corner: tuple[int, int]) -> None:
     """Premultiplied over: out = colour + (1 - alpha) background."""
     height, width = sprite.shape[:2]
     x, y = corner
@@ -382,7 +383,7 @@ def _paste(canvas: np.ndarray, sprite: np.ndarray, corner: tuple[int, int]) -> N
 
 
 @cache
-def _sprite(name: str, extent: int, font: str | None) -> np.ndarray:
+def sprite(name: str, extent: int, font: str | None) -> np.ndarray:
     """(h, w, 4) uint8 with premultiplied alpha, its longer side `extent` pixels."""
     picture = _artwork(font)[name]
     scale = extent / max(picture.size)

@@ -40,9 +40,9 @@ class Latents:
         """`size` samples with a random variant each, as float32 or int64 clean states."""
         rows = torch.randint(len(self), (size,), generator=generator)
         out = {}
+        share = torch.rand(size, generator=generator)  # one variant a sample, whatever is read
         for name, table in self.states.items():
-            variant = torch.randint(table.shape[1], (size,), generator=generator)
-            chosen = table[rows, variant]
+            chosen = table[rows, (share * table.shape[1]).long()]
             out[name] = chosen.float() if chosen.is_floating_point() else chosen.long()
         return out
 

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from everyway.data import emoji
+from everyway.data import lattice as lattice_data
 from everyway.data import shapes as shapes_data
-from everyway.metrics import scenes, shapes
+from everyway.metrics import lattice, scenes, shapes
 from everyway.request import RequestError
 
 Seen = dict[str, bool]
@@ -29,6 +30,8 @@ class Judge:
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
     words, given what was stated.  prompts: of the demo, fixed.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
+    crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
+    unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.
     """
 
     read: Callable[[Sequence[Image.Image]], list[Any]]
@@ -37,6 +40,8 @@ class Judge:
     spell: Callable[[Any], str]
     prompts: tuple[str, ...]
     features: Callable[[Sequence[Image.Image]], Tensor] | None = None
+    crispness: Callable[[Sequence[Image.Image]], list[float]] | None = None
+    unseen: Callable[..., Any] | None = None
 
     def compare(self, stated: Any | None, seen: Any | None) -> Seen:
         """`score`, where a caption that names nothing is simply wrong."""
@@ -66,6 +71,22 @@ EMOJI = Judge(
         "분홍 배경에 큰 여우",
     ),
     features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
+    unseen=emoji.EmojiScenes,
+)
+LATTICE = Judge(
+    read=lattice.read,
+    parse=lattice_data.parse_caption,
+    score=scenes.score,
+    spell=_spell_scene,
+    prompts=(
+        "a large fox in the middle, blue background",
+        "a small pizza on the left, green background",
+        "a large cactus left of a small rocket, yellow background",
+        "분홍 배경, 작은 찻주전자 위에 큰 펭귄",
+    ),
+    features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
+    crispness=lattice.crispness,
+    unseen=lattice_data.Lattice,
 )
 JUDGES: dict[str, Judge] = {
     "shapes": Judge(
@@ -81,6 +102,7 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     **dict.fromkeys(emoji.LESSONS, EMOJI),
+    **dict.fromkeys(lattice_data.LATTICES, LATTICE),
 }
 
 

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from everyway.data.emoji import EmojiScenes
-from everyway.data.sample import Sample, Scene
+from everyway.data.sample import Sample, Scene, to_tensor
 from everyway.data.shapes import Shapes
-from everyway.generate import Model
+from everyway.generate import Model, to_image
 from everyway.metrics.frechet import frechet_interval
-from everyway.metrics.judge import JUDGES, Judge, Seen
+from everyway.metrics.judge import JUDGES, Judge, Seen, judge_of
 from everyway.request import SETTINGS, GenerateRequest
 
 Row = tuple[str, list[Seen]]
@@ -53,7 +52,7 @@ def evaluate(
     settings = {name: getattr(settings, name) for name in SETTINGS}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-    distances: dict[str, Interval] = {}
+    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}}
     asked = run(model, n, seed, settings, rows, distances)
     table = {row: summarise(seen) for row, seen in asked}
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
@@ -62,14 +61,19 @@ def evaluate(
         "model_hash": model.hash,
         "suite": suite,
         **{f"{row}.all_correct": cells["all_correct"]["value"] for row, cells in table.items()},
-        **{f"{row}.frechet": cell["value"] for row, cell in distances.items()},
+        **{f"{row}.{kind}": c["value"] for kind, of in distances.items() for row, c in of.items()},
         "rows": table,
-        "frechet": distances,
+        **distances,
         "protocol": protocol,
     }
 
 
-TASK_OF = {"t2i": "text-to-image", "i2t": "image-to-text", "joint": "joint"}
+TASK_OF = {
+    "t2i": "text-to-image",
+    "i2t": "image-to-text",
+    "joint": "joint",
+    "image": "image",
+}
 """The first word of a row -> the task it asks; a row without one asks the recogniser alone."""
 
 
@@ -87,12 +91,14 @@ SCENES_ROWS = (
     "i2t.one",
     "i2t.two",
     "joint",
+    "image",
+    "codec",
     "recogniser",
 )
 
 
 def shapes_suite(
-    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, Interval]
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, dict[str, Interval]]
 ) -> Iterator[Row]:
     """The rows of the built-in coloured shapes."""
     data = Shapes(seed=seed, languages=("en",))
@@ -111,34 +117,49 @@ def shapes_suite(
 
 
 def scenes_suite(
-    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, Interval]
+    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, dict[str, Interval]]
 ) -> Iterator[Row]:
-    """One object; two objects whose pair no model has met; both languages on the same scenes.
+    """One object; two objects whose pair no model has met; both languages on the same scenes;
+    pictures with a text of their own, and without one; real pictures through the image codec.
 
-    distances: takes in, for every row of pictures, how far they are from those of the scenes.
+    distances: takes in, for rows of pictures, how far they are from those of the scenes, and how
+    near each is to what it was taken for.
     """
+    judge = judge_of(model)
+    if judge.unseen is None:
+        raise ValueError("suite scenes is for models of scenes; choose another --suite")
     sets = {
-        "one": EmojiScenes(seed=seed, count=1),
-        "two": EmojiScenes(seed=seed, count=2, split="heldout"),
+        "one": judge.unseen(seed=seed, count=1),
+        "two": judge.unseen(seed=seed, count=2, split="heldout"),
     }
     samples = {name: [data.sample(i) for i in range(n)] for name, data in sets.items()}
     truths = {name: [Scene.from_json(s.record) for s in part] for name, part in samples.items()}
-    ask = _Asker(model, JUDGES["emoji"], seed, settings)
+    ask = _Asker(model, judge, seed, settings)
     for row in rows:
+        ask.made = []
         task, *language, kind = row.split(".") if "." in row else (row, "one")
         match task:
             case "t2i":
                 which = 1 if language else 0  # the Korean caption of a scene states the same
                 yield row, ask.t2i([s.captions[which] for s in samples[kind]])
-                if n > 1:
-                    distances[row] = ask.distance([s.image for s in samples[kind]])
+                if n > 1 and judge.features:
+                    real = [s.image for s in samples[kind]]
+                    distances["frechet"][row] = ask.distance(real)
             case "i2t":
                 yield row, ask.i2t(samples[kind], truths[kind])
             case "joint":
                 yield row, ask.joint(n)
+            case "image":
+                ask.image(n)
+            case "codec":
+                every = samples["one"] + samples["two"]
+                yield row, ask.codec(every, truths["one"] + truths["two"])
             case "recogniser":
                 every = samples["one"] + samples["two"]
                 yield row, ask.real(every, truths["one"] + truths["two"])
+        if ask.made and judge.crispness:
+            found = np.array(judge.crispness(ask.made))
+            distances["crispness"][row] = interval(found, np.random.default_rng(0))
 
 
 SUITES = {"scenes": (SCENES_ROWS, scenes_suite), "shapes": (SHAPES_ROWS, shapes_suite)}
@@ -170,8 +191,21 @@ class _Asker:
 
     def joint(self, n: int) -> list[Seen]:
         made = self._each("joint", n)
-        seen = self.judge.read([r.image for r in made])
+        self.made = [r.image for r in made]
+        seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(r.text), s) for r, s in zip(made, seen)]
+
+    def image(self, n: int) -> None:
+        """Pictures without a text: nothing was stated, so only their looks are measured."""
+        self.made = [r.image for r in self._each("image", n)]
+
+    @torch.inference_mode()
+    def codec(self, samples: list[Sample], truths: list) -> list[Seen]:
+        """The judge on real pictures that went through the image codec and back."""
+        system = self.model.system
+        states = system.encode({"image": to_tensor([s.image for s in samples])})
+        self.made = [to_image(pixels) for pixels in system.decode(states)["image"]]
+        return [self.judge.compare(t, s) for t, s in zip(truths, self.judge.read(self.made))]
 
     def real(self, samples: list[Sample], truths: list) -> list[Seen]:
         """The judge on real pictures, every attribute stated."""
@@ -189,18 +223,16 @@ def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:
 
     seen: for each scene, stated attribute -> right or wrong.  `all_correct` is their conjunction.
     """
-    rng = np.random.default_rng(0)
     names = sorted({name for row in seen for name in row})
     columns = {a: np.array([row[a] for row in seen if a in row], float) for a in names}
     columns["all_correct"] = np.array([bool(row) and all(row.values()) for row in seen], float)
-    out = {}
-    for name, values in columns.items():
-        means = rng.choice(values, (draws, len(values))).mean(1)
-        low, high = np.quantile(means, [0.025, 0.975])
-        out[name] = {
-            "value": round(float(values.mean()), 4),
-            "low": round(float(low), 4),
-            "high": round(float(high), 4),
-            "n": len(values),
-        }
-    return out
+    rng = np.random.default_rng(0)
+    return {name: interval(values, rng, draws) for name, values in columns.items()}
+
+
+def interval(values: np.ndarray, rng: np.random.Generator, draws: int = 1000) -> Interval:
+    """The mean of `values` with a 95 % bootstrap interval, and how many they are."""
+    means = rng.choice(values, (draws, len(values))).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    three = {"value": values.mean(), "low": low, "high": high}
+    return {name: round(float(x), 4) for name, x in three.items()} | {"n": len(values)}

@@ -53,7 +53,13 @@ class Noised:
 
 @dataclass(frozen=True, kw_only=True)
 class Clean:
-    """The network predicts the clean state itself."""
+    """The network predicts the clean state itself (x0-prediction).
+
+    faded: it is shown alpha x_t / (alpha^2 + sigma^2), the best linear estimate of a clean state of
+    unit variance, in place of x_t: of pure noise it then sees nothing.
+    """
+
+    faded: bool = False
 
     def check(self, schedule: Schedule) -> None:
         pass
@@ -65,7 +71,7 @@ class Clean:
         return x0
 
     def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return torch.ones_like(alpha)
+        return alpha / (alpha**2 + sigma**2) if self.faded else torch.ones_like(alpha)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,19 +46,22 @@ class Line:
     tie: bool = False
 
 
-def task_lines(to_image: float = 0.53, to_text: float = 0.32) -> tuple[Line, ...]:
+def task_lines(
+    to_image: float = 0.53, to_text: float = 0.32, joint: float = 0.06
+) -> tuple[Line, ...]:
     """The lines that tasks of two clocks sample on, and a little of the whole square.
 
-    to_image, to_text: shares of the samples with the text, or the image, given.
+    to_image, to_text, joint: shares of the samples with the text given, with the image given, and
+    with both at one time; what is left is shared by the marginals and the whole square.
     """
-    rest = 1 - to_image - to_text
+    rest = (1 - to_image - to_text - joint) / 3
     return (
-        Line(share=0.2 * rest),
+        Line(share=rest),
         Line(share=to_image, at={"text": 0.0}),
         Line(share=to_text, at={"image": 0.0}),
-        Line(share=0.4 * rest, tie=True),
-        Line(share=0.2 * rest, at={"text": 1.0}),
-        Line(share=0.2 * rest, at={"image": 1.0}),
+        Line(share=joint, tie=True),
+        Line(share=rest, at={"text": 1.0}),
+        Line(share=rest, at={"image": 1.0}),
     )
 
 

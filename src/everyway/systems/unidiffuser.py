@@ -11,7 +11,7 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,16 +19,21 @@ from torch import Tensor
 
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.contracts import Context
+from everyway.data.captions import language
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.process.gaussian import EPS, GaussianProcess, V
+from everyway.process.gaussian import EPS, Clean, GaussianProcess, V
 from everyway.process.schedules import CosineVP, DiscreteVP
 from everyway.system import Condition, Modality, System
 from everyway.systems import Lacking
-from everyway.tasks import TASKS
+from everyway.tasks import TASKS, Task
 from everyway.validation import checked
 
-SCHEDULES = {"cosine": (CosineVP, V), "discrete": (DiscreteVP, EPS)}
+SCHEDULES = {
+    "cosine": (CosineVP, V),
+    "cosine-x0": (CosineVP, Clean(faded=True)),
+    "discrete": (DiscreteVP, EPS),
+}
 """Name -> (schedule, what the network predicts); "discrete" is the published one."""
 CODECS = ("plain", "trained")
 PLAIN = 64
@@ -57,7 +62,9 @@ class UniDiffuserConfig:
     latent).
     codec_config: plain data for them (vocabulary, tokenizer, sizes).
     weights: modality -> weight of its mean loss.
-    data_type: with a token for the kind of training data, as v1.  init: of a `UViTConfig`.
+    data_type: with a token for the kind of training data, as v1.
+    languages: with a token for the language of the text, one of these; none where there are none.
+    init: of a `UViTConfig`.
     drawn_size: side of the image states that are drawn, whose positions are then those of
     image_size resized; 0 is image_size.
     schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
@@ -80,6 +87,7 @@ class UniDiffuserConfig:
         default_factory=lambda: {"image": 1.0, "text": 0.5, "image_embed": 0.1}
     )
     data_type: bool = False
+    languages: list[str] = field(default_factory=list)
     drawn_size: int = 0
     qkv_bias: bool = False
     init: str = "unit"
@@ -103,8 +111,10 @@ class UniDiffuserConfig:
         return self.drawn_size or self.image_size
 
     def network(self) -> UViTConfig:
-        """Order of the tokens: both times, the data type, the text, the embedding, the patches."""
+        """Order of the tokens: times, data type or language, text, embedding, patches."""
         flag = (Flag(name="data_type", values=2, default=1),) if self.data_type else ()
+        if self.languages:
+            flag += (Flag(name="language", values=len(self.languages), default=0),)
         layout = (
             TimeToken(clock="image"),
             TimeToken(clock="text"),
@@ -149,20 +159,24 @@ def nano(vocabulary: tuple[str, ...]) -> UniDiffuserConfig:
 
 
 def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
-    """The shipped default: 64x64 pictures (16x16x4 latents), 24 text tokens, two languages."""
+    """The shipped default: 96x96 pictures of nine cells, 12 text tokens, two languages."""
     return UniDiffuserConfig(
-        image_channels=4,
-        image_size=16,
-        patch=2,
+        image_channels=192,
+        image_size=3,
+        patch=1,
         embed_dim=64,
-        text_length=24,
+        text_length=12,
         text_dim=64,
         dim=192,
-        depth=6,
-        heads=3,
+        depth=4,
+        heads=6,
         codecs="trained",
         codec_config=codec_config,
         weights={"image": 1.0, "text": 2.0, "image_embed": 0.1},
+        languages=["en", "ko"],
+        schedule="cosine-x0",
+        guidance=1.5,
+        steps=12,
     )
 
 
@@ -252,9 +266,9 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         name="unidiffuser",
         network=UViT(config.network()),
         modalities=modalities,
-        tasks=TASKS,
+        tasks=_tasks(config),
         config=asdict(config),
-        conditions=_data_type() if config.data_type else {},
+        conditions=_conditions(config),
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
@@ -274,6 +288,8 @@ def image_size(config: Mapping[str, Any] | UniDiffuserConfig) -> int:
     if config.codecs == "plain":
         return PLAIN
     own = config.codec_config.get("image", {})
+    if "cell" in own:
+        return config.side * own["cell"]
     levels = len(own.get("autoencoder", {}).get("block_out_channels", range(4)))
     return config.side * own.get("fold", 1) * 2 ** (levels - 1)
 
@@ -303,15 +319,44 @@ class DataTypes:
         return [DATA_TYPES[i] for i in state.tolist()]
 
 
-def _data_type() -> dict[str, Condition]:
-    """No task tells it: `null` chooses the kind that is asked for."""
+@dataclass(frozen=True)
+class Languages:
+    """The language of each text, one of `names`, as (B,) int64."""
+
+    names: tuple[str, ...]
+
+    def encode(self, raw) -> Tensor:
+        return torch.tensor([self.names.index(language(text)) for text in raw])
+
+    def decode(self, state: Tensor) -> list[str]:
+        return [self.names[i] for i in state.tolist()]
+
+
+def _tasks(config: UniDiffuserConfig) -> dict[str, Task]:
+    """A given text tells its language."""
+    if not config.languages:
+        return TASKS
+    told = replace(TASKS["text-to-image"], contexts={"language": True})
+    return TASKS | {told.name: told}
+
+
+def _conditions(config: UniDiffuserConfig) -> dict[str, Condition]:
+    """What no task tells, `null` chooses: the kind of data, the language of a text to be made."""
 
     def told(number: int):
         return lambda batch: Context(tokens=torch.full((batch,), number))
 
-    nulls = {name: told(DATA_TYPES.index(name)) for name in reversed(DATA_TYPES)}
-    condition = Condition(name="data_type", source="data_type", codec=DataTypes(), nulls=nulls)
-    return {"data_type": condition}
+    out = {}
+    if config.data_type:
+        nulls = {name: told(DATA_TYPES.index(name)) for name in reversed(DATA_TYPES)}
+        out["data_type"] = Condition(
+            name="data_type", source="data_type", codec=DataTypes(), nulls=nulls
+        )
+    if config.languages:
+        nulls = {name: told(number) for number, name in enumerate(config.languages)}
+        codec = Languages(tuple(config.languages))
+        out["language"] = Condition(name="language", source="text", codec=codec, nulls=nulls)
+    return out
 
 
 def _plain(config: UniDiffuserConfig) -> dict[str, Any]:

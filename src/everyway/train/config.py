@@ -49,16 +49,18 @@ class TrainConfig:
     "none", told_time "token" or "norm", conv "after", "before" or "none".
     patch: of a U-ViT, or of a UniDiffuser that is trained on from `init`, other than it has it;
     depth: likewise, of the latter.
-    data: "shapes", "emoji", of that "emoji-portraits" or "emoji-singles" alone, or a folder, in
-    which folders are classes.  flip: 1 adds the mirror image of every picture with its captions,
-    which then must not say left or right.
+    data: "shapes", "lattice", "lattice-whole" (whose captions state everything), "emoji", of that
+    "emoji-portraits" or "emoji-singles" alone, or a folder, in which folders are classes.
+    flip: 1 adds the mirror image of every picture with its captions, which then must not say left
+    or right.
     cache: samples whose latents are cached; of a larger folder so many, spread evenly.
     codecs: folder with the trained codecs, for a U-ViT a model or file that holds them.
     tokens: folder with the trained codec of tokens.
     times: how they are drawn: "uniform", on the "knots" of a discrete schedule, on the lines of
     "tasks", or by "importance" (tokens).
     shift: of "tasks", how far the times are drawn towards 1, where what a picture shows is decided.
-    to_image, to_text: of "tasks", shares of the samples with the text, or the image, given.
+    to_image, to_text, joint: of "tasks", shares of the samples with the text given, with the image
+    given, and with both at one time.
     drop: share of the samples whose conditions are replaced by their null; a U-ViT of classes that
     drops none has no null class.  clip: largest norm of the gradient, 0 for any.
     recompute: 1 keeps no block's inside for the way back, which saves memory and costs time.
@@ -102,6 +104,7 @@ class TrainConfig:
     shift: float = 4.0
     to_image: float = 0.53
     to_text: float = 0.32
+    joint: float = 0.06
     drop: float = 0.1
     tokens: str = "runs/vq"
     precision: str = "auto"
@@ -132,9 +135,10 @@ class TrainConfig:
         for name in ("cooldown", "drop", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is from 0 to below 1")
-        if not (self.to_image >= 0 and self.to_text >= 0 and self.to_image + self.to_text <= 1):
-            shares = f"to_image is {self.to_image} and to_text {self.to_text}"
-            raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
+        shares = (self.to_image, self.to_text, self.joint)
+        if not (min(shares) >= 0 and sum(shares) <= 1):
+            told = f"to_image is {shares[0]}, to_text {shares[1]} and joint {shares[2]}"
+            raise ConfigError(f"{told}; they are shares, from 0 to 1 together")
         if not 0 <= self.ema <= 1:
             raise ConfigError(f"ema is {self.ema}; it is from 0 to 1")
         if not 0 <= self.seed < 2**32:
@@ -160,13 +164,17 @@ PRESETS: dict[str, TrainConfig] = {
     ),
     "mini": TrainConfig(
         preset="mini",
-        data="emoji",
-        cache=24_000,
+        data="lattice",
+        cache=60_000,
         steps=200_000,
-        batch=128,
         lr=5e-3,
         weight_decay=0.0,
-        warmup=100,
+        ema=0.997,
+        shift=8.0,
+        to_image=0.42,
+        to_text=0.30,
+        joint=0.20,
+        drop=0.0,
         codecs="runs/codecs",
         out="runs/mini",
     ),
@@ -256,7 +264,7 @@ def _reads(config: Mapping[str, typing.Any], name: str) -> bool:
         return not fresh
     if name == "codecs":
         return fresh and not config["preset"].startswith("nano")
-    if name in ("shift", "to_image", "to_text"):
+    if name in ("shift", "to_image", "to_text", "joint"):
         return config["times"] == "tasks"
     if name == "tokens":
         return fresh and system == "vq_diffusion"

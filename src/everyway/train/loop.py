@@ -176,7 +176,7 @@ def _times(
     """(times, weight of each sample or None, what takes in the losses at these times)."""
     clocks = tuple(dict.fromkeys(system.clocks.values()))
     if config.times != "importance":
-        lines = task_lines(config.to_image, config.to_text)
+        lines = task_lines(config.to_image, config.to_text, config.joint)
         laws = {**TIMES, "tasks": partial(mixture_times, lines=lines, shift=config.shift)}
         return laws[config.times](noise, clocks, share), None, lambda losses: None
     law = importance(state.history, state.counts)

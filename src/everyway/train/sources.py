@@ -15,6 +15,7 @@ from everyway.data import latents as cache
 from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
+from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.sample import to_tensor
 from everyway.system import System
 from everyway.systems import builder, convert, system_module, unidiffuser
@@ -156,11 +157,13 @@ def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
         from everyway.data.shapes import Shapes
 
         return Shapes(seed=seed, languages=("en",))
+    if name in LATTICES:
+        return Lattice(seed=seed, whole=LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if Path(name).is_dir():
         return Folder(Path(name), size, captioned)
-    known = ", ".join(["shapes", *LESSONS])
+    known = ", ".join(["shapes", *LATTICES, *LESSONS])
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 
 

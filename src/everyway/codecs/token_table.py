@@ -1,0 +1,77 @@
+"""A text latent without a network: a vector a token, read back as the nearest one.
+
+What each vector says is fitted by `train.looks`: what pictures look like that the token is said of,
+and the token's language.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everyway.codecs.text_tokens import PromptError, Tokens
+from everyway.data.captions import Lexicon, language, parse, plain
+
+
+class TokenTable(nn.Module):
+    """Sentences <-> (B, length, dim); padding is the zero vector.
+
+    tokenizer: the JSON of a tokenizer, as for `Tokens`.
+    lexicon: the plain data of a `Lexicon`, where only its scenes can be told: a text in any words
+    is then read as the plain caption that states the same.
+    """
+
+    def __init__(
+        self, tokenizer: str, length: int, dim: int, lexicon: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.lexicon = Lexicon(**lexicon) if lexicon else None
+        self.tokens = Tokens(tokenizer, length)
+        self.register_buffer("table", torch.zeros(len(self.tokens), dim))
+
+    def encode(self, raw: Sequence[str]) -> Tensor:
+        """Raises PromptError for texts that cannot be read."""
+        return self.latent(self.tokens.encode([self.phrased(text) for text in raw]))
+
+    def phrased(self, text: str) -> str:
+        """The plain caption that states the same; any text where there is no lexicon.
+
+        Raises PromptError for a text that names nothing of the lexicon.
+        """
+        if self.lexicon is None or not text.strip():
+            return text
+        stated = parse(text, self.lexicon)
+        if stated is None:
+            raise PromptError(self._nothing_known(text))
+        return plain(stated, self.lexicon, language(text))
+
+    def _nothing_known(self, text: str) -> str:
+        names = {**self.lexicon.objects}
+        known = list(names.values() if language(text) == "ko" else names)
+        words = re.findall(r"\w+", text.lower())
+        like = [name for word in words for name in get_close_matches(word, known, 1, 0.75)]
+        hint = f"did you mean {like[0]}?" if like else f"say one of {', '.join(known[:8])}, ..."
+        return f"this model knows no object in {text[:40]!r}; {hint}"
+
+    def latent(self, ids: Tensor) -> Tensor:
+        """(B, length, dim) of ids (B, length)."""
+        return self.table[ids.to(self.table.device)]
+
+    def decode(self, state: Tensor) -> list[str]:
+        """The nearest token at every place, up to the end mark."""
+        return self.tokens.decode(self.nearest(state))
+
+    def nearest(self, state: Tensor) -> Tensor:
+        """(B, length) ids."""
+        return torch.cdist(state.to(self.table), self.table).argmin(-1)
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Take vectors (vocabulary, dim); that of padding becomes zero."""
+        self.table.copy_(vectors)
+        self.table[self.tokens.pad] = 0.0
