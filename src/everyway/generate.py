@@ -125,7 +125,11 @@ class Model:
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
         settled.needs_purity(settled.sampler)
-        nulls = [name for c in self.system.conditions.values() for name in c.nulls]
+        conditions = self.system.conditions.values()
+        nulls = [name for c in conditions for name in c.nulls]
+        for asks in (c.null_of for c in conditions if c.null_of):
+            if settled.text and not settled.null:
+                settled = settled.model_copy(update={"null": asks(settled.text)})
         if settled.null and not nulls:
             raise RequestError(f"this model knows no null; leave out null={settled.null}")
         if settled.null:

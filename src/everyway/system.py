@@ -49,12 +49,14 @@ class Condition:
     source: the raw data it reads ("text").
     codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels.
     nulls: name -> (batch -> Context); guidance and training take the first.
+    null_of: a prompt -> the null that it asks for, where a request names none.
     """
 
     name: str
     source: str
     codec: Codec
     nulls: Mapping[str, Callable[[int], Context]]
+    null_of: Callable[[str], str] | None = None
 
     def null(self, batch: int, name: str = "") -> Context:
         """What is told to `batch` samples in place of the context; "" is the first null."""

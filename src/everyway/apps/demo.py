@@ -40,7 +40,9 @@ def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Pa
         if not needed <= set(model.system.tasks):
             continue
         start = time.monotonic()
-        sections.append(Section(title=title, cells=cells(show)))
+        if not (made := cells(show)):
+            continue
+        sections.append(Section(title=title, cells=made))
         tell(f"{title:32} {time.monotonic() - start:6.2f} s")
     if not sections:
         raise RequestError(f"model {model.name} can do {[*model.system.tasks]}: no demo for it")
@@ -104,6 +106,14 @@ class _Show:
 
 def _text_to_image(show: _Show) -> list[Cell]:
     return [show.asked(prompt, show.draw(prompt)) for prompt in show.judge.prompts]
+
+
+def _more(title: str) -> Callable[[_Show], list[Cell]]:
+    """A further row of prompts, of the judges that have it."""
+    return lambda show: [
+        show.asked(prompt, show.make("text-to-image", text=prompt)[0])
+        for prompt in show.judge.more.get(title, ())
+    ]
 
 
 def _image_to_text(show: _Show) -> list[Cell]:
@@ -188,6 +198,8 @@ DRAWN, BOTH_WAYS = {"text-to-image"}, {"text-to-image", "image-to-text"}
 USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "text to image": (DRAWN, _text_to_image),
     "image to text": (BOTH_WAYS, _image_to_text),
+    "two objects": (DRAWN, _more("two objects")),
+    "in Korean": (DRAWN, _more("in Korean")),
     "joint: a picture and its caption": ({"joint"}, _joint),
     "image alone": ({"image"}, lambda show: show.told(show.make("image", n=4))),
     "text alone": ({"text"}, lambda show: show.told(show.make("text", n=4))),

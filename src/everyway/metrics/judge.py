@@ -3,8 +3,8 @@ scene score and the demo have of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Judge:
     """read: pictures -> what each shows.  parse: a caption -> what it states, or None.
 
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
-    words, given what was stated.  prompts: of the demo, fixed.
+    words, given what was stated.  prompts: of the demo, fixed.  more: title -> those of further rows.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
     unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.
@@ -39,6 +39,7 @@ class Judge:
     score: Callable[[Any, Any | None], Seen]
     spell: Callable[[Any], str]
     prompts: tuple[str, ...]
+    more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     features: Callable[[Sequence[Image.Image]], Tensor] | None = None
     crispness: Callable[[Sequence[Image.Image]], list[float]] | None = None
     unseen: Callable[..., Any] | None = None
@@ -81,9 +82,23 @@ LATTICE = Judge(
     prompts=(
         "a large fox in the middle, blue background",
         "a small pizza on the left, green background",
-        "a large cactus left of a small rocket, yellow background",
-        "분홍 배경, 작은 찻주전자 위에 큰 펭귄",
+        "a large rocket at the top, purple background",
+        "a small penguin on the right, orange background",
     ),
+    more={
+        "two objects": (
+            "a large fox left of a large teapot, blue background",
+            "a large cactus above a small dog, yellow background",
+            "a small rocket left of a large globe, black background",
+            "a large panda above a large drum, pink background",
+        ),
+        "in Korean": (
+            "분홍 배경, 가운데에 큰 펭귄",
+            "노란 배경, 왼쪽에 작은 선인장",
+            "파란 배경, 큰 판다 왼쪽에 큰 여우",
+            "초록 배경, 작은 피자 위에 큰 호랑이",
+        ),
+    },
     features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
     crispness=lattice.crispness,
     unseen=lattice_data.Lattice,

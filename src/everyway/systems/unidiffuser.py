@@ -11,7 +11,7 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from everyway.process.gaussian import EPS, Clean, GaussianProcess, V
 from everyway.process.schedules import CosineVP, DiscreteVP
 from everyway.system import Condition, Modality, System
 from everyway.systems import Lacking
-from everyway.tasks import TASKS, Task
+from everyway.tasks import TASKS
 from everyway.validation import checked
 
 SCHEDULES = {
@@ -266,7 +266,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         name="unidiffuser",
         network=UViT(config.network()),
         modalities=modalities,
-        tasks=_tasks(config),
+        tasks=TASKS,
         config=asdict(config),
         conditions=_conditions(config),
         sampler=config.sampler,
@@ -332,16 +332,8 @@ class Languages:
         return [self.names[i] for i in state.tolist()]
 
 
-def _tasks(config: UniDiffuserConfig) -> dict[str, Task]:
-    """A given text tells its language."""
-    if not config.languages:
-        return TASKS
-    told = replace(TASKS["text-to-image"], contexts={"language": True})
-    return TASKS | {told.name: told}
-
-
 def _conditions(config: UniDiffuserConfig) -> dict[str, Condition]:
-    """What no task tells, `null` chooses: the kind of data, the language of a text to be made."""
+    """What no task tells, `null` chooses: the kind of data; the language, unless a prompt does."""
 
     def told(number: int):
         return lambda batch: Context(tokens=torch.full((batch,), number))
@@ -355,7 +347,9 @@ def _conditions(config: UniDiffuserConfig) -> dict[str, Condition]:
     if config.languages:
         nulls = {name: told(number) for number, name in enumerate(config.languages)}
         codec = Languages(tuple(config.languages))
-        out["language"] = Condition(name="language", source="text", codec=codec, nulls=nulls)
+        out["language"] = Condition(
+            name="language", source="text", codec=codec, nulls=nulls, null_of=language
+        )
     return out
 
 
