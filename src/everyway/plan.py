@@ -92,7 +92,8 @@ def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:
     states = {m.name: carried[m.name] for m in system.on("image")}
     text = {m.name: carried[m.name] for m in system.on("text")}
     task = system.tasks["text-to-image"]
-    starts = start_states(system, system.denoiser(), task, states, text, {}, request.steps)
+    contexts = system.null_contexts(len(next(iter(states.values()))), request.null)
+    starts = start_states(system, system.denoiser(), task, states, text, contexts, request.steps)
     weights = torch.linspace(0, 1, request.frames)
     out = {k: slerp(v[0], v[1], weights.to(v.device)) for k, v in text.items()}
     return out | {f"start.{k}": slerp(v[0], v[1], weights.to(v.device)) for k, v in starts.items()}

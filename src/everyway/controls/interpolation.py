@@ -9,9 +9,6 @@ from everyway.contracts import Bundle, Contexts, Denoise, Query
 from everyway.system import System
 from everyway.tasks import Task, times_for
 
-FIRST = 1e-3
-"""The time at which the way back begins; at 0 there is no noise to tell a direction."""
-
 
 def start_states(
     system: System,
@@ -24,9 +21,11 @@ def start_states(
 ) -> Bundle:
     """The states at t = 1 from which the deterministic flow of `task` leads to clean `states`.
 
+    It begins where the estimates tell the noise; at 0 there is none to tell a direction.
     Sources: Song et al., 2021, arXiv 2010.02502; Bao et al., 2023, arXiv 2303.06555.
     """
-    grid = torch.linspace(FIRST, 1.0, steps + 1, dtype=torch.float64)
+    first = max(system.processes[name].parameterisation.noise_from for name in states)
+    grid = torch.linspace(first, 1.0, steps + 1, dtype=torch.float64)
     batch = next(iter(states.values())).shape[0]
     for t, s in zip(grid[:-1], grid[1:]):
         times = times_for(task, t.repeat(batch))

@@ -28,7 +28,7 @@ class Judge:
     """read: pictures -> what each shows.  parse: a caption -> what it states, or None.
 
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
-    words, given what was stated.  prompts: of the demo, fixed.  more: title -> those of further rows.
+    words, given what was stated.  prompts: of the demo.  more: of its further rows, by title.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
     unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.

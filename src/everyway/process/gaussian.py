@@ -7,7 +7,7 @@ network's own dtype.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,12 @@ from everyway.process.schedules import Schedule
 
 
 class Parameterisation(Protocol):
-    """What the network predicts.  alpha and sigma broadcast against the states (B, ...)."""
+    """What the network predicts.  alpha and sigma broadcast against the states (B, ...).
+
+    noise_from: the least time at which a clean estimate tells the noise, (x_t - alpha x_0) / sigma.
+    """
+
+    noise_from: ClassVar[float]
 
     def check(self, schedule: Schedule) -> None:
         """ValueError where this prediction cannot be used with `schedule`."""
@@ -33,6 +38,8 @@ class Parameterisation(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Noised:
     """The network predicts the noise: x_0 = (x_t - sigma raw) / alpha (Ho et al., 2020)."""
+
+    noise_from: ClassVar[float] = 1e-3
 
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha_sigma(1.0)[0]) == 0.0:
@@ -60,6 +67,7 @@ class Clean:
     """
 
     faded: bool = False
+    noise_from: ClassVar[float] = 0.1  # an error of x_0 is divided by sigma, however small that is
 
     def check(self, schedule: Schedule) -> None:
         pass
@@ -81,6 +89,8 @@ class Velocity:
     Source: Salimans and Ho, "Progressive Distillation", 2022, arXiv 2202.00512.
     """
 
+    noise_from: ClassVar[float] = 1e-3
+
     def check(self, schedule: Schedule) -> None:
         pass
 
@@ -100,6 +110,8 @@ class Flow:
 
     Source: Liu et al., "Flow Straight and Fast", 2022, arXiv 2209.03003.
     """
+
+    noise_from: ClassVar[float] = 1e-3
 
     def check(self, schedule: Schedule) -> None:
         pass
@@ -129,6 +141,7 @@ class EDMPrecond:
     """
 
     sigma_data: float = 0.5
+    noise_from: ClassVar[float] = 1e-3
 
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha_sigma(1.0)[0]) != 1.0:
