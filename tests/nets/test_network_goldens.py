@@ -13,8 +13,13 @@ from everyway.tasks import TEXT_TO_IMAGE, times_for
 from formula import FOLDER, compare, fill, filled, golden, normal
 from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of
 
-UVIT = sorted(p.stem for p in FOLDER.glob("tiny_uvit_*.npz"))
-UNIDIFFUSER = sorted(p.stem for p in FOLDER.glob("tiny_unidiffuser_*.npz"))
+UVIT = ["cond", "t2i", "t2i_mlptime_noconv", "uncond"] + [
+    f"uncond_{kind}"
+    for kind in (
+        "depth5", "mlptime", "noconv", "noskip", "noskip_noconv_mlptime", "patch4", "qkvbias"
+    )
+]  # fmt: skip
+UNIDIFFUSER = ["v0", "v0_img12", "v0_img4", "v0_mlptime", "v1", "v1_mlptime_qkvbias"]
 OURS = {"img": "image", "clip_img": "image_embed", "text": "text"}
 
 
@@ -80,16 +85,16 @@ def uvit_answer(case: str, folder=FOLDER):
 
 @pytest.mark.parametrize("case", UVIT)
 def test_uvit(case):
-    meta, arrays, network, out = uvit_answer(case)
+    meta, arrays, network, out = uvit_answer(f"tiny_uvit_{case}")
     assert sum(p.numel() for p in network.parameters()) == meta["params"]
     compare(arrays, "eps", out, meta["outputs"]["eps"]["stride"], atol=1e-5)
 
 
 @pytest.mark.parametrize("case", UNIDIFFUSER)
 def test_unidiffuser(case):
-    meta, arrays = golden(case)
+    meta, arrays = golden(f"tiny_unidiffuser_{case}")
     inputs = meta["inputs"]
-    network = unidiffuser_of(meta["config"], version=1 if "_v1" in case else 0)
+    network = unidiffuser_of(meta["config"], version=int(case[1]))
     assert sum(p.numel() for p in network.parameters()) == meta["params"]
     contexts = {}
     if "data_type" in inputs:

@@ -14,7 +14,7 @@ from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import FLOOR, MaskReplace
-from everyway.process.times import importance, remember
+from everyway.process.times import Step, importance, remember
 from everyway.sampling.loop import final, sample
 from everyway.sampling.noise import StreamNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -22,6 +22,7 @@ from everyway.sampling.token_kernels import (
     ANCESTRAL,
     LEAPS,
     Tokens,
+    budgets,
     purity,
     relative_purity,
     sharpened,
@@ -200,10 +201,39 @@ def test_ten_steps_give_the_authors_tokens_at_every_call(toy, told, rule):
     process = MaskReplace(classes=CODES, steps=10)
     with np.load(GOLDEN / "f_sampling_trajectories.npz") as file:
         expected = file[f"T10.{rule}.x_after_call"]
-    records = list(run(toy, process, told, RULES[rule], 10))
-    assert len(records) == len(expected) == records[-1].calls
-    for record, grid in zip(records, expected):
+    with np.load(GOLDEN / "f_sampling_rules.npz") as file:
+        tokens, left, index = (
+            file[f"T10.{rule}.{k}"] for k in ("tokens", "masked_left_after_call", "t_per_call")
+        )
+    asked = []
+
+    def denoise(queries):
+        asked.extend(round(10 * float(query.times["image"][0])) - 1 for query in queries)
+        return denoiser(toy, process, told)(queries)
+
+    records = list(run(toy, process, told, RULES[rule], 10, denoise=denoise))
+    assert len(records) == len(expected) == records[-1].calls and asked == index.tolist()
+    for record, grid, masked in zip(records, expected, left):
         assert (record.states["image"].numpy() == grid).all()
+        assert ((record.states["image"] == CODES).sum(1).numpy() == masked).all()
+    assert (records[-1].states["image"].numpy() == tokens).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_call_from_the_middle(toy, told, rule):
+    process = MaskReplace(classes=CODES, steps=10)
+    with np.load(GOLDEN / "f_sampling_rules.npz") as file:
+        x, expected = (torch.from_numpy(file[k]).long() for k in ("mid.x", f"mid.{rule}.out"))
+        sampled, budget = file[f"mid.{rule}.sampled"], file[f"mid.{rule}.n_sample"]
+    t = torch.full((2,), 0.6, dtype=torch.float64)
+    query = Query(states={"image": x}, times={"image": t}, contexts=told)
+    (clean,) = denoiser(toy, process, told)([query])
+    share = sampled[0] / int((x[0] == CODES).sum())
+    noise = StreamNoise(torch.Generator().manual_seed(99))
+    step = Step(0.6, 0.5, share=float(share))
+    made = RULES[rule].kernel(process, x, clean["image"], step, noise, "image")
+    assert (made == expected).all()
+    assert tuple(budget) == budgets(1024, 10)
 
 
 @pytest.mark.parametrize("skip", [1, 3])
@@ -228,6 +258,8 @@ def test_a_hundred_steps_give_the_authors_tokens(told, name):
         calls = len(file[f"T100.{name}.t_per_call"])
         expected = file[f"T100.{name}.tokens"] if f"T100.{name}.tokens" in file else None
         left = file[f"T100.{name}.masked_left_after_call"]
+        budget = file[f"T100.{name}.n_sample"]
+    assert tuple(budget) == budgets(1024, 100, 5 if name.endswith("ps5") else None)
     records = list(run(surer(100), process, told, tokens, 100))
     assert len(records) == calls
     masked = [(r.states["image"] == CODES).sum(1).numpy() for r in records]
@@ -257,6 +289,8 @@ def test_losses(auxiliary, name, times):
         # the authors' bound is a sum over positions over p_t = 1/100
         expected = file[f"{prefix}.vb_loss_per_sample"] / 64
         np.testing.assert_allclose(loss.numpy(), expected, rtol=2e-5, atol=1e-6)
+        whole = file[f"{prefix}.loss_scalar"]
+        np.testing.assert_allclose(float(loss.mean()), whole, rtol=2e-5)
         for ours, theirs in (("kl", "kl"), ("decoder", "decoder_nll"), ("auxiliary", "aux_kl")):
             if f"{prefix}.{theirs}" in file:
                 np.testing.assert_allclose(
@@ -282,8 +316,10 @@ def test_importance_of_steps():
         np.testing.assert_allclose(file["imp_notready.pt"], 0.01, rtol=1e-6)
 
 
-def test_history_of_the_losses():
-    prefix, index = "T100.t0_1_50_99", torch.tensor([0, 1, 50, 99])
+@pytest.mark.parametrize("name", ["T100", "T100aux1e-3"])
+@pytest.mark.parametrize("index", [(0, 1, 50, 99), (0, 0, 0, 0), (10, 20, 30, 40)], ids=str)
+def test_history_of_the_losses(index, name):
+    prefix, index = f"{name}.t{'_'.join(map(str, index))}", torch.tensor(index)
     with np.load(GOLDEN / "g_loss.npz") as file:
         bound = np.where(index == 0, file[f"{prefix}.decoder_nll"], file[f"{prefix}.kl"])
         history, counts = torch.zeros(100), torch.zeros(100)

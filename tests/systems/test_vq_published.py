@@ -419,6 +419,11 @@ def test_posteriors_of_the_authors_and_of_diffusers():
                 key = f"t{index}.{whose}_q_posterior"
                 found = made[:: int(file[f"{key}.stride"])]
                 np.testing.assert_allclose(found, file[f"{key}.sub"], rtol=0, atol=1e-5)
+            if index in (50, 0):  # a step of diffusers' scheduler, whose last is the estimate
+                noise = StreamNoise(torch.Generator().manual_seed(11))
+                law = process.posterior(log_x0, x_t, t, s) if index else log_x0
+                drawn = sample(law, process.draw(noise, "x", tuple(x_t.shape)))
+                assert (drawn.numpy() == file[f"t{index}.seed11.diffusers_step"]).all()
 
 
 # -- the command ------------------------------------------------------------------------------
