@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -69,6 +71,25 @@ def state(entry: dict) -> torch.Tensor:
     return normal(entry["key"], tuple(entry["shape"]))
 
 
+@contextmanager
+def stages(network: UViT, arrays: dict):
+    """Every block's output against the authors': statistics, and the ends of the first sample."""
+    found = []
+
+    def record(block, inputs, x: torch.Tensor) -> None:
+        whole = x.double()
+        facts = torch.stack([whole.mean(), whole.std(correction=0), whole.abs().max()])
+        found.append(torch.cat([facts, whole[0, 0, :4], whole[0, -1, :4]]))
+
+    blocks = [*network.ins, network.mid, *network.outs, network.norm]
+    handles = [block.register_forward_hook(record) for block in blocks]
+    yield
+    for handle in handles:
+        handle.remove()
+    expected = torch.from_numpy(arrays["stage"]).double()
+    torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=1e-5)
+
+
 def uvit_answer(case: str, folder=FOLDER):
     meta, arrays = golden(case, folder)
     inputs, contexts = meta["inputs"], {}
@@ -77,7 +98,7 @@ def uvit_answer(case: str, folder=FOLDER):
     if "context" in inputs:
         contexts["text"] = Context(tokens=state(inputs["context"]))
     network = uvit_of(meta["config"])
-    with torch.inference_mode():
+    with torch.inference_mode(), stages(network, arrays):
         states = {"image": state(inputs["x"])}
         out = network(states, {"image": time(inputs["timesteps"])}, contexts)
     return meta, arrays, network, out["image"]
@@ -99,7 +120,7 @@ def test_unidiffuser(case):
     contexts = {}
     if "data_type" in inputs:
         contexts["data_type"] = Context(tokens=torch.tensor(inputs["data_type"]))
-    with torch.inference_mode():
+    with torch.inference_mode(), stages(network, arrays):
         out = network(
             {ours: state(inputs[theirs]) for theirs, ours in OURS.items()},
             {"image": time(inputs["t_img"]), "text": time(inputs["t_text"])},
