@@ -38,8 +38,10 @@ OURS = {"img": "image", "clip_img": "image_embed", "text": "text"}
 def test_fingerprint_of_the_filler(key, shape, first, total):
     values = normal(key, shape) if key.startswith("input:") else filled(key, shape)
     assert float(values.flatten()[0]) == pytest.approx(first, abs=1e-6)
-    if total is not None:
-        assert float(values.double().sum()) == pytest.approx(total, abs=1e-5)
+    if total is not None:  # where randn is not vectorised, every value has a rounding of its own
+        scalar = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+        bound = 1e-5 + scalar * 2e-9 * values.numel()
+        assert float(values.double().sum()) == pytest.approx(total, abs=bound)
 
 
 def uvit_of(config: dict) -> UViT:
