@@ -48,6 +48,10 @@ def golden(name: str, folder: Path = FOLDER) -> tuple[dict, dict[str, np.ndarray
 
 
 def compare(arrays: dict, key: str, value: Tensor, stride: int, atol: float) -> None:
-    """`value` flattened with the golden's stride, against the golden, with rtol 0."""
-    found = value.detach().float().flatten()[::stride].numpy()
-    np.testing.assert_allclose(found, arrays[f"out.{key}"].ravel(), rtol=0, atol=atol)
+    """`value` flattened with the golden's stride, and its statistics, against the golden's."""
+    value = value.detach().float().flatten()
+    expected = arrays[f"out.{key}"].ravel()
+    np.testing.assert_allclose(value[::stride].numpy(), expected, rtol=0, atol=atol)
+    whole = value.double()
+    found = [float(x) for x in (whole.mean(), whole.std(correction=0), whole.abs().max())]
+    np.testing.assert_allclose(found, arrays[f"stats.{key}"], rtol=0, atol=atol)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,14 +74,15 @@ def compare(found: Entries, source: Entries, most: int) -> None:
 # -- what follows from the settings -----------------------------------------------------------
 
 
-def test_schedules_are_the_authors_to_the_bit():
-    expected = json.loads((GOLDEN / "a_schedule_sha256.json").read_text(encoding="utf-8"))
-    digests = {k: v for k, v in expected.items() if k.startswith("f32.")}
-    assert len(digests) == 32
-    for key, value in digests.items():
-        _, steps, codes, name = key.split(".")
-        made = vq_network_layouts.schedule(int(codes[1:]), int(steps[1:]))[name]
-        assert hashlib.sha256(made.numpy().astype("<f4").tobytes()).hexdigest() == value, key
+def test_schedules_are_the_authors():
+    """To a last bit of float32, in which the logarithms of processors differ."""
+    with np.load(GOLDEN / "a_schedule.npz") as file:
+        keys = [key for key in file.files if key.startswith("f32.")]
+        assert len(keys) == 32
+        for key in keys:
+            _, steps, codes, name = key.split(".")
+            made = vq_network_layouts.schedule(int(codes[1:]), int(steps[1:]))[name]
+            np.testing.assert_allclose(made, file[key], rtol=1.2e-7, err_msg=key)
 
 
 def test_a_file_of_another_schedule_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -13,8 +15,13 @@ from everyway.tasks import TEXT_TO_IMAGE, times_for
 from formula import FOLDER, compare, fill, filled, golden, normal
 from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of
 
-UVIT = sorted(p.stem for p in FOLDER.glob("tiny_uvit_*.npz"))
-UNIDIFFUSER = sorted(p.stem for p in FOLDER.glob("tiny_unidiffuser_*.npz"))
+UVIT = ["cond", "t2i", "t2i_mlptime_noconv", "uncond"] + [
+    f"uncond_{kind}"
+    for kind in (
+        "depth5", "mlptime", "noconv", "noskip", "noskip_noconv_mlptime", "patch4", "qkvbias"
+    )
+]  # fmt: skip
+UNIDIFFUSER = ["v0", "v0_img12", "v0_img4", "v0_mlptime", "v1", "v1_mlptime_qkvbias"]
 OURS = {"img": "image", "clip_img": "image_embed", "text": "text"}
 
 
@@ -31,8 +38,10 @@ OURS = {"img": "image", "clip_img": "image_embed", "text": "text"}
 def test_fingerprint_of_the_filler(key, shape, first, total):
     values = normal(key, shape) if key.startswith("input:") else filled(key, shape)
     assert float(values.flatten()[0]) == pytest.approx(first, abs=1e-6)
-    if total is not None:
-        assert float(values.double().sum()) == pytest.approx(total, abs=1e-5)
+    if total is not None:  # where randn is not vectorised, every value has a rounding of its own
+        scalar = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+        bound = 1e-5 + scalar * 2e-9 * values.numel()
+        assert float(values.double().sum()) == pytest.approx(total, abs=bound)
 
 
 def uvit_of(config: dict) -> UViT:
@@ -64,6 +73,25 @@ def state(entry: dict) -> torch.Tensor:
     return normal(entry["key"], tuple(entry["shape"]))
 
 
+@contextmanager
+def stages(network: UViT, arrays: dict):
+    """Every block's output against the authors': statistics, and the ends of the first sample."""
+    found = []
+
+    def record(block, inputs, x: torch.Tensor) -> None:
+        whole = x.double()
+        facts = torch.stack([whole.mean(), whole.std(correction=0), whole.abs().max()])
+        found.append(torch.cat([facts, whole[0, 0, :4], whole[0, -1, :4]]))
+
+    blocks = [*network.ins, network.mid, *network.outs, network.norm]
+    handles = [block.register_forward_hook(record) for block in blocks]
+    yield
+    for handle in handles:
+        handle.remove()
+    expected = torch.from_numpy(arrays["stage"]).double()
+    torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=1e-5)
+
+
 def uvit_answer(case: str, folder=FOLDER):
     meta, arrays = golden(case, folder)
     inputs, contexts = meta["inputs"], {}
@@ -72,7 +100,7 @@ def uvit_answer(case: str, folder=FOLDER):
     if "context" in inputs:
         contexts["text"] = Context(tokens=state(inputs["context"]))
     network = uvit_of(meta["config"])
-    with torch.inference_mode():
+    with torch.inference_mode(), stages(network, arrays):
         states = {"image": state(inputs["x"])}
         out = network(states, {"image": time(inputs["timesteps"])}, contexts)
     return meta, arrays, network, out["image"]
@@ -80,21 +108,21 @@ def uvit_answer(case: str, folder=FOLDER):
 
 @pytest.mark.parametrize("case", UVIT)
 def test_uvit(case):
-    meta, arrays, network, out = uvit_answer(case)
+    meta, arrays, network, out = uvit_answer(f"tiny_uvit_{case}")
     assert sum(p.numel() for p in network.parameters()) == meta["params"]
     compare(arrays, "eps", out, meta["outputs"]["eps"]["stride"], atol=1e-5)
 
 
 @pytest.mark.parametrize("case", UNIDIFFUSER)
 def test_unidiffuser(case):
-    meta, arrays = golden(case)
+    meta, arrays = golden(f"tiny_unidiffuser_{case}")
     inputs = meta["inputs"]
-    network = unidiffuser_of(meta["config"], version=1 if "_v1" in case else 0)
+    network = unidiffuser_of(meta["config"], version=int(case[1]))
     assert sum(p.numel() for p in network.parameters()) == meta["params"]
     contexts = {}
     if "data_type" in inputs:
         contexts["data_type"] = Context(tokens=torch.tensor(inputs["data_type"]))
-    with torch.inference_mode():
+    with torch.inference_mode(), stages(network, arrays):
         out = network(
             {ours: state(inputs[theirs]) for theirs, ours in OURS.items()},
             {"image": time(inputs["t_img"]), "text": time(inputs["t_text"])},

@@ -23,6 +23,7 @@ from everyway.nets.token_transformer import (
     step_of,
     step_sinusoid,
 )
+from everyway.process.mask_replace import MaskReplace
 from everyway.systems import vq_network_layouts as layouts
 from everyway.systems.vq_network_layouts import DIFFUSERS_KEYMAP, PRESETS, keymap
 from formula import filled, normal
@@ -86,6 +87,9 @@ def test_text(tiny, steps):
     out = logits(made(TEXT), torch.tensor(tiny["text.x"]), steps, text=TEXT_TOKENS)
     assert out.shape == (2, 64, 32)
     compare(tiny, f"text.t{steps[0]}_{steps[1]}.logits", out.mT)  # the authors' classes are axis 1
+    if steps == [13, 71]:
+        clean = MaskReplace(classes=32).to_clean(out, torch.tensor(tiny["text.x"]), time(steps))
+        compare(tiny, "text.t13_71.predict_start", clean.mT)
 
 
 def test_inside_the_text_network(tiny):

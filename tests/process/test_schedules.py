@@ -76,9 +76,16 @@ def test_published_discrete_table():
     betas = schedule.betas().numpy()
     np.testing.assert_allclose(betas[:5], z["betas_first5"], rtol=0, atol=1e-14)
     np.testing.assert_allclose(betas[-5:], z["betas_last5"], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(betas[z["idx_n"] - 1], z["beta_at_n"], rtol=0, atol=1e-14)
+    n = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    alpha, log_alpha = schedule.alpha_sigma(n)[0], schedule.log_alpha(n)
+    for part, key in ((slice(5), "first5"), (slice(-5, None), "last5"), (z["idx_n"] - 1, "at_n")):
+        cum = "cum_alpha_at_n" if key == "at_n" else f"alphas_cumprod_{key}"
+        np.testing.assert_allclose(alpha[part] ** 2, z[cum], rtol=0, atol=1e-14)
+        # theirs are float32 sums, which drift by 6.4e-7
+        np.testing.assert_allclose(log_alpha[part], z[f"log_alpha_f32_{key}"], rtol=0, atol=1e-6)
     alpha, sigma = schedule.alpha_sigma(torch.from_numpy(z["idx_n"]).double() / 1000)
-    np.testing.assert_allclose(alpha**2, z["cum_alpha_at_n"], rtol=0, atol=1e-14)
-    np.testing.assert_allclose(sigma**2, z["cum_beta_at_n"], rtol=0, atol=1e-13)
+    np.testing.assert_allclose(sigma**2, z["cum_beta_at_n"], rtol=0, atol=1e-14)
     t = torch.from_numpy(z["t_query"]).double()
     alpha, sigma = schedule.alpha_sigma(t)
     np.testing.assert_allclose(schedule.log_alpha(t), z["log_mean_coeff"], rtol=0, atol=1e-6)
@@ -99,7 +106,13 @@ def test_published_linear_values():
     np.testing.assert_allclose(sigma[2:], z["sigma"][2:], rtol=1e-5)
     np.testing.assert_allclose(schedule.lam(t), z["lambda"], rtol=0, atol=2e-3)
     np.testing.assert_allclose(alpha**2, z["sde_cum_alpha"], rtol=1e-6)
+    np.testing.assert_allclose(sigma**2, z["sde_cum_beta"], rtol=3e-3)
+    np.testing.assert_allclose(sigma[2:] ** 2, z["sde_cum_beta"][2:], rtol=2e-5)
+    np.testing.assert_allclose((alpha / sigma) ** 2, z["sde_snr"], rtol=3e-3)
+    np.testing.assert_allclose((alpha / sigma)[2:] ** 2, z["sde_snr"][2:], rtol=2e-5)
     np.testing.assert_allclose(schedule.rate(t), z["sde_beta_t"], rtol=1e-6)
+    inverse = schedule.t_of_lam(torch.from_numpy(z["lambda"]).double())
+    np.testing.assert_allclose(inverse, z["inverse_lambda_of_lambda"], rtol=0, atol=5e-7)
 
 
 def test_training_times():

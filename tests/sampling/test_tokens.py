@@ -244,3 +244,14 @@ def test_truncation_keeps_the_likeliest():
     assert (truncate(log_p, 0.6) > -70).tolist() == [True, True, False, False]
     assert (truncate(log_p, 0.01) > -70).tolist() == [True, False, False, False]
     assert torch.equal(truncate(log_p, 0.81)[:3], log_p[:3])
+
+
+@pytest.mark.parametrize("bits", [-4, -1, 0, 1, 4])
+def test_truncation_does_not_hang_on_the_last_bits(bits):
+    """Three of four equal classes are before 0.75 of the mass, to the last bit or not."""
+    log_p = torch.tensor([0.25] * 4 + [0.0]).log().clamp(min=-70)
+    for _ in range(abs(bits)):
+        log_p = log_p.nextafter(torch.tensor(float(bits)))
+    for rate, kept in ((0.25, 1), (0.5, 2), (0.75, 3), (1.0, 5)):
+        assert torch.equal(truncate(log_p, rate)[:kept], log_p[:kept])
+        assert (truncate(log_p, rate)[kept:] == -70).all()

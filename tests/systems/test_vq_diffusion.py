@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 import pytest
@@ -260,18 +260,27 @@ def test_evaluation_asks_what_it_can_do(model):
 
 
 def test_purity_costs_what_ancestral_costs(config):
-    """At equal network calls; interleaved, medians; the network large enough to be the cost."""
+    """As many network calls, and the rest is next to nothing beside a network of some size.
+
+    A busy machine only ever adds to a time, so the least of interleaved times is compared, of as
+    many as it takes.
+    """
     torch.manual_seed(0)
     system = vq_diffusion.build(replace(config, network=network(dim=160, depth=4)))
     system.network.eval()
     model = Model(name="m", hash="0", system=system, facts={"image_size": 64})
-    took: dict[str, list[float]] = {"purity": [], "ancestral": []}
-    for _ in range(9):
-        for sampler, times in took.items():
+    forwards: list[str] = []
+    system.network.register_forward_hook(lambda *_: forwards.append(sampler))
+    took = {"purity": math.inf, "ancestral": math.inf}
+    for number in range(40):
+        for sampler in took:
             began = time.process_time()
             model.generate(kind="image", sampler=sampler, steps=20, n=2)
-            times.append(time.process_time() - began)
-    assert median(took["purity"]) < 1.05 * median(took["ancestral"])
+            took[sampler] = min(took[sampler], time.process_time() - began)
+        if number >= 4 and took["purity"] < 1.05 * took["ancestral"]:
+            break
+    assert forwards.count("purity") == forwards.count("ancestral") > 0
+    assert took["purity"] < 1.05 * took["ancestral"]
 
 
 def _pixels(path: str) -> torch.Tensor:

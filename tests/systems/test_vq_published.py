@@ -22,7 +22,7 @@ from everyway.codecs.clip_text import CLIP_B32_TEXT
 from everyway.codecs.published_tokens import tokenizer_json
 from everyway.contracts import Context
 from everyway.generate import load
-from everyway.process.mask_replace import MaskReplace
+from everyway.process.mask_replace import MaskReplace, sample
 from everyway.request import GenerateRequest
 from everyway.systems import convert, vq_diffusion
 from everyway.systems.vq_layouts import WHOLE
@@ -419,6 +419,11 @@ def test_posteriors_of_the_authors_and_of_diffusers():
                 key = f"t{index}.{whose}_q_posterior"
                 found = made[:: int(file[f"{key}.stride"])]
                 np.testing.assert_allclose(found, file[f"{key}.sub"], rtol=0, atol=1e-5)
+            if index in (50, 0):  # a step of diffusers, whose last draws from the estimate itself
+                law = process.posterior(log_x0, x_t, t, s) if index else log_x0[..., :-1]
+                seed = torch.Generator().manual_seed(11)
+                drawn = sample(law, torch.rand(law.mT.shape, generator=seed).mT)
+                assert (drawn.numpy() == file[f"t{index}.seed11.diffusers_step"]).all()
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ class MaskReplace:
         """
         c, u = conditional[..., :-1], unconditional[..., :-1]
         mixed = u + w.to(u)[:, None, None] * (c - u)
-        # summed class by class, as published: truncation at 1 hangs on the last bit of this sum
+        # summed class by class, in the order of the published code
         total = mixed.transpose(1, 2).contiguous().logsumexp(1)[..., None]
         mixed = (mixed - total).clamp(FLOOR, 0)
         return torch.nn.functional.pad(mixed, (0, 1), value=FLOOR)

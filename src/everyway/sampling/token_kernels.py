@@ -196,18 +196,26 @@ def _on_chain(process: MaskReplace, steps: int, t_start: float) -> list[float]:
 # -- truncation -----------------------------------------------------------------------------------
 
 
-def truncate(log_p: Tensor, rate: float) -> Tensor:
-    """The likeliest classes that hold `rate` of the mass; the others fall to FLOOR.
+EDGE = 1e-6
+"""Mass this near to the rate has reached it: more than the last bits of float32 estimates move."""
 
-    A class is kept where the mass of those before it is below rate, so the likeliest always is.
+
+def truncate(log_p: Tensor, rate: float) -> Tensor:
+    """The fewest of the likeliest classes that hold `rate` of the mass; the others fall to FLOOR.
+
+    A class is kept where the mass of those before it is below rate - EDGE, summed in float64 as a
+    share of the whole, so that the last bit of a processor decides nothing.  The likeliest class is
+    always kept; of equal classes the first comes first; rate 1 keeps every class.
     What is kept is not normalised again.  log_p (..., C).  Source: Tang et al., 2022, whose
-    released code this follows.
+    released code this follows, except at rate 1, where that code drops what float32 cannot add.
     """
-    ordered, order = log_p.sort(-1, descending=True)
-    before = ordered.exp().cumsum(-1).roll(1, -1)
-    before[..., 0] = 0
-    kept = (before < rate).gather(-1, order.argsort(-1))
-    return torch.where(kept, log_p, FLOOR)
+    if rate == 1:
+        return log_p
+    ordered, order = log_p.sort(dim=-1, descending=True, stable=True)
+    share = ordered.double().softmax(-1)
+    kept = share.cumsum(-1) - share < rate - EDGE
+    kept[..., 0] = True
+    return torch.where(kept.gather(-1, order.argsort(-1)), log_p, FLOOR)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
