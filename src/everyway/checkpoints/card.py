@@ -14,7 +14,13 @@ SCENES = (
     "Emoji Scenes: artwork of Noto Color Emoji (SIL Open Font License 1.1), one or two objects at "
     "64x64, captions in English and Korean; about every tenth pair of objects is held out"
 )
+LATTICE = (
+    "Emoji Lattice: 64 emoji of Noto Color Emoji (SIL Open Font License 1.1), one or two of them "
+    "in the cells of a grid at 96x96, captions in English and Korean; about every tenth pair of "
+    "objects is held out"
+)
 ABOUT = {
+    **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
     **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),
     "shapes": "procedural coloured shapes with captions",
 }
@@ -112,6 +118,8 @@ def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
         others = {k: v for k, v in cells.items() if k != "all_correct"}
         if row in report.get("frechet", {}):
             others["Fréchet distance"] = report["frechet"][row]
+        if row in report.get("crispness", {}):
+            others["dB to the nearest rendering"] = report["crispness"][row]
         rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in others.items())
         span = f"{whole['low']:.3f} to {whole['high']:.3f}"
         lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")
