@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from everyway.data.folder import Folder, FolderError, check
+from everyway.data.check import check
+from everyway.data.folder import Folder, FolderError
 from everyway.request import RequestError, read_image
 
 

@@ -177,7 +177,8 @@ def read_image(path: str | Path, ground: str = "white") -> Image.Image:
 
     Raises RequestError where there is none that can be read.
     """
-    from everyway.data.folder import read_picture, reason
+    from everyway.data.decode import read_picture
+    from everyway.data.faults import reason
 
     name = repr(str(path))
     try:

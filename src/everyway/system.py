@@ -136,6 +136,12 @@ class System:
         """The raw data that its modalities and conditions read."""
         return {*self.clocks.values(), *(c.source for c in self.conditions.values())}
 
+    def reads(self, text: str) -> None:
+        """Raises ValueError for a text that a codec of texts cannot read; no network runs."""
+        codecs = [m.codec for m in self.on("text")]
+        for codec in codecs + [c.codec for c in self.conditions.values() if c.source == "text"]:
+            getattr(codec, "tokens", codec).encode([text])
+
     @torch.no_grad()
     def tell(self, raw: Mapping[str, Any]) -> dict[str, Tensor]:
         """raw: source -> raw data.  Condition -> context tokens."""

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from everyway.apps.cli import main
-from everyway.data.folder import METADATA, Folder, FolderError, check, read_folder, write_folder
+from everyway.data.check import check
+from everyway.data.folder import METADATA, Folder, FolderError, read_folder, write_folder
 from everyway.data.sample import Sample
 from everyway.data.shapes import Shapes
 
@@ -32,7 +33,7 @@ def test_round_trip(folder):
     assert index == 5 and not list(folder.glob("*.partial"))
 
 
-def test_check_names_what_is_wrong(folder):
+def test_check_names_what_is_wrong(folder, caplog):
     whole = check(folder)
     assert whole.good and whole.images == 6 and whole.captions == 12 and whole.records == 6
     assert whole.sizes == {"16x16": 6} and whole.sheet.width > 100
@@ -49,8 +50,9 @@ def test_check_names_what_is_wrong(folder):
     assert found.stray_captions == ("lonely.txt",)
     assert found.sizes == {"16x16": 4, "20x10": 1}
     assert found.to_json()["unreadable"][0] == (names[0], "not an image")
-    with pytest.raises(FolderError, match=names[0]):
-        list(read_folder(folder))
+    assert [s.key for s in read_folder(folder)] == ["gray", *(n[:-4] for n in names[2:])]
+    assert [names[0] in line for line in caplog.messages] == [True, False]
+    assert names[1] in caplog.messages[1]
 
 
 def test_other_peoples_folders(tmp_path):
@@ -69,12 +71,11 @@ def test_writing_again_adds(folder):
     assert check(folder).records == 6
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "metadata"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "broken"])
 def test_errors_are_one_line(tmp_path, kind):
     path = tmp_path / "none" if kind == "missing" else tmp_path
-    if kind == "metadata":
-        Image.new("RGB", (4, 4)).save(path / "a.png")
-        (path / METADATA).write_text("{}\nnonsense\n")
+    if kind == "broken":
+        (path / "a.png").write_text("a\nb")
     with pytest.raises(FolderError) as caught:
         list(read_folder(path))
     assert "\n" not in str(caught.value)
@@ -99,8 +100,9 @@ def test_a_folder_is_a_data_set_of_squares(folder):
     assert len(data) == 7 and data.sample(6).key == data.sample(13).key == "wide"
     assert data.sample(6).image.shape == (24, 24, 3)
     (folder / "wide.txt").unlink()
-    with pytest.raises(FolderError, match=r"wide.png has no caption; write one into .*wide.txt"):
-        Folder(folder, captioned=True).sample(6)
+    data = Folder(folder, captioned=True)
+    assert len(data) == 6 and len(Folder(folder)) == 7
+    assert data.faults == [("wide.png", "no caption; write one into wide.txt")]
 
 
 @pytest.fixture
@@ -131,8 +133,8 @@ BAD_ROWS = {
 def test_a_bad_row_is_named_by_its_line(one, kind):
     good = b'{"file_name":"a.png","text":"good"}\n'
     (one / METADATA).write_bytes(good + BAD_ROWS[kind] + b"\n" + good)
-    with pytest.raises(FolderError, match=rf"^[^\n]*{METADATA} line 2: [^\n]+$"):
-        Folder(one)
+    ((where, fault),) = Folder(one, captioned=True).faults
+    assert where == f"{METADATA} line 2" and fault and "\n" not in fault
     found = check(one)
     assert [where for where, _ in found.bad_captions] == [f"{METADATA} line 2"]
     assert not found.good and found.captions == 1
@@ -163,12 +165,10 @@ def test_check_reads_on_after_a_bad_caption(one):
         "c.txt": "not UTF-8 text; save it as UTF-8",
     }
     assert found.stray_rows == ("e.png",) and found.stray_captions == ()
-    for index, reason in enumerate(["not UTF-8", "a folder", "not UTF-8"]):
-        with pytest.raises(FolderError, match=rf"{'abc'[index]}\.txt: {reason}"):
-            Folder(one).sample(index)
+    assert [s.key for s in Folder(one, captioned=True)] == ["d"]
 
 
-def test_names_that_are_not_utf8_can_be_printed(one, capsys):
+def test_names_that_are_not_utf8_can_be_printed(one, capsys, caplog):
     for name in (b"caf\xe9.png", b"two\nlines.png"):
         try:
             (one / os.fsdecode(name)).write_bytes(b"")
@@ -177,8 +177,8 @@ def test_names_that_are_not_utf8_can_be_printed(one, capsys):
     found = check(one)
     assert [name for name, _ in found.unreadable] == [r"caf\xe9.png", r"two\nlines.png"]
     assert found.missing_captions == ("a.png", r"caf\xe9.png", r"two\nlines.png")
-    with pytest.raises(FolderError, match=r"caf\\xe9\.png cannot be read: not an image"):
-        Folder(one).sample(1)
+    assert Folder(one).sample(1).key == "a"  # the next after two broken ones
+    assert r"caf\xe9.png cannot be read: not an image" in caplog.messages[0]
     for flags in ([], ["--json"]):
         assert main(["data", "check", str(one), *flags]) == 1
         assert r"caf\xe9.png" in capsys.readouterr().out.encode().decode().replace("\\\\", "\\")

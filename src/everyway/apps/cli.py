@@ -200,7 +200,8 @@ def _train_flags(p: argparse.ArgumentParser) -> None:
 
 def _data_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("what", help="emoji or shapes (written to --out), or check")
-    p.add_argument("path", nargs="?", help="the folder that check reads")
+    p.add_argument("path", nargs="?", help="the folder or tar shards that check reads")
+    p.add_argument("--model", help="check also tells which captions it cannot read")
     p.add_argument("--out", help="where samples, or the contact sheet of check, are written")
     p.add_argument("-n", type=int, default=100)
     p.add_argument("--seed", type=natural, default=0)
@@ -593,36 +594,29 @@ def _data(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """What a folder holds and what is wrong with it; exit code 1 if anything is."""
-    from everyway.data import folder
+    from everyway.data.check import check
+    from everyway.data.faults import printable
     from everyway.whole import whole
 
     if args.path is None:
         raise UsageError("data check needs a folder: everyway data check PATH")
     if args.out and Path(args.out).resolve().is_relative_to(Path(args.path).resolve()):
         raise UsageError(f"--out {args.out} is in the data, where a sheet counts; give another")
-    report = folder.check(Path(args.path))
+    reads = None
+    if args.model:
+        from everyway.generate import load
+
+        reads = load(args.model, device="cpu").system.reads
+    report = check(args.path, reads=reads)
     sheet = Path(args.out) / "contact-sheet.png" if args.out and report.sheet else None
     if sheet:
         with whole(sheet) as temporary:
             report.sheet.save(temporary, format="PNG")
+    told = {"contact_sheet": printable(sheet)} if sheet else {}
     if args.json:
-        told = {"contact_sheet": folder.printable(sheet)} if sheet else {}
         print(json.dumps(report.to_json() | told, ensure_ascii=False))
-        return 0 if report.good else 1
-    print(f"{report.images} pictures, {report.captions} captions, {report.records} records")
-    print("sizes: " + (", ".join(f"{k} ({n})" for k, n in report.sizes.items()) or "none"))
-    for name, reason in report.unreadable:
-        print(f"cannot be read: {name} ({reason})")
-    for name, reason in report.bad_captions:
-        print(f"captions cannot be read: {name} ({reason})")
-    for name in report.missing_captions:
-        print(f"no caption: {name}")
-    for name in report.stray_captions:
-        print(f"a caption without its picture: {name}")
-    for name in report.stray_rows:
-        print(f"a row of {folder.METADATA} without its picture: {name}")
-    if sheet:
-        print(f"contact sheet: {folder.printable(sheet)}")
+    else:
+        print("\n".join([*report.lines(), *(f"contact sheet: {path}" for path in told.values())]))
     return 0 if report.good else 1
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.latents import Latents
 from everyway.data.lattice import LATTICES, Lattice
+from everyway.data.listing import are_shards
 from everyway.data.sample import to_tensor
 from everyway.system import System
 from everyway.systems import builder, convert, system_module, unidiffuser
@@ -133,14 +136,15 @@ def vocabulary(config: TrainConfig) -> tuple[str, ...]:
     words: set[str] = set()
     data = open_data(config.data, config.seed)
     for index in range(2000):
-        for caption in data.sample(index).captions:
-            words |= set(re.findall(r"\w+", caption.lower()))
+        said = data.captions(index) if isinstance(data, Folder) else data.sample(index).captions
+        words |= {word for caption in said for word in re.findall(r"\w+", caption.lower())}
     return tuple(sorted(words))
 
 
 def data_of(system: System, config: TrainConfig):
     """The data that a system is trained on, a folder's in its size."""
-    return open_data(config.data, config.seed, image_size(system), "text" in system.raws)
+    reads = system.reads if "text" in system.raws else None
+    return open_data(config.data, config.seed, image_size(system), "text" in system.raws, reads)
 
 
 def image_size(system: System) -> int:
@@ -148,10 +152,17 @@ def image_size(system: System) -> int:
     return system_module(system.name).image_size(system.config)
 
 
-def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
-    """A built-in endless set by name, in its own size, or a folder of pictures, fitted to `size`.
+def open_data(
+    name: str,
+    seed: int,
+    size: int = 64,
+    captioned: bool = True,
+    reads: Callable[[str], object] | None = None,
+):
+    """A built-in endless set by name, in its own size, or a folder of pictures (or shards of them),
+    fitted to `size`.
 
-    captioned: a folder's picture without a caption is refused.
+    captioned, reads: which pictures and captions of a folder are left out (`Folder`).
     """
     if name == "shapes":
         from everyway.data.shapes import Shapes
@@ -161,19 +172,19 @@ def open_data(name: str, seed: int, size: int = 64, captioned: bool = True):
         return Lattice(seed=seed, whole=LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
-    if Path(name).is_dir():
-        return Folder(Path(name), size, captioned)
+    if os.path.isdir(name) or are_shards(name):
+        return Folder(name, size, captioned, reads)
     known = ", ".join(["shapes", *LATTICES, *LESSONS])
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 
 
 def cached(system: System, config: TrainConfig) -> Latents:
     """config.cache samples through the codecs, kept in the run folder for the next session."""
-    key = _fingerprint(system, config)
+    data = data_of(system, config)
+    key = _fingerprint(system, config, data)
     path = Path(config.out) / f"latents-{key}.safetensors"
     if path.exists():
         return cache.load(path)
-    data = data_of(system, config)
     if config.flip and "text" in system.raws and not isinstance(data, Folder):
         raise ConfigError(
             f"flip mirrors pictures, and captions of {config.data} say left and right"
@@ -186,6 +197,8 @@ def cached(system: System, config: TrainConfig) -> Latents:
         {"data": config.data, "seed": str(config.seed), "codecs": key},
     )
     made.save(path)
+    if isinstance(data, Folder) and (data.faults or data.broken or count < data.total):
+        logging.getLogger(__name__).warning(data.usage(count))
     return made
 
 
@@ -232,7 +245,7 @@ def _samples(data, count: int, flip: bool) -> Iterator:
             yield replace(sample, image=sample.image[:, ::-1])
 
 
-def _fingerprint(system: System, config: TrainConfig) -> str:
+def _fingerprint(system: System, config: TrainConfig, data) -> str:
     """What the cache depends on: the samples, of a folder its files, and what the codecs make of
     the first ones.
 
@@ -240,7 +253,6 @@ def _fingerprint(system: System, config: TrainConfig) -> str:
     """
     flipped = " flipped" if config.flip else ""
     digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
-    data = data_of(system, config)
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
     first = list(_samples(data, 4, bool(config.flip)))

@@ -1,0 +1,79 @@
+"""From a picture file to RGB pixels: the one place, for training and for requests."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from everyway.data.faults import reason
+
+FORMATS = (
+    "PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "DIB", "JPEG2000", "PPM", "TGA",
+    "QOI", "PCX", "SGI", "DDS", "ICO", "ICNS", "PSD", "SUN", "XBM", "XPM", "MSP", "IM", "BLP",
+)  # fmt: skip
+"""What Pillow decodes by itself.  EPS is left out, since it runs another program, and the formats
+that Pillow knows by name alone."""
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Endings of the files that are read as pictures, in lower case."""
+    return frozenset(end for end, form in Image.registered_extensions().items() if form in _known())
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    """Those of FORMATS that the Pillow at hand was built with."""
+    Image.init()
+    return tuple(form for form in FORMATS if form in Image.OPEN)
+
+
+def read_picture(file: Path | BinaryIO, ground: str = "white") -> Image.Image:
+    """RGB pixels of the first frame, upright, transparency on `ground`, greys of 16 bits scaled to
+    8.
+
+    Raises OSError for whatever cannot be read, UnidentifiedImageError where it is no picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            for remark in (Image.DecompressionBombWarning, UserWarning):  # of what can be read
+                warnings.simplefilter("ignore", remark)
+            with Image.open(file, formats=_known()) as opened:
+                return _rgb(ImageOps.exif_transpose(opened), ground)
+    except OSError:
+        raise
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise OSError(f"it has more than {most} million pixels; make it smaller") from None
+    except Exception as error:  # decoders raise anything where a file is broken
+        raise OSError(f"it is damaged ({reason(error)})") from None
+
+
+def _rgb(image: Image.Image, ground: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _grey(image)
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of a picture of 16-bit integers, or of floats.
+
+    White is 65535; of floats it is 1 or 255 where none is larger.
+    """
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        white = next((w for w in (1, 255) if values.max() <= w), 65535)
+        values = values * (65535 / white)
+    table = np.rint(np.arange(65536) / 257).astype(np.uint8)
+    if "transparency" in image.info:
+        table[image.info["transparency"]] = 255
+    return Image.fromarray(table[values.clip(0, 65535).astype(np.uint16)])

@@ -1,0 +1,255 @@
+"""Pictures with what is said of them: captions beside them, or rows of metadata.
+
+A .txt or .caption beside a picture counts, a caption a line; else its .json and its rows in a
+metadata.jsonl, .csv or .parquet, in whatever folder that lies, whose file names start from there.
+Several rows of one picture are several captions.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from everyway.data.faults import FolderError, Named, printable, reason, text_fault
+from everyway.data.listing import MOST_TEXT, TEXTS, File, Found, Listing, listed
+
+NAMED = ("file_name", "filename", "file", "image", "image_path", "filepath", "path")
+SAID = ("captions", "text", "caption", "texts", "prompt", "description", "sentences", "sentence")
+"""Keys of a row that hold the name of its picture, and its captions; the first that is not empty
+counts."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What metadata say of a picture."""
+
+    captions: tuple[str, ...] = ()
+    record: dict[str, Any] | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Another row of the same picture.  Raises FolderError where it has no texts."""
+        self.captions = tuple(dict.fromkeys(self.captions + captions_of(row)))
+        self.record = row.get("record") or self.record
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A picture and what is said of it.
+
+    kind: the name of its class, or its number.  fault: why it has no captions; "" if nothing but
+    that they are missing.
+    """
+
+    name: str
+    picture: Found
+    captions: tuple[str, ...]
+    record: dict[str, Any] | None
+    kind: str | int | None
+    fault: str = ""
+
+
+@dataclass
+class Pairs:
+    """Every picture of some data, in the order of the names, and what is wrong beside them.
+
+    bad: files, rows and captions that cannot be read.  repeated: rows of a picture that has one.
+    silent: tables without a caption, which are bad where captions are missing.
+    stray_texts, stray_rows: names of captions without a picture.
+    """
+
+    listing: Listing
+    pairs: list[Pair] = field(default_factory=list)
+    bad: list[Named] = field(default_factory=list)
+    silent: list[Named] = field(default_factory=list)
+    repeated: list[Named] = field(default_factory=list)
+    stray_texts: list[str] = field(default_factory=list)
+    stray_rows: list[str] = field(default_factory=list)
+
+
+def pairs_of(where: str | Path, reads: Callable[[str], object] | None = None) -> Pairs:
+    """reads: raises ValueError for a caption that a model cannot read, which is then left out.
+
+    Raises FolderError where there are no pictures.
+    """
+    out = Pairs(listed(where))
+    rows = _rows(out)
+    for name in sorted(out.listing.pictures):
+        row = rows.pop(_place(name), Row())
+        out.pairs.append(_pair(name, row, out, reads))
+    out.stray_rows += rows
+    if not all(pair.captions for pair in out.pairs):
+        out.bad += out.silent
+    known = {stem for name in out.listing.pictures for stem in (name, os.path.splitext(name)[0])}
+    for stem, files in out.listing.sidecars.items():
+        if stem not in known:
+            own = [name for name, file in files.items() if isinstance(file, File)]
+            out.stray_texts += [name for name in own if name.lower().endswith(TEXTS)]
+    return out
+
+
+def captions_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """Those of a row.  Raises FolderError where they are no texts."""
+    for key in SAID:
+        said = row.get(key)
+        if said is not None and not all(map(_is_text, said if isinstance(said, list) else [said])):
+            raise FolderError(f"{key} is neither a text nor a list of texts; mend it")
+    said = next((row[key] for key in SAID if row.get(key)), ())
+    return one_a_line([said] if isinstance(said, str) else said)
+
+
+def one_a_line(captions: Iterable[str]) -> tuple[str, ...]:
+    """One line each, without blank ones."""
+    flat = (" ".join(caption.split()) for caption in captions)
+    return tuple(line for line in flat if line)
+
+
+def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None) -> Pair:
+    beside = out.listing.beside(name)
+    own = any(n.lower().endswith(TEXTS) for n in beside)
+    kind: str | int | None = out.listing.class_of(name)
+    captions: tuple[str, ...] = ()
+    fault = ""
+    for other, found in beside.items():
+        end = os.path.splitext(other)[1].lower()
+        try:
+            if end in TEXTS:
+                captions += one_a_line(_content(found).split("\n"))
+            elif end == ".cls":
+                kind = _class_number(_content(found))
+            elif not own:
+                row.add(json_row(_content(found)))
+        except (OSError, UnicodeDecodeError, FolderError) as error:
+            fault = text_fault(error)
+            out.bad.append((other, fault))
+    captions = tuple(dict.fromkeys(captions if own else row.captions))
+    if reads:
+        unread = {caption: why for caption in captions if (why := _refusal(reads, caption))}
+        out.bad += [(name, f"{caption[:40]!r}: {why}") for caption, why in unread.items()]
+        captions = tuple(caption for caption in captions if caption not in unread)
+        fault = fault or next(iter(unread.values()), "")
+    return Pair(name, out.listing.pictures[name], captions, row.record, kind, fault)
+
+
+def _content(found: Found) -> str:
+    """Raises FolderError where there is no file."""
+    if isinstance(found, str):
+        raise FolderError(found)
+    return found.text().decode("utf-8-sig")
+
+
+def _class_number(content: str) -> int:
+    if not content.strip().isdecimal():
+        raise FolderError("not the number of a class; mend it or take it out")
+    return int(content)
+
+
+def _refusal(reads: Callable[[str], object], caption: str) -> str:
+    """Why a model does not read a caption; "" where it does."""
+    try:
+        reads(caption)
+    except ValueError as error:
+        return reason(error)
+    return ""
+
+
+def _rows(out: Pairs) -> dict[str, Row]:
+    """Place of a picture -> its rows, of all tables."""
+    rows: dict[str, Row] = {}
+    for table, found in sorted(out.listing.tables.items()):
+        keys: set[str] = set()
+        try:
+            if isinstance(found, str):
+                raise FolderError(found)
+            for line, row in READERS[os.path.splitext(table)[1].lower()](found):
+                where = f"{table} line {line}"
+                try:
+                    row = json_row(row) if isinstance(row, bytes) else row
+                    place = _place(name_of(row), posixpath.dirname(table))
+                    if place in rows:
+                        out.repeated.append((where, f"{printable(place)} once more"))
+                    rows.setdefault(place, Row()).add(row)
+                    keys |= row.keys()
+                except (UnicodeDecodeError, FolderError) as error:
+                    out.bad.append((where, text_fault(error)))
+            if keys and keys.isdisjoint(SAID):
+                fault = f"no captions among {', '.join(sorted(keys))}; name them {SAID[1]}"
+                out.silent.append((table, printable(fault)))
+        except (OSError, csv.Error, FolderError) as error:
+            out.bad.append((table, text_fault(error)))
+    return rows
+
+
+def json_row(text: str | bytes) -> dict[str, Any]:
+    """Raises UnicodeDecodeError, or FolderError with the reason alone."""
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise FolderError("not a JSON object; mend it or take it out")
+    return row
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """The file that a row is of."""
+    name = next((row[key] for key in NAMED if key in row), None)
+    if not _is_text(name) or None in row:
+        raise FolderError("no row with a file_name, in as many fields as there are; mend it")
+    return name
+
+
+def _place(name: str, folder: str = "") -> str:
+    """Where a file lies, however that is written: ./a.png, inner\\a.png, an accent as two signs."""
+    place = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
+    return unicodedata.normalize("NFC", place)
+
+
+def _lines(file: File) -> Iterator[bytes]:
+    """Raises FolderError for one that has no end."""
+    with file.open() as stream:
+        line = stream.readline(MOST_TEXT).removeprefix(codecs.BOM_UTF8)
+        while line:
+            if len(line) == MOST_TEXT:
+                raise FolderError("a line is longer than a megabyte; mend it")
+            yield line
+            line = stream.readline(MOST_TEXT)
+
+
+def _jsonl(file: File) -> Iterator[tuple[int, bytes]]:
+    return ((number, line) for number, line in enumerate(_lines(file), 1) if line.strip())
+
+
+def _csv(file: File) -> Iterator[tuple[int, dict]]:
+    """Bytes that are no UTF-8 become halves of characters, which no text has."""
+    reader = csv.DictReader(line.decode("utf-8", "surrogateescape") for line in _lines(file))
+    return ((reader.line_num, row) for row in reader)
+
+
+def _parquet(file: File) -> Iterator[tuple[int, dict]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise FolderError("needs pyarrow; pip install pyarrow, or save it as .csv") from None
+    try:
+        with file.open() as stream:
+            batches = parquet.ParquetFile(stream).iter_batches()
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    except ArrowException as error:
+        raise FolderError(f"cannot be read: {error}") from None
+
+
+READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def _is_text(value: Any) -> bool:
+    """A string, and no half of a character of two."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
