@@ -98,7 +98,8 @@ def sure(system: System) -> Model:
     with torch.no_grad():
         for p in system.network.parameters():
             p.mul_(3)
-    return Model(name="tiny-vq", hash="0", system=system, facts={"image_size": 64})
+    facts = {"image_size": 64, "training": {"data": "emoji"}}
+    return Model(name="tiny-vq", hash="0", system=system, facts=facts)
 
 
 @pytest.fixture(scope="module")
