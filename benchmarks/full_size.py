@@ -28,12 +28,13 @@ from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
-from everyway.checkpoints import foreign
 from everyway.checkpoints.tensor_files import Entries, Stored
 from everyway.codecs.published_tokens import START, STOP
-from everyway.systems.layouts import LAYOUTS
+from everyway.layouts import file_layout
+from everyway.layouts.autoencoder import SCALE
+from everyway.layouts.caption import HEAD, TABLE
+from everyway.layouts.table import LAYOUTS
 from everyway.systems.unidiffuser import PUBLISHED
-from everyway.systems.unidiffuser_codec_layouts import HEAD, SCALE, TABLE
 
 TEXT = "a red fox on blue"
 MODES: dict[str, list[str]] = {
@@ -96,9 +97,9 @@ def write_files(folder: Path) -> None:
 
     torch.manual_seed(0)
     for name, own in settings().items():
-        layout = foreign.named(LAYOUTS, name)
+        layout = file_layout.named(LAYOUTS, name)
         held = layout.to_theirs(entries(layout.expected(own)))
-        foreign.write(folder, layout, held, foreign.beside(layout, own))
+        file_layout.write(folder, layout, held, file_layout.beside(layout, own))
     Vision(CLIPVisionConfig(**CLIP_B32_VISION)).save_pretrained(folder / "clip-image")
     CLIPTextModel(CLIPTextConfig(**CLIP_L14_TEXT)).save_pretrained(folder / "clip-text")
     (folder / "clip.json").write_text(tokenizer(49408, [START, STOP]), encoding="utf-8")

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from everyway.contracts import Bundle, Times
+from everyway.layouts.unidiffuser import to_diffusers
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems.unidiffuser_layouts import to_diffusers
 
 
 def filled(config: UViTConfig, device: str = "cpu") -> UViT:

@@ -28,12 +28,12 @@ from torch import nn
 
 from everyway.contracts import Bundle, Times
 from everyway.guidance import guided
+from everyway.layouts.unidiffuser import published
 from everyway.process.gaussian import GaussianProcess, V
 from everyway.process.schedules import CosineVP
 from everyway.sampling.loop import absent_states, final, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.system import Modality, System
-from everyway.systems.unidiffuser_layouts import published
 from everyway.tasks import JOINT, TASKS
 
 TINY = dict(size=8, text=(7, 16), embed_dim=12, dim=64, depth=4, heads=4)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everyway.checkpoints.keymap import Table, to_ours, to_theirs
+from everyway.layouts.keymap import Table, to_ours, to_theirs
 
 FOLDER = Path(__file__).parent / "golden" / "uvit"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from everyway.layouts import unidiffuser as unidiffuser_layouts
 from everyway.nets.uvit import UViT
-from everyway.systems import unidiffuser_layouts
 from everyway.tasks import IMAGE_ALONE, IMAGE_TO_TEXT, JOINT, TEXT_ALONE, TEXT_TO_IMAGE
 from formula import fill
 

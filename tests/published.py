@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from everyway.checkpoints.keymap import to_theirs
 from everyway.checkpoints.tensor_files import Entries, Stored
+from everyway.layouts import unidiffuser as unidiffuser_layouts
+from everyway.layouts import uvit as uvit_layouts
+from everyway.layouts.keymap import to_theirs
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
+from everyway.systems import uvit
 from formula import filled
 
 TIED = {

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from everyway.checkpoints.tensor_files import Entries, Stored, held
+from everyway.layouts import vq_codec as vq_codec_layouts
+from everyway.layouts import vq_network as vq_network_layouts
 from everyway.nets.token_transformer import TokenTransformerConfig
-from everyway.systems import vq_codec_layouts, vq_network_layouts
+from everyway.systems import vq_diffusion
 from formula import filled
 from published import WORDS, tokenizer
 
@@ -93,7 +95,7 @@ def whole(name: str) -> Entries:
     """The "model" of a released file."""
     layout, codec = MODELS[name]
     shapes = network_shapes(layout) | codec_shapes(f"inside_{codec}")
-    return stored(shapes, _derived(vq_network_layouts.PRESETS[name]))
+    return stored(shapes, _derived(vq_diffusion.PRESETS[name]))
 
 
 def _derived(config: TokenTransformerConfig) -> Entries:
@@ -130,7 +132,7 @@ def tiny_model(told: str, null: bool = False, kind: str = "gumbel") -> dict[str,
     shapes = {f"transformer.{k}": v.shape for k, v in network.items()}
     own = vq_network_layouts.derived(config.to_json())
     shapes |= {f"transformer.{k}": v.shape for k, v in own.items()}
-    inside = vq_codec_layouts.inside({k: _meta(v) for k, v in tiny_codec_shapes(kind).items()})
+    inside = vq_codec_layouts.into_whole({k: _meta(v) for k, v in tiny_codec_shapes(kind).items()})
     shapes |= {f"content_codec.{k}": v.shape for k, v in inside.items()}
     if told == "text":
         sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
@@ -142,7 +144,7 @@ def tiny_model(told: str, null: bool = False, kind: str = "gumbel") -> dict[str,
 
 def tiny_codec_shapes(kind: str) -> Shapes:
     """The authors' names."""
-    config = vq_codec_layouts.published((32, 64), kind, CODES, 8, z=16, layers=1)
+    config = vq_diffusion.codec_of((32, 64), kind, CODES, 8, z=16, layers=1)
     ours = {k: _meta(v) for k, v in vq_codec_layouts.expected(config).items()}
     return {k: v.shape for k, v in vq_codec_layouts.to_authors(kind, ours).items()}
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from everyway.checkpoints.keymap import LayoutError
+from everyway.checkpoints.tensor_files import LayoutError
 from everyway.contracts import Context
-from everyway.nets.uvit import UViT
-from everyway.systems.unidiffuser_layouts import (
+from everyway.layouts.unidiffuser import (
     DIFFUSERS_UNUSED,
     from_diffusers,
     published,
     to_diffusers,
 )
+from everyway.nets.uvit import UViT
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 peers = importlib.import_module("peers")

@@ -10,10 +10,10 @@ import pytest
 
 from everyway import library
 from everyway.checkpoints import store
-from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.store import StoreError
+from everyway.checkpoints.tensor_files import LayoutError
 from everyway.generate import load
-from everyway.systems import convert
+from everyway.layouts import convert
 
 GONE = object()
 HARMS = {
@@ -137,14 +137,14 @@ def test_settings_that_a_folder_leaves_out_are_the_defaults(run, tmp_path):
 
 def test_a_fault_of_the_second_part_leaves_no_first(tmp_path, monkeypatch):
     """Every config is made before a file is written."""
-    from everyway.checkpoints import foreign
+    from everyway.layouts import file_layout
 
     written = []
     opened = convert.open_model("nano")
     layouts = [object(), object()]
     monkeypatch.setattr(convert, "_held_by", lambda *told: {one: ({}, {}) for one in layouts})
-    monkeypatch.setattr(foreign, "write", lambda *told: written.append(told))
-    monkeypatch.setattr(foreign, "beside", lambda layout, own: own["x"] if layout else "")
+    monkeypatch.setattr(file_layout, "write", lambda *told: written.append(told))
+    monkeypatch.setattr(file_layout, "beside", lambda layout, own: own["x"] if layout else "")
     with pytest.raises(StoreError, match="'x' is missing"):
         convert.write_back(opened, "diffusers", tmp_path)
     assert not written
@@ -174,7 +174,7 @@ def test_options_that_nothing_reads_are_refused(run, tmp_path, words, said):
 
 def test_a_file_of_one_set_has_none_by_name(tmp_path):
     (path,) = (library.SHIPPED / "nano").glob("network-*")
-    with pytest.raises(LayoutError, match="has no weights called 'ema'; leave it out"):
+    with pytest.raises(LayoutError, match="holds no weights called 'ema'; leave it out"):
         convert.open_model(str(path), weights="ema")
 
 

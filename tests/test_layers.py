@@ -29,14 +29,15 @@ LAYERS = {
     "sampling": 4,
     "controls": 4,
     "systems": 5,
+    "layouts": 6,
     "request": 6,
     "sheet": 6,
-    "library": 6,
-    "plan": 7,
-    "generate": 8,
-    "train": 9,
-    "metrics": 9,
-    "apps": 10,
+    "library": 7,
+    "plan": 8,
+    "generate": 9,
+    "train": 10,
+    "metrics": 10,
+    "apps": 11,
 }
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem != "__init__")
 

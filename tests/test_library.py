@@ -13,14 +13,15 @@ import torch
 import everyway
 from everyway import library
 from everyway.apps import cli
-from everyway.checkpoints import foreign, store
+from everyway.checkpoints import store
 from everyway.contracts import Context, Query
 from everyway.generate import Model, load
+from everyway.layouts import convert, file_layout
+from everyway.layouts import unidiffuser as unidiffuser_layouts
+from everyway.layouts.caption import HEAD, TABLE
+from everyway.layouts.table import LAYOUTS
 from everyway.library import ModelError
 from everyway.nets import precision
-from everyway.systems import convert, unidiffuser_layouts
-from everyway.systems.layouts import LAYOUTS
-from everyway.systems.unidiffuser_codec_layouts import HEAD, TABLE
 from formula import FOLDER, golden, normal
 from published import (
     CLIP_TOKENS,
@@ -299,7 +300,7 @@ def given(row: dict) -> torch.Tensor:
 
 def half(layout: str, file: str, make) -> torch.nn.Module:
     """A published part in bf16, made by `make` of its settings and filled by the formula."""
-    part = foreign.read(stored(full()[file][1]), foreign.named(LAYOUTS, layout), {})
+    part = file_layout.read(stored(full()[file][1]), file_layout.named(LAYOUTS, layout), {})
     with store.unfilled():
         module = make(part.settings)
     entries = {k: v for k, v in part.entries.items() if not k.startswith("whiten.")}

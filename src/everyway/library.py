@@ -18,10 +18,10 @@ import torch
 
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
+from everyway.layouts import convert
 from everyway.nets.precision import fast
 from everyway.placement import MEMORY, WORK_A_PIXEL, Placement, free_memory, memory_for
 from everyway.system import System
-from everyway.systems import convert
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from everyway.checkpoints import store
-from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.store import StoreError
-from everyway.checkpoints.tensor_files import Stored, held
+from everyway.checkpoints.tensor_files import LayoutError, Stored, held
 
 
 class Net(nn.Module):

@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from everyway.checkpoints import foreign
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import StoreError, held
-from everyway.systems.layouts import LAYOUTS
+from everyway.checkpoints.tensor_files import LayoutError, StoreError, held
+from everyway.layouts import file_layout, files
+from everyway.layouts.table import LAYOUTS
 from published import (
     full,
     read,
@@ -44,15 +43,17 @@ def held_all(state: dict) -> dict:
     return {name: held(tensor) for name, tensor in state.items()}
 
 
-def opened(state: dict, told: dict | None = None, layout: str = "") -> foreign.Part:
+def opened(state: dict, told: dict | None = None, layout: str = "") -> file_layout.Part:
     entries = held_all(state)
     if layout:
-        return foreign.read(entries, foreign.named(LAYOUTS, layout), told or {})
-    return foreign.read(entries, foreign.recognised(entries, LAYOUTS, Path("x")), told or {})
+        return file_layout.read(entries, file_layout.named(LAYOUTS, layout), told or {})
+    return file_layout.read(
+        entries, file_layout.recognised(entries, LAYOUTS, Path("x")), told or {}
+    )
 
 
-def back(part: foreign.Part) -> dict:
-    made = foreign.theirs(part.layout, part.entries, part.settings, part.aside, part.prefix)
+def back(part: file_layout.Part) -> dict:
+    made = file_layout.theirs(part.layout, part.entries, part.settings, part.aside, part.prefix)
     return read(made)
 
 
@@ -78,14 +79,14 @@ def there_and_back(name: str, most: int) -> None:
     """Every tensor of at most so many elements is the same, byte for byte."""
     layout_name, shapes = FULL[name]
     source = stored(shapes)
-    layout = foreign.recognised(source, LAYOUTS, Path(name))
+    layout = file_layout.recognised(source, LAYOUTS, Path(name))
     assert layout.name == layout_name
     tied = {k for k in source if k.endswith("lm_head.weight")} if most < 10**7 else set()
-    part = foreign.read({k: v for k, v in source.items() if k not in tied}, layout, {})
+    part = file_layout.read({k: v for k, v in source.items() if k not in tied}, layout, {})
     assert layout.preset(part.settings) == PRESETS.get(
         name, re.sub("^(uvit|unidiffuser)_", "", name)
     )
-    made = foreign.theirs(layout, part.entries, part.settings, part.aside, part.prefix)
+    made = file_layout.theirs(layout, part.entries, part.settings, part.aside, part.prefix)
     assert {k: v.shape for k, v in made.items()} == shapes
     compared = 0
     for key, entry in made.items():
@@ -110,7 +111,7 @@ def test_every_byte_comes_back(name):
 
 
 def tiny_diffusers() -> dict:
-    from everyway.systems.unidiffuser_layouts import to_diffusers
+    from everyway.layouts.unidiffuser import to_diffusers
 
     return to_diffusers({k: v.read() for k, v in opened(tiny_network()).entries.items()})
 
@@ -229,15 +230,16 @@ def test_unused_copies_of_diffusers_are_kept_as_they_are():
     ids=str,
 )
 def test_settings_of_a_uvit_are_in_its_shapes(options):
+    from everyway.layouts import uvit as uvit_layouts
     from everyway.nets.uvit import UViTConfig
-    from everyway.systems import uvit, uvit_layouts
+    from everyway.systems import uvit
     from published import network_shapes
 
     sizes = dict(size=16, patch=4, channels=4, dim=128, depth=4, heads=4)
     config = uvit.network(**sizes | options)
-    part = foreign.read(
+    part = file_layout.read(
         stored(network_shapes(config, uvit_layouts.KEYMAP)),
-        foreign.named(LAYOUTS, "uvit"),
+        file_layout.named(LAYOUTS, "uvit"),
         {"heads": "4"},
     )
     assert UViTConfig.from_json(part.settings["network"]) == config
@@ -246,8 +248,8 @@ def test_settings_of_a_uvit_are_in_its_shapes(options):
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_settings_of_a_unidiffuser_are_in_its_shapes(version):
+    from everyway.layouts.unidiffuser import published
     from everyway.systems.unidiffuser import full as whole
-    from everyway.systems.unidiffuser_layouts import published
 
     part = opened(tiny_network(version))
     sizes = dict(size=8, text=(77, 16), embed_dim=32, dim=64, depth=4, heads=1)
@@ -266,7 +268,7 @@ def test_what_no_shapes_show_comes_from_the_config_beside_the_file():
 
 @pytest.mark.parametrize("heads", [0, None, "many"])
 def test_a_config_beside_the_weights_that_cannot_be_used_is_named(tmp_path, heads):
-    from everyway.systems.convert import open_model
+    from everyway.layouts.convert import open_model
 
     decoder = tiny_text_decoder(2)
     torch.save(decoder.state_dict(), tmp_path / "pytorch_model.bin")
@@ -309,7 +311,7 @@ def test_a_file_under_another_layout_is_refused(layout):
 
 def test_a_file_of_no_layout_lists_the_layouts():
     assert all(row.name in refused(opened, {"a": torch.ones(1)}) for row in LAYOUTS)
-    line = refused(foreign.named, LAYOUTS, "uvitt", error=ValueError)
+    line = refused(file_layout.named, LAYOUTS, "uvitt", error=ValueError)
     assert "'uvitt' is unknown" in line and "caption-decoder" in line
 
 
@@ -326,9 +328,9 @@ def test_the_average_is_taken_where_a_file_has_several_weights(tmp_path):
     nets = {name: {"w": torch.full((2,), float(n))} for n, name in enumerate(("nnet", "ema", "x"))}
     torch.save({**nets, "step": torch.tensor(5), "optimizer": {"state": {}}}, tmp_path / "a.pth")
     for wanted, value in (("", 1.0), ("nnet", 0.0), ("x", 2.0)):
-        found, told = foreign.open_tensors(tmp_path / "a.pth", wanted)
+        found, told, _ = files.open_tensors(tmp_path / "a.pth", wanted)
         assert found["w"].read()[0] == value and told == {}
-    line = refused(foreign.open_tensors, tmp_path / "a.pth", "emma")
+    line = refused(files.open_tensors, tmp_path / "a.pth", "emma")
     assert "'emma'" in line and "nnet, ema, x" in line
 
 
@@ -336,9 +338,9 @@ def test_the_larger_set_is_taken_where_no_name_is_known(tmp_path):
     torch.save(
         {"step": torch.tensor(1), "g": {"a": torch.ones(1), "b": torch.ones(1)}}, tmp_path / "a.pth"
     )
-    assert set(foreign.open_tensors(tmp_path / "a.pth")[0]) == {"a", "b"}
+    assert set(files.open_tensors(tmp_path / "a.pth")[0]) == {"a", "b"}
     torch.save([torch.ones(1)], tmp_path / "b.pth")
-    assert "no tensors by name" in refused(foreign.open_tensors, tmp_path / "b.pth")
+    assert "no tensors by name" in refused(files.open_tensors, tmp_path / "b.pth")
 
 
 def test_folders_of_all_kinds_are_opened(tmp_path):
@@ -356,16 +358,16 @@ def test_folders_of_all_kinds_are_opened(tmp_path):
     torch.save(state, tmp_path / "training" / "nnet_ema.pth")
     torch.save({"a": torch.zeros(2)}, tmp_path / "training" / "nnet.pth")
     for name in ("one", "shards", "old", "training"):
-        assert same(read(foreign.open_tensors(tmp_path / name)[0]), state)
-    assert foreign.open_tensors(tmp_path / "one")[1] == {"heads": 3}
+        assert same(read(files.open_tensors(tmp_path / name)[0]), state)
+    assert files.open_tensors(tmp_path / "one")[1] == {"heads": 3}
     index.write_text(json.dumps({"weight_map": {"c": "a.safetensors"}}))
-    assert "lack c" in refused(foreign.open_tensors, tmp_path / "shards", error=StoreError)
+    assert "lack c" in refused(files.open_tensors, tmp_path / "shards", error=StoreError)
     index.write_text("{}")
-    assert "names no files" in refused(foreign.open_tensors, tmp_path / "shards", error=StoreError)
+    assert "names no files" in refused(files.open_tensors, tmp_path / "shards", error=StoreError)
     (tmp_path / "one" / "config.json").write_text("{")
-    assert "cannot be read" in refused(foreign.open_tensors, tmp_path / "one", error=StoreError)
-    assert "no file" in refused(foreign.open_tensors, tmp_path / "none", error=ValueError)
-    assert "no weights" in refused(foreign.open_tensors, tmp_path, error=ValueError)
+    assert "cannot be read" in refused(files.open_tensors, tmp_path / "one", error=StoreError)
+    assert "no file" in refused(files.open_tensors, tmp_path / "none", error=ValueError)
+    assert "no weights" in refused(files.open_tensors, tmp_path, error=ValueError)
 
 
 def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
@@ -375,8 +377,8 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(foreign, "write_pth", full_disk)
-    line = refused(foreign.write, tmp_path, part.layout, {}, part.settings, error=StoreError)
+    monkeypatch.setattr(file_layout, "write_pth", full_disk)
+    line = refused(file_layout.write, tmp_path, part.layout, {}, part.settings, error=StoreError)
     assert "No space left" in line and not list(tmp_path.iterdir())
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import zipfile
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from everyway.checkpoints.tensor_files import (
     StoreError,
-    _Storage,
-    _tensor,
     held,
     joined,
     open_pth,
@@ -101,15 +100,16 @@ def test_files_of_torch_are_read_as_they_were_saved(tmp_path, archive):
         "step": 7,
         "name": "여우",
         "list": [torch.zeros(2), (1, 2.5, None, True)],
+        "beside": {"dtype": torch.float32, "seen": {1, 2}, "counted": Counter("aab")},
     }
     path = tmp_path / "a.pth"
     torch.save(document, path, _use_new_zipfile_serialization=archive)
     found = open_pth(path)
+    assert found.keys() == {"", "model", "nested"}
     assert same(read(found["model"]), {**tensors(), **shared})
     assert torch.equal(found["nested"]["p"].read(), torch.ones(2))
-    assert torch.equal(found["kept"].read(), torch.ones(3))
-    assert found["step"] == 7 and found["name"] == "여우"
-    assert torch.equal(found["list"][0].read(), torch.zeros(2))
+    assert torch.equal(found[""]["kept"].read(), torch.ones(3))
+    assert all(entry.read().is_contiguous() for entry in found["model"].values())
 
 
 def test_files_of_torch_without_sums_are_read(tmp_path):
@@ -118,7 +118,7 @@ def test_files_of_torch_without_sums_are_read(tmp_path):
         torch.save(tensors(), tmp_path / "a.pth")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert same(read(open_pth(tmp_path / "a.pth")), tensors())
+    assert same(read(open_pth(tmp_path / "a.pth")[""]), tensors())
 
 
 def test_what_is_written_for_torch_is_plain_weights(tmp_path):
@@ -239,12 +239,31 @@ def test_damaged_files_of_torch_are_refused(tmp_path, harm):
     assert said in line and "a.pth" in line
 
 
-def test_a_changed_bit_is_seen_when_its_tensor_is_read(tmp_path):
+def test_a_changed_bit_is_seen_before_anything_is_read(tmp_path):
     data = saved()
     place = data.index(torch.arange(1000.0).numpy().tobytes()) + 1234
     (tmp_path / "a.pth").write_bytes(flipped(data, place))
-    found = open_pth(tmp_path / "a.pth")
-    assert "damaged" in refused(found["a"].read)
+    assert "damaged" in refused(open_pth, tmp_path / "a.pth")
+
+
+def test_a_file_that_is_changed_after_it_was_opened(tmp_path):
+    """To read beyond the end of a mapped file would end the process."""
+    (tmp_path / "a.pth").write_bytes(saved())
+    found = open_pth(tmp_path / "a.pth")[""]["a"]
+    assert torch.equal(found.read(), torch.arange(1000.0))
+    (tmp_path / "a.pth").write_bytes(saved()[:1000])
+    assert "it changed since it was opened" in refused(found.read)
+    (tmp_path / "a.pth").unlink()
+    assert "cannot be read" in refused(found.read)
+
+
+def test_a_compressed_record_is_refused(tmp_path):
+    """A small file may say that it holds any number of bytes."""
+    source = zipfile.ZipFile(io.BytesIO(saved()))
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for info in source.infolist():
+            archive.writestr(info.filename, source.read(info))
+    assert "is compressed" in refused(open_pth, tmp_path / "a.pth")
 
 
 # -- code -------------------------------------------------------------------------------------
@@ -287,7 +306,34 @@ def test_any_other_name_is_refused(tmp_path, name):
     module, _, attribute = name.rpartition(".")
     code = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b"U\x01x\x85R."
     (tmp_path / "a.pth").write_bytes(with_record("data.pkl", code))
-    assert f"it holds {name}" in refused(open_pth, tmp_path / "a.pth")
+    assert f"it holds {name.removeprefix('builtins.')}" in refused(open_pth, tmp_path / "a.pth")
+
+
+class Storage:
+    """Stands for the record of `saved`: 1000 numbers."""
+
+
+class View:
+    """A view of it, as `torch.save` writes one."""
+
+    def __init__(self, offset: int, shape: tuple, stride: tuple, storage: object = None) -> None:
+        self.view = (Storage() if storage is None else storage, offset, shape, stride, False, OrderedDict())
+
+    def __reduce__(self):
+        return torch._utils._rebuild_tensor_v2, self.view
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, found):
+        if isinstance(found, Storage):
+            return "storage", torch.FloatStorage, "0", "cpu", 1000
+        return getattr(found, "pid", None)
+
+
+def pickled(document) -> bytes:
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump(document)
+    return with_record("data.pkl", buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -302,7 +348,50 @@ def test_any_other_name_is_refused(tmp_path, name):
 )
 def test_views_beyond_their_record_are_refused(tmp_path, offset, shape, stride):
     """The record of a 1000 numbers; a good view of it is read."""
-    storage = _Storage(tmp_path / "a", 0, 1000, torch.float32, 0)
-    assert _tensor(storage, 990, (5, 2), (2, 1)).shape == (5, 2)
-    with pytest.raises(ValueError, match="outside its record"):
-        _tensor(storage, offset, shape, stride)
+    path = tmp_path / "a.pth"
+    path.write_bytes(pickled({"a": View(990, (5, 2), (2, 1))}))
+    assert torch.equal(open_pth(path)[""]["a"].read(), torch.arange(990.0, 1000).reshape(5, 2))
+    path.write_bytes(pickled({"a": View(offset, shape, stride)}))
+    refused(open_pth, path)
+
+
+@pytest.mark.parametrize("pid", [OrderedDict(path="FILE"), ("storage", torch.FloatStorage, "FILE")])
+def test_a_pickle_that_names_a_local_file_does_not_read_it(tmp_path, pid, monkeypatch):
+    """An OrderedDict with attributes passed for a storage, whose bytes lie anywhere."""
+    secret, path = tmp_path / "secret.txt", tmp_path / "a.pth"
+    secret.write_text("not for anyone's tensor")
+    own = OrderedDict()
+    own.__dict__ = {"path": str(secret), "start": 0, "count": 23, "dtype": torch.uint8, "crc": 0}
+    path.write_bytes(pickled({"weight": View(0, (23,), (1,), own)}))
+    assert "a.pth is" in refused(open_pth, path)
+    made = type("Named", (), {"pid": pid})()
+    path.write_bytes(pickled({"weight": View(0, (23,), (1,), made)}))
+    assert "a.pth is" in refused(open_pth, path)
+
+
+# -- without end ------------------------------------------------------------------------------
+
+
+def test_expanded_tensors_are_refused_before_they_are_read(tmp_path):
+    torch.save({f"w{n}": torch.zeros(1).expand(4096, 4096) for n in range(140)}, tmp_path / "a.pth")
+    assert (tmp_path / "a.pth").stat().st_size < 100_000
+    assert "repeats its numbers" in refused(open_pth, tmp_path / "a.pth")
+
+
+def test_views_of_one_record_are_bounded_together(tmp_path):
+    base = torch.zeros(10_000)
+    torch.save({f"w{n}": base[: 10_000 - n] for n in range(100)}, tmp_path / "a.pth")
+    assert "repeats its numbers" in refused(open_pth, tmp_path / "a.pth")
+    torch.save({f"w{n}": base for n in range(4)}, tmp_path / "b.pth")
+    assert len(set(open_pth(tmp_path / "b.pth")[""].values())) == 1  # tied, and read once
+
+
+def test_lists_within_lists_end(tmp_path):
+    """Each holds the former twice: 2^200 in all."""
+    nested: list = [torch.ones(1)]
+    for _ in range(200):
+        nested = [nested, nested]
+    looped: dict = {"a": torch.ones(2)}
+    looped["again"] = looped
+    torch.save({"weights": {"a": torch.ones(2)}, "x": nested, "y": looped}, tmp_path / "a.pth")
+    assert open_pth(tmp_path / "a.pth").keys() == {"weights", "y"}

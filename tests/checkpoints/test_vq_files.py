@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from everyway.checkpoints import foreign
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import Entries, held
-from everyway.systems import vq_codec_layouts, vq_network_layouts
-from everyway.systems.layouts import LAYOUTS
-from everyway.systems.vq_layouts import WHOLE
+from everyway.checkpoints.tensor_files import Entries, LayoutError, held
+from everyway.layouts import file_layout, files
+from everyway.layouts import vq_codec as vq_codec_layouts
+from everyway.layouts import vq_network as vq_network_layouts
+from everyway.layouts.table import LAYOUTS
+from everyway.layouts.vq_diffusion import WHOLE
+from everyway.systems import vq_diffusion
 from published import read, same
 from published_vq import (
     CODECS,
@@ -39,16 +40,16 @@ def held_all(state: dict) -> Entries:
     return {name: held(tensor) for name, tensor in state.items()}
 
 
-def opened(entries: Entries, part: str = "", told: dict | None = None) -> foreign.Part:
+def opened(entries: Entries, part: str = "", told: dict | None = None) -> file_layout.Part:
     rows = [row for row in LAYOUTS if part in ("", row.part)]
-    return foreign.read(entries, foreign.recognised(entries, rows, Path("x")), told or {})
+    return file_layout.read(entries, file_layout.recognised(entries, rows, Path("x")), told or {})
 
 
-def back(part: foreign.Part) -> Entries:
-    return foreign.theirs(part.layout, part.entries, part.settings, part.aside, part.prefix)
+def back(part: file_layout.Part) -> Entries:
+    return file_layout.theirs(part.layout, part.entries, part.settings, part.aside, part.prefix)
 
 
-def parts_of(entries: Entries) -> dict[str, foreign.Part]:
+def parts_of(entries: Entries) -> dict[str, file_layout.Part]:
     return {name: opened(own, name) for name, own in WHOLE.split(entries).items()}
 
 
@@ -104,7 +105,7 @@ def test_a_file_of_another_schedule_is_refused():
 
 def test_a_network_that_was_never_in_such_a_file_gets_all_of_its_tensors():
     part = parts_of(held_all(tiny_model("text")))["network"]
-    made = foreign.theirs(part.layout, part.entries, part.settings)
+    made = file_layout.theirs(part.layout, part.entries, part.settings)
     assert made.keys() == back(part).keys()
     assert not made["Lt_history"].read().any() and part.aside["Lt_history"].read().any()
 
@@ -115,7 +116,7 @@ def test_a_network_that_was_never_in_such_a_file_gets_all_of_its_tensors():
 def there_and_back(name: str, most: int) -> None:
     source = whole(name)
     parts = parts_of(source)
-    told = vq_network_layouts.PRESETS[name].condition
+    told = vq_diffusion.PRESETS[name].condition
     assert parts.keys() == {"network", "image"} | ({"text_states"} if told == "text" else set())
     assert parts["network"].layout.preset(parts["network"].settings) == PRESETS.get(name, name)
     assert parts["image"].layout.preset(parts["image"].settings) == MODELS[name][1]
@@ -165,7 +166,7 @@ def test_diffusers_network_and_null(most):
     source = stored(network_shapes("diffusers_ithq_transformer"))
     part = opened(source)
     assert part.layout.preset(part.settings) == "ithq"
-    assert {**part.settings, "learned_null": True} == vq_network_layouts.PRESETS["ithq"].to_json()
+    assert {**part.settings, "learned_null": True} == vq_diffusion.PRESETS["ithq"].to_json()
     compare(back(part), source, most)
     null = opened(stored(network_shapes("diffusers_ithq_learned_cf")))
     assert null.layout.name == "vq-null-diffusers" and null.settings["learned_null"]
@@ -190,19 +191,19 @@ def test_averages_take_the_place_of_what_they_are_of(tmp_path):
     ema = averages(model)
     beside = {"last_epoch": 3, "last_iter": 9, "optimizer_and_scheduler": {"lr": 1.0}}
     torch.save({"model": model, "ema": ema, **beside}, tmp_path / "a.pth")
-    found = read(foreign.open_tensors(tmp_path / "a.pth")[0])
+    found = read(files.open_tensors(tmp_path / "a.pth")[0])
     expected = model | {f"transformer.{k}": v for k, v in ema.items()}
     assert same(found, expected) and not same(found, model)
-    assert same(read(foreign.open_tensors(tmp_path / "a.pth", "model")[0]), model)
-    assert same(read(foreign.open_tensors(tmp_path / "a.pth", "ema")[0]), ema)
+    assert same(read(files.open_tensors(tmp_path / "a.pth", "model")[0]), model)
+    assert same(read(files.open_tensors(tmp_path / "a.pth", "ema")[0]), ema)
     strange = {**ema, "stranger": torch.ones(1)}  # averages of something else are taken alone
     torch.save({"model": model, "ema": strange}, tmp_path / "b.pth")
-    assert same(read(foreign.open_tensors(tmp_path / "b.pth")[0]), strange)
+    assert same(read(files.open_tensors(tmp_path / "b.pth")[0]), strange)
 
 
 def test_what_is_written_holds_its_averages_without_taking_room_twice(tmp_path):
     model = tiny_model("text", null=True)
-    path = foreign.write_whole(tmp_path, WHOLE, WHOLE.split(held_all(model)))
+    path = file_layout.write_whole(tmp_path, WHOLE, WHOLE.split(held_all(model)))
     found = torch.load(path, weights_only=True)
     assert same(found["model"], model)
     start = "transformer."
@@ -255,8 +256,8 @@ def test_a_whole_clip_gives_its_text():
 
 def test_moving_averages_have_no_place_in_diffusers():
     part = opened(held_all(tiny_codec("ema")))
-    row = foreign.named(LAYOUTS, "vq-codec-diffusers")
-    theirs = foreign.theirs(row, part.entries, part.settings)
+    row = file_layout.named(LAYOUTS, "vq-codec-diffusers")
+    theirs = file_layout.theirs(row, part.entries, part.settings)
     again = opened(theirs)
     assert again.settings["quantiser"] == {"kind": "nearest", "codes": 40, "dim": 8}
     assert again.entries.keys() == {k for k in part.entries if "cluster" not in k}
@@ -298,7 +299,7 @@ def test_a_file_under_another_layout_is_refused(kind):
     state = held_all(tiny_codec(kind))
     for row in LAYOUTS:
         if row.name != f"vq-codec-{kind}":
-            refused(foreign.read, state, row, {})
+            refused(file_layout.read, state, row, {})
 
 
 def test_other_files_are_not_taken_for_a_whole():

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import held
+from everyway.checkpoints.tensor_files import LayoutError, held
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.published_tokens import ClipTokens
-from everyway.systems import clip_text_layouts as layouts
+from everyway.layouts import clip as layouts
 from formula import filled
 from published import CLIP_TOKENS, TEXT_VOCABULARY, tokenizer
 from published_vq import clip_shapes

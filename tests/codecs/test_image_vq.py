@@ -26,7 +26,8 @@ from everyway.codecs.image_vq import (
     used_codes,
 )
 from everyway.data.folder import FolderError
-from everyway.systems.vq_codec_layouts import from_authors, from_diffusers, published, to_authors
+from everyway.layouts.vq_codec import from_authors, from_diffusers, to_authors
+from everyway.systems.vq_diffusion import codec_of
 from everyway.train import fit, vq
 from everyway.train.state import StateError
 from formula import filled, normal
@@ -51,7 +52,7 @@ def read_all(entries: dict) -> dict:
 
 def filled_codec(name: str, kind: str, dim: int) -> ImageVQ:
     """The authors' codec of the goldens, every tensor filled from its name."""
-    config = published((32, 64, 128), kind, 64, dim, z=16, layers=1)
+    config = codec_of((32, 64, 128), kind, 64, dim, z=16, layers=1)
     codec = ImageVQ(**config).eval()
     theirs = to_authors(kind, held_all(codec.state_dict()))
     made = {k: filled(f"{name}.{k}", tuple(v.shape)) for k, v in theirs.items()}
@@ -107,7 +108,7 @@ def test_diffusers_own_model_makes_the_same():
     from diffusers import VQModel
 
     torch.manual_seed(0)
-    config = published((32, 64), "nearest", 64, 12, z=16, layers=1)
+    config = codec_of((32, 64), "nearest", 64, 12, z=16, layers=1)
     both = {k: v for k, v in config["encoder"].items() if k != "out_channels"}
     theirs = VQModel(
         **both | {"up_block_types": config["decoder"]["up_block_types"]},
@@ -152,7 +153,7 @@ def test_a_truncated_codec_speaks_in_ranks(tmp_path):
     codes = codec.encode(picture())
     seen = sorted({0, *codes.unique().tolist()})[:-1]  # one code that occurs is left out
     (tmp_path / "used.json").write_text(json.dumps(seen))
-    config = published((32, 64, 128), "nearest", 64, 12, z=16, layers=1)
+    config = codec_of((32, 64, 128), "nearest", 64, 12, z=16, layers=1)
     short = ImageVQ(**config, used=str(tmp_path / "used.json")).eval()
     short.load_state_dict(codec.state_dict())
     ranks = short.encode(picture())

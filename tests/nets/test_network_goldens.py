@@ -9,8 +9,9 @@ import torch
 
 from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
+from everyway.layouts import uvit as uvit_layouts
 from everyway.nets.uvit import UViT
-from everyway.systems import uvit, uvit_layouts
+from everyway.systems import uvit
 from everyway.tasks import TEXT_TO_IMAGE, times_for
 from formula import FOLDER, compare, fill, filled, golden, normal
 from guided import CLOCKS, MODES, NAMES, NOISES, SHAPES, unidiffuser_of

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from everyway.checkpoints.keymap import LayoutError, check, to_ours, to_theirs
+from everyway.checkpoints.tensor_files import LayoutError, check
+from everyway.layouts import unidiffuser as unidiffuser_layouts
+from everyway.layouts import uvit as uvit_layouts
+from everyway.layouts.keymap import to_ours, to_theirs
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
+from everyway.systems import uvit
 
 PARAMETERS = {
     "cifar10_small": 44_255_328,

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from everyway.checkpoints.keymap import Table, to_ours, to_theirs
 from everyway.contracts import Context
+from everyway.layouts import unidiffuser as unidiffuser_layouts
+from everyway.layouts import uvit as uvit_layouts
+from everyway.layouts.keymap import Table, to_ours, to_theirs
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import unidiffuser_layouts, uvit, uvit_layouts
+from everyway.systems import uvit
 from formula import FOLDER, compare, filled, golden, normal
 
 REAL = FOLDER.with_name("uvit_real")

@@ -13,8 +13,11 @@ import torch
 from diffusers import Transformer2DModel
 from torch import Tensor
 
-from everyway.checkpoints.keymap import LayoutError, Table, check, to_ours, to_theirs
+from everyway.checkpoints.tensor_files import LayoutError, check
 from everyway.contracts import Context
+from everyway.layouts import vq_network as layouts
+from everyway.layouts.keymap import Table, to_ours, to_theirs
+from everyway.layouts.vq_network import DIFFUSERS_KEYMAP, keymap
 from everyway.nets.token_transformer import (
     AdaNorm,
     TokenTransformer,
@@ -24,8 +27,7 @@ from everyway.nets.token_transformer import (
     step_sinusoid,
 )
 from everyway.process.mask_replace import MaskReplace
-from everyway.systems import vq_network_layouts as layouts
-from everyway.systems.vq_network_layouts import DIFFUSERS_KEYMAP, PRESETS, keymap
+from everyway.systems.vq_diffusion import PRESETS, preset_of
 from formula import filled, normal
 
 FOLDER = Path(__file__).parents[1] / "golden" / "vq"
@@ -225,7 +227,7 @@ def test_the_authors_layout(name):
     derived = {k: v for k, v in parts["denoiser"].items() if k not in weights}
     own = layouts.derived(config.to_json())
     assert derived == {k: tuple(v.shape) for k, v in own.items()}
-    assert layouts.preset_of(config.to_json()) == ("coco" if config == PRESETS["coco"] else found)
+    assert preset_of(config.to_json()) == ("coco" if config == PRESETS["coco"] else found)
 
 
 def test_the_layout_of_diffusers():

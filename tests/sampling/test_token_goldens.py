@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from everyway.checkpoints.keymap import to_ours, to_theirs
 from everyway.contracts import Context, Query
 from everyway.guidance import combine, guided
+from everyway.layouts import vq_network as layouts
+from everyway.layouts.keymap import to_ours, to_theirs
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import FLOOR, MaskReplace
 from everyway.process.times import Step, importance, remember
@@ -28,7 +29,6 @@ from everyway.sampling.token_kernels import (
     sharpened,
     truncate,
 )
-from everyway.systems import vq_network_layouts as layouts
 from everyway.tasks import GENERATE, Task
 from formula import filled, normal
 

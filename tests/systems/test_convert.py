@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everyway.apps import cli
-from everyway.checkpoints import foreign, store
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import size
+from everyway.checkpoints import store
+from everyway.checkpoints.tensor_files import LayoutError, size
 from everyway.codecs.image_vae import ImageVAE
 from everyway.contracts import Query
+from everyway.layouts import convert, file_layout
+from everyway.layouts.table import LAYOUTS
 from everyway.nets.uvit import UViT
-from everyway.systems import convert, unidiffuser
-from everyway.systems.layouts import LAYOUTS
+from everyway.systems import unidiffuser
 from formula import FOLDER, golden, normal
 from published import (
     CLIP_TOKENS,
@@ -261,8 +261,8 @@ def test_bf16_weights_answer_nearly_the_same(model, tmp_path):
 @pytest.mark.slow
 def test_the_published_autoencoder_in_bf16():
     """Against the authors' numbers: largest difference over largest value."""
-    layout = foreign.named(LAYOUTS, "autoencoder-kl")
-    part = foreign.read(stored(full()["autoencoder_kl"][1]), layout, {})
+    layout = file_layout.named(LAYOUTS, "autoencoder-kl")
+    part = file_layout.read(stored(full()["autoencoder_kl"][1]), layout, {})
     with store.unfilled():
         codec = ImageVAE(**part.settings)
     store.fill(codec, part.entries, torch.bfloat16).eval()
@@ -286,7 +286,7 @@ def test_tied_weights_are_in_memory_once(model):
 
 
 def test_published_sizes_are_those_of_the_released_networks():
-    from everyway.systems.unidiffuser_layouts import published
+    from everyway.layouts.unidiffuser import published
 
     for version in (0, 1):
         sizes = unidiffuser.PUBLISHED[f"v{version}"]
@@ -470,10 +470,12 @@ def test_a_bit_changed_within_is_found_before_anything_is_kept(run, files, tmp_p
 
 MEASURE = """
 import re, sys, torch
-from everyway.checkpoints import foreign, store
+from everyway.checkpoints import store
+from everyway.layouts import file_layout
 from everyway.checkpoints.tensor_files import size
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.systems import convert, unidiffuser
+from everyway.layouts import convert
+from everyway.systems import unidiffuser
 
 def peak():  # of this process; what getrusage says is also its parent's before the exec
     with open("/proc/self/status") as status:

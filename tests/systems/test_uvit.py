@@ -12,9 +12,11 @@ from everyway.apps import cli
 from everyway.checkpoints import store
 from everyway.codecs.image_vae import STABLE_DIFFUSION, ImageVAE
 from everyway.generate import Model, load
+from everyway.layouts import convert
+from everyway.layouts import uvit as uvit_layouts
 from everyway.process.schedules import DiscreteVP, LinearVP
 from everyway.request import RequestError
-from everyway.systems import convert, uvit, uvit_layouts
+from everyway.systems import uvit
 from published import CLIP_TOKENS, network_shapes, read, stored, tiny_autoencoder, tiny_clip
 
 STEPS, LABEL, NULL = 3, 4, 10

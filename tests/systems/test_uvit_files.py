@@ -8,18 +8,20 @@ import pytest
 import torch
 
 from everyway.checkpoints import store
-from everyway.checkpoints.foreign import Shapes
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import StoreError, held, open_pth
+from everyway.checkpoints.tensor_files import LayoutError, StoreError, held, open_pth
 from everyway.generate import load
+from everyway.layouts import convert
+from everyway.layouts import table as layouts
+from everyway.layouts import uvit as uvit_layouts
+from everyway.layouts.file_layout import Shapes
 from everyway.library import ModelError
 from everyway.nets.tokens import Label
-from everyway.systems import convert, layouts, uvit, uvit_layouts
+from everyway.systems import uvit
 from published import network_shapes
 
 
 def shapes_of(config):
-    return Shapes(layouts._network_shapes(config))
+    return Shapes(uvit_layouts.network_shapes(config))
 
 
 @pytest.mark.parametrize("name", ["imagenet64_large", "imagenet256_large", "imagenet512_large"])

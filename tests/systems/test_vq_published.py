@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from everyway.apps import cli
 from everyway.checkpoints import store
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import held
+from everyway.checkpoints.tensor_files import LayoutError, held
 from everyway.codecs.clip_text import CLIP_B32_TEXT
 from everyway.codecs.published_tokens import tokenizer_json
 from everyway.contracts import Context
 from everyway.generate import load
+from everyway.layouts import convert
+from everyway.layouts.vq_diffusion import WHOLE
 from everyway.process.mask_replace import MaskReplace, sample
 from everyway.request import GenerateRequest
-from everyway.systems import convert, vq_diffusion
-from everyway.systems.vq_layouts import WHOLE
-from everyway.systems.vq_network_layouts import PRESETS
+from everyway.systems import vq_diffusion
+from everyway.systems.vq_diffusion import PRESETS
 from published import read, same, tokenizer
 from published_vq import TOKENS, averages, tiny_codec, tiny_model
 
@@ -511,7 +511,7 @@ DRAW = """
 import json, re, sys, time
 import numpy as np
 from everyway.generate import Model
-from everyway.systems import convert
+from everyway.layouts import convert
 
 def peak():
     return int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 2**20

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from everyway.data.folder import write_folder
 from everyway.data.shapes import COLOURS, PLACES, SHAPES, Shapes
 from everyway.generate import load
+from everyway.layouts import convert
 from everyway.nets.uvit import UViT
 from everyway.process.times import knot_times
 from everyway.sampling.noise import StreamNoise
-from everyway.systems import convert, unidiffuser, uvit
+from everyway.systems import unidiffuser, uvit
 from everyway.train import loop, sources
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.loop import train

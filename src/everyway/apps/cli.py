@@ -654,7 +654,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
     parts, told = _pairs("part", args.part), _pairs("set", args.set)
     out = Path(args.out)
-    from everyway.systems import convert
+    from everyway.layouts import convert
 
     model = convert.open_model(args.source, args.layout, parts, args.weights, told)
     if args.to:

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,14 +22,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
-from everyway.checkpoints.keymap import check
 from everyway.checkpoints.tensor_files import (
     Entries,
     Stored,
     StoreError,
+    check,
     held,
     open_safetensors,
     write_safetensors,
@@ -216,6 +218,23 @@ def unfilled() -> Iterator[None]:
     """Modules made in it are on the meta device, and nothing is drawn for their weights."""
     with torch.device("meta"), _NothingDrawn():
         yield
+
+
+@contextmanager
+def at_most(parameters: int) -> Iterator[None]:
+    """A module of more made in it is a ValueError, at once: a config may ask for any number of
+    layers."""
+    made = count(1)
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(made) > parameters:
+            raise ValueError("it asks for more layers than there are weights")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -7,29 +7,31 @@ memory holds what is wanted and no more.  Nothing that a file says is ever run.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import mmap
-import os
 import pickle
 import re
-import struct
 import warnings
 import zipfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 
 class StoreError(RuntimeError):
     """A file or folder that could not be written or read; the message is one line."""
+
+
+class LayoutError(ValueError):
+    """Tensors that do not fit a layout; the message lists them on one line."""
 
 
 Load = Callable[[torch.dtype | None], Tensor]
@@ -68,8 +70,6 @@ class Stored:
 
 
 Entries = dict[str, Stored]
-BLOCK = 1 << 20
-"""Elements that are read at a time on the way to another number format."""
 
 
 def held(tensor: Tensor) -> Stored:
@@ -91,15 +91,17 @@ def joined(parts: Sequence[E]) -> E:
     if not isinstance(parts[0], Stored):
         return torch.cat(list(parts))
     shape = (sum(p.shape[0] for p in parts), *parts[0].shape[1:])
-    return replace(parts[0], shape=shape, load=lambda dtype: _below(parts, shape, dtype))
+    dtype = reduce(torch.promote_types, (p.dtype for p in parts))
+    whole = replace(parts[0], shape=shape, dtype=dtype)
 
+    def load(wanted: torch.dtype | None) -> Tensor:
+        made, row = torch.empty(shape, dtype=_stored_as(whole, wanted)), 0
+        for part in parts:
+            made[row : row + part.shape[0]] = part.read(wanted)
+            row += part.shape[0]
+        return made
 
-def _below(parts: Sequence[Stored], shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
-    made, row = torch.empty(shape, dtype=_stored_as(parts[0], dtype)), 0
-    for part in parts:
-        made[row : row + part.shape[0]] = part.read(dtype)
-        row += part.shape[0]
-    return made
+    return replace(whole, load=load)
 
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -112,64 +114,50 @@ def size(entries: Mapping[str, Stored], dtype: torch.dtype | None = None) -> int
     return sum(prod(e.shape) * _stored_as(e, dtype).itemsize for e in entries.values())
 
 
+def shapes(entries: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(entry.shape) for name, entry in entries.items()}
+
+
+def check(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> None:
+    """Both map names to shapes; LayoutError lists what is missing, extra or misshapen."""
+    wrong = [
+        f"{k}: {tuple(found[k])} instead of {tuple(expected[k])}"
+        for k in expected
+        if k in found and tuple(found[k]) != tuple(expected[k])
+    ]
+    faults = {
+        "missing": sorted(set(expected) - set(found)),
+        "extra": sorted(set(found) - set(expected)),
+        "misshapen": wrong,
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{k}: {some(v)}" for k, v in faults.items() if v)
+        raise LayoutError(f"the file does not fit this layout: {told}")
+
+
+def some(names: Sequence[str], most: int = 8) -> str:
+    """The first names in one line, and how many there are more."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
 def _stored_as(entry: Stored, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and entry.dtype.is_floating_point else entry.dtype
 
 
-def _at(path: Path, start: int, shape: tuple[int, ...], dtype: torch.dtype, crc: int = 0) -> Stored:
-    """The contiguous tensor that begins at byte `start` of a file.  crc: of its bytes, if known."""
-
-    def load(wanted: torch.dtype | None) -> Tensor:
-        kind = wanted if wanted is not None and dtype.is_floating_point else dtype
-        made, found = _memory(prod(shape), kind), 0
-        try:
-            with open(path, "rb", buffering=0) as file:
-                file.seek(start)
-                spare = None if kind == dtype else _memory(min(BLOCK, len(made)), dtype)
-                for part in made.split(BLOCK):
-                    block = part if spare is None else spare[: len(part)]
-                    found = zlib.crc32(_filled(file, block, path), found)
-                    if spare is not None:
-                        part.copy_(block)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
-        if crc and crc != found:
-            raise _damaged(path)
-        return made.reshape(shape)
-
-    return Stored(shape=shape, dtype=dtype, load=load)
-
-
-def _memory(count: int, dtype: torch.dtype) -> Tensor:
-    """(count,), memory of its own that is given back whole.
-
-    Freed among lasting tensors, what malloc gives leaves holes that nothing fits into: bf16 weights
-    took up to 1.8 times their size.
-    """
-    if count * dtype.itemsize < BLOCK:
-        return torch.empty(count, dtype=dtype)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, **private), dtype=dtype)
-
-
-def _filled(file: Any, block: Tensor, path: Path) -> memoryview:
-    """The bytes of `block` after they were read from where the file is."""
-    view = memoryview(block.view(torch.uint8).numpy())
-    got = 0
-    while got < len(view):
-        more = file.readinto(view[got:])
-        if not more:
-            raise _damaged(path)
-        got += more
-    return view
+def _copied(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A mapped tensor in memory of its own, contiguous."""
+    kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=kind).copy_(tensor)
 
 
 def _odd(path: Path, kind: str) -> StoreError:
     return StoreError(f"{path} holds {kind}, numbers that are not read here; save it as float32")
 
 
-def _damaged(path: Path) -> StoreError:
-    return StoreError(f"{path} is damaged or truncated; copy it again from its source")
+def _damaged(path: Path, reason: object) -> StoreError:
+    told = " ".join(str(reason).split()) or type(reason).__name__
+    return StoreError(f"{path} is damaged or truncated ({told:.200}); copy it again")
 
 
 # -- safetensors ------------------------------------------------------------------------------
@@ -186,35 +174,37 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NOT_READ = ("C64", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0")
-"""Formats of floats that no network here is computed in."""
+"""Formats that are read; no network here is computed in any other."""
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def open_safetensors(path: Path) -> Entries:
     """The tensors of a .safetensors file.  Raises StoreError where it is damaged or truncated."""
     path = Path(path)
+    with _safe(path) as file:
+        return {name: _entry(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+
+
+def _entry(path: Path, name: str, place: Any) -> Stored:
+    if place.get_dtype() not in _DTYPES:
+        raise _odd(path, place.get_dtype())
+
+    def load(dtype: torch.dtype | None) -> Tensor:
+        with _safe(path) as file:  # opened anew: what is mapped counts as memory while it is open
+            return _copied(file.get_tensor(name), dtype)
+
+    return Stored(shape=tuple(place.get_shape()), dtype=_DTYPES[place.get_dtype()], load=load)
+
+
+@contextmanager
+def _safe(path: Path) -> Iterator[Any]:
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            body, end = 8 + length, path.stat().st_size
-            if not 2 <= length <= end - 8:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {name: _entry(path, body, end, row) for name, row in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged or truncated ({error}); copy it again") from None
-
-
-def _entry(path: Path, body: int, end: int, row: Mapping[str, Any]) -> Stored:
-    if row["dtype"] in _NOT_READ:
-        raise _odd(path, row["dtype"])
-    shape, dtype = tuple(row["shape"]), _DTYPES[row["dtype"]]
-    first, last = row["data_offsets"]
-    if last - first != prod(shape) * dtype.itemsize or not 0 <= first <= last <= end - body:
-        raise ValueError("a tensor lies outside the file")
-    return _at(path, body + first, shape, dtype)
+        with safe_open(path, "pt") as file:
+            yield file
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
 
 
 def write_safetensors(
@@ -256,169 +246,148 @@ def write_safetensors(
 
 # -- PyTorch ----------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Storage:
-    """The bytes of a record of a .pth file that tensors are views of.  crc: 0 is not known."""
-
-    path: Path
-    start: int
-    count: int  # of elements
-    dtype: torch.dtype
-    crc: int
-
-
-def open_pth(path: Path) -> Any:
-    """What a file of `torch.save` holds: dicts and lists with Stored for tensors.
-
-    Raises StoreError for a file that is damaged and for one that holds more than weights: nothing
-    of it is run.  Files older than PyTorch 1.6 are read into memory whole.
-    """
-    path = Path(path)
-    try:
-        if not zipfile.is_zipfile(path):
-            return _legacy(path)
-        with zipfile.ZipFile(path) as archive:
-            return _open_archive(path, archive)
-    except StoreError:
-        raise
-    except Exception as error:  # a damaged file may fail in any place of zip and pickle
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StoreError(f"{path} is damaged or truncated ({reason}); copy it again") from None
-
-
-def _open_archive(path: Path, archive: zipfile.ZipFile) -> Any:
-    names = {name.partition("/")[2]: name for name in archive.namelist()}
-    if "constants.pkl" in names:
-        raise StoreError(f"{path} is a program (TorchScript), not weights; save its state dict")
-    if "data.pkl" not in names:
-        raise StoreError(f"{path} is no file of torch.save; give a .pth or .safetensors file")
-    if "byteorder" in names and _record(path, archive, names["byteorder"]).strip() != b"little":
-        raise StoreError(f"{path} was written on a big-endian machine; save it again on another")
-
-    def storage(dtype: torch.dtype, key: str, count: int) -> _Storage:
-        info = archive.getinfo(names[f"data/{key}"])
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size < count * dtype.itemsize:
-            raise ValueError(f"record {key} is short")
-        crc = info.CRC if info.file_size == count * dtype.itemsize else 0
-        return _Storage(path, _body(path, info), count, dtype, crc)
-
-    pickled = _record(path, archive, names["data.pkl"])
-    return _WeightsOnly(io.BytesIO(pickled), path, storage).load()
-
-
-def _record(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
-    """A small record whole; zipfile itself would refuse one that was written without a sum."""
-    info = archive.getinfo(name)
-    stored = _at(path, _body(path, info), (info.file_size,), torch.uint8, info.CRC)
-    return stored.read().numpy().tobytes()
-
-
-def _body(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin, after its local header of 30 bytes and two names."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        head = file.read(30)
-    if head[:4] != b"PK\x03\x04":
-        raise ValueError(f"record {info.filename} has no header")
-    return info.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
-
-
-def _tensor(storage: _Storage, offset: int, shape, stride, *_: Any) -> Stored:
-    """What stands in for torch._utils._rebuild_tensor_v2."""
-    shape, stride = tuple(shape), tuple(stride)
-    extent = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if prod(shape) else 0
-    if min((offset, *shape, *stride)) < 0 or offset + extent > storage.count:
-        raise ValueError("a tensor lies outside its record")
-    start = storage.start + offset * storage.dtype.itemsize
-    if stride == _contiguous(shape) or not extent:
-        crc = storage.crc if extent == storage.count else 0
-        return _at(storage.path, start, shape, storage.dtype, crc)
-    flat = _at(storage.path, start, (extent,), storage.dtype)
-
-    def load(dtype: torch.dtype | None) -> Tensor:
-        return flat.read(dtype).as_strided(shape, stride).contiguous()
-
-    return replace(flat, shape=shape, load=load)
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): lambda sizes=(): tuple(sizes),
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("torch.storage", "UntypedStorage"): torch.uint8,
-    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-}
-"""Every name that a weights file may use -> what stands in for it here."""
-
-_ODD = {("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_qtensor")}
-"""Of tensors in number formats that are not read here."""
-
-
-class _WeightsOnly(pickle.Unpickler):
-    """Puts dicts, lists and tensors together; any other name ends the reading before it is used."""
-
-    def __init__(self, file, path: Path, storage: Callable[..., _Storage]) -> None:
-        super().__init__(file)
-        self.path, self.storage = path, storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        if (module, name) in _ODD or module == "torch" and name.endswith("Storage"):
-            raise _odd(self.path, f"{module}.{name}")
-        raise _refused(self.path, f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _, count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise ValueError(f"a reference to {kind!r}")
-        return self.storage(dtype, key, count)
-
-
+REPEATED = 8
+"""How often a file's tensors may hold its bytes: tied weights do it twice, views without end."""
+READ_AT_ONCE = 1 / 128
+"""Of a file, what is read before it is mapped anew."""
 NO_WEIGHTS = {b"version https://git-lfs": "a pointer of Git LFS", b"<": "a web page"}
 """How files begin that a download leaves in place of weights."""
 
 
-def _legacy(path: Path) -> Any:
-    """A file without an archive, by PyTorch's own weights-only reading."""
-    with open(path, "rb") as file:
-        begun = file.read(64).lstrip()
-    if begun.startswith(b"PK"):
-        raise StoreError(f"{path} is damaged or truncated (its end is lost); copy it again")
-    for mark, what in NO_WEIGHTS.items():
-        if begun.startswith(mark):
-            raise StoreError(f"{path} is {what}, not the weights themselves; download them again")
+def open_pth(path: Path) -> dict[str, Entries]:
+    """The sets of tensors in a file of `torch.save`: name -> tensors; "" is the outermost, "a.b"
+    one within another.
+
+    Raises StoreError for a file that is damaged and for one that holds more than weights: nothing
+    of it is run.  Files older than PyTorch 1.6 are read into memory whole.
+    """
+    mapped, made = _Mapped(Path(path)), dict[Any, Stored]()
+    found = {
+        name: {key: made.setdefault(_view(v), mapped.entry(name, key, v)) for key, v in own.items()}
+        for name, own in mapped.sets.items()
+    }
+    if sum(map(size, found.values())) > REPEATED * mapped.state[0]:
+        raise StoreError(f"{path} repeats its numbers without end (expanded tensors); refused")
+    return found
+
+
+class _Mapped:
+    """A file of torch.save in mapped memory.
+
+    What was read of a mapping counts as memory while it lasts, so it is made anew now and then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.state = path, _state(path)
+        _check_archive(path)
+        self._map()
+
+    def _map(self) -> None:
+        self.sets, self.read = _sets(_loaded(self.path)), 0
+
+    def entry(self, name: str, key: str, tensor: Tensor) -> Stored:
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _CODES:
+            raise _odd(self.path, str(tensor.dtype))
+
+        def load(dtype: torch.dtype | None) -> Tensor:
+            if _state(self.path) != self.state:  # to read beyond the end of a mapped file is fatal
+                raise _damaged(self.path, "it changed since it was opened")
+            if self.read > READ_AT_ONCE * self.state[0]:
+                self._map()
+            found = self.sets[name][key].detach()
+            self.read += found.nbytes
+            return _copied(found, dtype)
+
+        return Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, load=load)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        return path.stat().st_size, path.stat().st_mtime_ns
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
+
+
+def _view(tensor: Tensor) -> tuple:
+    """The same for tensors that are one; one of no elements is none."""
+    place = tensor.data_ptr() or id(tensor)
+    return place, tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _sets(found: Any) -> dict[str, dict[str, Tensor]]:
+    """Every mapping with tensors, at most two within another, each once."""
+    sets, seen, queue = {}, set(), [("", 0, found)]
+    for name, depth, own in queue:  # which grows
+        if not isinstance(own, Mapping) or id(own) in seen or depth > 2:
+            continue
+        seen.add(id(own))
+        sets[name] = {str(k): v for k, v in own.items() if isinstance(v, Tensor)}
+        queue += [(f"{name}.{k}".lstrip("."), depth + 1, v) for k, v in own.items()]
+    return {name: own for name, own in sets.items() if own}
+
+
+def _loaded(path: Path) -> Any:
+    """What PyTorch's own weights-only reader makes of a file."""
+    archive = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of what is refused below
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=archive, weights_only=True)
     except pickle.UnpicklingError as error:
         names = re.findall(r"GLOBAL (\w[\w.]*)", str(error))
         raise _refused(path, names[0] if names else "more than tensors") from None
-    except Exception:
+    except Exception as error:  # a damaged file may fail in any place of the reader
+        if archive:
+            raise _damaged(path, error) from None
         raise StoreError(
             f"{path} is no file of torch.save, or damaged; give a .pth or .safetensors file"
         ) from None
-    return _held(found)
+
+
+def _check_archive(path: Path) -> None:
+    """Raises StoreError for what is no weights, and where a record is not as its sum says."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return _check_beginning(path)
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            if "constants.pkl" in records:
+                raise StoreError(
+                    f"{path} is a program (TorchScript), not weights; save its state dict"
+                )
+            if "data.pkl" not in records:
+                raise StoreError(
+                    f"{path} is no file of torch.save; give a .pth or .safetensors file"
+                )
+            for info in records.values():
+                if not info.CRC:
+                    del info.CRC  # written without a sum: there is nothing to compare with
+                _check_record(archive, info)
+            if "byteorder" in records and archive.read(records["byteorder"]).strip() != b"little":
+                raise StoreError(f"{path} is of a big-endian machine; save it again on another")
+    except StoreError:
+        raise
+    except Exception as error:  # a damaged file may fail in any place of zipfile
+        raise _damaged(path, error) from None
+
+
+def _check_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Raises ValueError, or BadZipFile where it is not as its sum says."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"record {info.filename} is compressed")
+    with archive.open(info) as record:
+        while record.read(1 << 20):
+            pass
+
+
+def _check_beginning(path: Path) -> None:
+    with open(path, "rb") as file:
+        begun = file.read(64).lstrip()
+    if begun.startswith(b"PK"):
+        raise ValueError("its end is lost")
+    for mark, what in NO_WEIGHTS.items():
+        if begun.startswith(mark):
+            raise StoreError(f"{path} is {what}, not the weights themselves; download them again")
 
 
 def _refused(path: Path, what: str) -> StoreError:
@@ -426,14 +395,6 @@ def _refused(path: Path, what: str) -> StoreError:
         f"{path} is refused: it holds {what}, which is code or data other than weights; nothing of "
         "it was run; ask its author for safetensors"
     )
-
-
-def _held(found: Any) -> Any:
-    if isinstance(found, Tensor):
-        return held(found)
-    if isinstance(found, Mapping):
-        return {key: _held(value) for key, value in found.items()}
-    return [_held(value) for value in found] if isinstance(found, (list, tuple)) else found
 
 
 def write_pth(path: Path, entries: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everyway.checkpoints.keymap import LayoutError
+from everyway.checkpoints.tensor_files import LayoutError
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.image_vq import ImageVQ, shrinks
 from everyway.codecs.plain import Labels
@@ -29,8 +29,6 @@ from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.system import Condition, Modality, System
 from everyway.systems import Lacking
-from everyway.systems.vq_codec_layouts import FFHQ, IMAGENET, ITHQ, OPENIMAGES
-from everyway.systems.vq_network_layouts import PRESETS, preset_of
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -197,6 +195,69 @@ CONDITIONS = {"text": told_text, "label": told_label, "": lambda network, config
 
 
 # -- published --------------------------------------------------------------------------------
+
+_BASE = TokenTransformerConfig(codes=2887, side=32, dim=1024, depth=19, heads=16, condition="text")
+_BASE_NULL = replace(_BASE, learned_null=True)
+_ITHQ = replace(_BASE_NULL, codes=4096, dim=1408, depth=36)
+_FFHQ = TokenTransformerConfig(
+    codes=1024, side=16, table_side=32, dim=512, depth=20, heads=16, mlp="conv"
+)
+_IMAGENET = replace(_FFHQ, codes=974, depth=24, condition="class", labels=1000)
+# Known of the paper's small network, whose weights were not released: 18 blocks, width 192,
+# convolutional MLPs of ratio 2, 34M parameters.  Inferred: 16 heads, and all else, as of the base;
+# the count is then 34.3 * 2^20, just as the base's "370M" is 370.8 * 2^20.
+_SMALL = replace(_BASE, dim=192, depth=18, mlp="conv", mlp_ratio=2)
+
+PRESETS: dict[str, TokenTransformerConfig] = {
+    "coco": _BASE,  # 388,780,871
+    "cc": _BASE,
+    "cub200": _BASE,
+    "human": _BASE,
+    "coco_learnable": _BASE_NULL,  # 388,820,295
+    "cc_learnable": _BASE_NULL,
+    "ithq": _ITHQ,  # 1,359,314,048
+    "imagenet": _IMAGENET,  # 518,025,678
+    "imagenet_learnable": replace(_IMAGENET, labels=1001, learned_null=True),  # 518,037,966
+    "ffhq": _FFHQ,  # 411,185,664
+    "small": _SMALL,  # 35,936,647
+}
+"""Released networks, and the paper's small one; parameter counts are of the released layouts."""
+
+
+def preset_of(network: Mapping[str, Any]) -> str:
+    """The first of PRESETS that it is, "" for others; captions' base models are one network."""
+    return next((name for name, c in PRESETS.items() if c.to_json() == dict(network)), "")
+
+
+def codec_of(
+    widths: Sequence[int], kind: str, codes: int, dim: int, z: int = 256, layers: int = 2
+) -> dict[str, Any]:
+    """Settings of an `ImageVQ` as published, at any size for tests.
+
+    widths: channels of each level.  kind: of the quantiser.  dim: of a code.  z: channels between.
+    """
+    down = ["DownEncoderBlock2D"] * (len(widths) - 1) + ["AttnDownEncoderBlock2D"]
+    up = ["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * (len(widths) - 1)
+    both_sides = {
+        "block_out_channels": list(widths),
+        "layers_per_block": layers,
+        "norm_num_groups": 32,
+    }
+    return {
+        "encoder": {"in_channels": 3, "out_channels": z, "down_block_types": down} | both_sides,
+        "decoder": {"in_channels": z, "out_channels": 3, "up_block_types": up} | both_sides,
+        "quantiser": {"kind": kind, "codes": codes, "dim": dim},
+    }
+
+
+OPENIMAGES = codec_of((128, 128, 256, 512), "gumbel", 8192, 256)
+"""f8, of the models of captions; 2887 of its codes are in use there."""
+IMAGENET = codec_of((128, 128, 256, 256, 512), "nearest", 16384, 256)
+"""f16, of the model of classes; 974 of its codes are in use there."""
+FFHQ = codec_of((128, 128, 256, 256, 512), "nearest", 1024, 256)
+"""f16, of the model of faces."""
+ITHQ = codec_of((64, 128, 256, 512), "ema", 4096, 128)
+"""f8, of the improved models."""
 
 CODECS: dict[str, Mapping[str, Any]] = {
     "coco": OPENIMAGES,

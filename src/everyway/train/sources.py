@@ -20,8 +20,9 @@ from everyway.data.latents import Latents
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import to_tensor
+from everyway.layouts import convert
 from everyway.system import System
-from everyway.systems import builder, convert, system_module, unidiffuser
+from everyway.systems import builder, system_module, unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.parallel import World
 

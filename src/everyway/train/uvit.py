@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from everyway.checkpoints.keymap import check
-from everyway.checkpoints.tensor_files import Entries
+from everyway.checkpoints.tensor_files import Entries, check
+from everyway.layouts import convert
 from everyway.nets.tokens import Label, Patches
 from everyway.nets.uvit import UViTConfig
 from everyway.system import System
-from everyway.systems import convert, uvit
+from everyway.systems import uvit
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
 

@@ -1,4 +1,4 @@
-"""VQ-Diffusion and Improved VQ-Diffusion as published: network presets, released tensor names.
+"""VQ-Diffusion's networks as published: released tensor names, and what follows from the settings.
 
 A released .pth has two lists of weights.  "model" holds the whole system, its parts told apart by
 the prefixes of PARTS.  "ema" holds the averages of the parts under "transformer.", named without
@@ -6,7 +6,6 @@ it, and is what the authors sample with.  diffusers has a file for each part.
 
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
 arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 2022, arXiv 2205.16007.
-Parameter counts are of the released layouts.
 """
 
 from __future__ import annotations
@@ -14,47 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from everyway.checkpoints.foreign import Shapes
-from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
-from everyway.checkpoints.store import unfilled
-from everyway.checkpoints.tensor_files import Entries, Stored, held
+from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, held
+from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
+from everyway.layouts.keymap import Table, inside, to_ours, to_theirs
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
-from everyway.systems.uvit_layouts import both
+from everyway.systems.vq_diffusion import preset_of
 
-Settings = Mapping[str, Any]
 T = TypeVar("T")
-
-_BASE = TokenTransformerConfig(codes=2887, side=32, dim=1024, depth=19, heads=16, condition="text")
-_BASE_NULL = replace(_BASE, learned_null=True)
-_ITHQ = replace(_BASE_NULL, codes=4096, dim=1408, depth=36)
-_FFHQ = TokenTransformerConfig(
-    codes=1024, side=16, table_side=32, dim=512, depth=20, heads=16, mlp="conv"
-)
-_IMAGENET = replace(_FFHQ, codes=974, depth=24, condition="class", labels=1000)
-# Known of the paper's small network, whose weights were not released: 18 blocks, width 192,
-# convolutional MLPs of ratio 2, 34M parameters.  Inferred: 16 heads, and all else, as of the base;
-# the count is then 34.3 * 2^20, just as the base's "370M" is 370.8 * 2^20.
-_SMALL = replace(_BASE, dim=192, depth=18, mlp="conv", mlp_ratio=2)
-
-PRESETS: dict[str, TokenTransformerConfig] = {
-    "coco": _BASE,  # 388,780,871
-    "cc": _BASE,
-    "cub200": _BASE,
-    "human": _BASE,
-    "coco_learnable": _BASE_NULL,  # 388,820,295
-    "cc_learnable": _BASE_NULL,
-    "ithq": _ITHQ,  # 1,359,314,048
-    "imagenet": _IMAGENET,  # 518,025,678
-    "imagenet_learnable": replace(_IMAGENET, labels=1001, learned_null=True),  # 518,037,966
-    "ffhq": _FFHQ,  # 411,185,664
-    "small": _SMALL,  # 35,936,647
-}
+FIRST = "transformer.content_emb.emb.weight"
+"""The authors' name of a network's table of codes."""
 
 
 def keymap(config: TokenTransformerConfig) -> Table:
@@ -63,45 +37,35 @@ def keymap(config: TokenTransformerConfig) -> Table:
 
 
 def _keymap(text: bool, conv: bool) -> Table:
-    attn = "attn1" if text else "attn"
-    fc1, fc2 = ("mlp.conv1", "mlp.conv2") if conv else ("mlp.0", "mlp.2")
     names = ("query", "key", "value", "proj")
-    inner = (
+    block = (
         *_ada_norm("norm_attn", "ln1"),
-        *_attention("attn", attn, names),
+        *_attention("attn", "attn1" if text else "attn", names),
         *_ada_norm("norm_cross", "ln1_1"),
         *_attention("cross", "attn2", names),
         *_ada_norm("norm_mlp", "ln2"),
-        *both("norm_mlp", "ln2"),
-        *both("mlp.fc1", fc1),
-        *both("mlp.fc2", fc2),
+        ("norm_mlp", "ln2"),
+        ("mlp.fc1", "mlp.conv1" if conv else "mlp.0"),
+        ("mlp.fc2", "mlp.conv2" if conv else "mlp.2"),
     )
     return (
-        *_embed("transformer.content_emb"),
-        *_within("transformer.blocks.{i}", inner),
-        *both("norm", "transformer.to_logits.0"),
-        *both("head", "transformer.to_logits.1"),
+        *inside("embed", "transformer.content_emb", _EMBED),
+        *inside("blocks.{i}", "transformer.blocks.{i}", block),
+        ("norm", "transformer.to_logits.0"),
+        ("head", "transformer.to_logits.1"),
         ("null", "empty_text_embed"),  # float64 in the file, cast to float32 where it is used
     )
 
 
-def _embed(theirs: str) -> Table:
-    names = (("codes", "emb"), ("rows", "height_emb"), ("columns", "width_emb"))
-    return tuple((f"embed.{a}.weight", f"{theirs}.{b}.weight") for a, b in names)
+_EMBED: Table = (("codes", "emb"), ("rows", "height_emb"), ("columns", "width_emb"))
 
 
 def _ada_norm(ours: str, theirs: str) -> Table:
-    table = (f"{ours}.table.weight", f"{theirs}.emb.weight")
-    return (table, *both(f"{ours}.scale_shift", f"{theirs}.linear"))
+    return (f"{ours}.table", f"{theirs}.emb"), (f"{ours}.scale_shift", f"{theirs}.linear")
 
 
 def _attention(ours: str, theirs: str, names: tuple[str, str, str, str]) -> Table:
-    pairs = zip(("q", "k", "v", "proj"), names)
-    return tuple(row for a, b in pairs for row in both(f"{ours}.{a}", f"{theirs}.{b}"))
-
-
-def _within(theirs: str, inner: Table) -> Table:
-    return tuple((f"blocks.{{i}}.{a}", f"{theirs}.{b}") for a, b in inner)
+    return inside(ours, theirs, tuple(zip(("q", "k", "v", "proj"), names)))
 
 
 def from_authors(weights: Entries) -> Entries:
@@ -118,22 +82,20 @@ def to_authors(entries: Entries) -> Entries:
 
 
 _DIFFUSERS_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_DIFFUSERS_BLOCK: Table = (
+    *_ada_norm("norm_attn", "norm1"),
+    *_attention("attn", "attn1", _DIFFUSERS_ATTENTION),
+    *_ada_norm("norm_cross", "norm2"),
+    *_attention("cross", "attn2", _DIFFUSERS_ATTENTION),
+    ("norm_mlp", "norm3"),
+    ("mlp.fc1", "ff.net.0.proj"),
+    ("mlp.fc2", "ff.net.2"),
+)
 DIFFUSERS_KEYMAP: Table = (
-    *_embed("latent_image_embedding"),
-    *_within(
-        "transformer_blocks.{i}",
-        (
-            *_ada_norm("norm_attn", "norm1"),
-            *_attention("attn", "attn1", _DIFFUSERS_ATTENTION),
-            *_ada_norm("norm_cross", "norm2"),
-            *_attention("cross", "attn2", _DIFFUSERS_ATTENTION),
-            *both("norm_mlp", "norm3"),
-            *both("mlp.fc1", "ff.net.0.proj"),
-            *both("mlp.fc2", "ff.net.2"),
-        ),
-    ),
-    *both("norm", "norm_out"),
-    *both("head", "out"),
+    *inside("embed", "latent_image_embedding", _EMBED),
+    *inside("blocks.{i}", "transformer_blocks.{i}", _DIFFUSERS_BLOCK),
+    ("norm", "norm_out"),
+    ("head", "out"),
     ("null", "embeddings"),  # alone in a file: LearnedClassifierFreeSamplingEmbeddings
 )
 """(ours, diffusers') names of every weight of a network with text and plain MLPs, as of ithq."""
@@ -211,10 +173,20 @@ def derived(settings: Settings) -> Entries:
     config = TokenTransformerConfig.from_json(settings)
     made = schedule(config.codes, config.steps)
     made |= {name: torch.zeros(config.steps) for name in HISTORY}
+    entries = {name: held(value) for name, value in made.items()}
     if config.condition == "text":
-        mask = torch.ones(config.length, config.length).tril()[None, None]
-        made |= {MASK.format(i=i): mask for i in range(config.depth)}
-    return {name: held(value) for name, value in made.items()}
+        mask = _mask(config.length)
+        entries |= {MASK.format(i=i): mask for i in range(config.depth)}
+    return entries
+
+
+def _mask(length: int) -> Stored:
+    """Made when it is read: its size is what a file says."""
+
+    def load(dtype: torch.dtype | None) -> Tensor:
+        return torch.ones(1, 1, length, length, dtype=dtype).tril()
+
+    return Stored(shape=(1, 1, length, length), dtype=torch.float32, load=load)
 
 
 # -- settings ---------------------------------------------------------------------------------
@@ -232,6 +204,8 @@ def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
     labels = shapes.get("blocks.0.norm_mlp.table.weight", (0,))[0]
     null = shapes.get("null", (77,))
     side = int(told.get("side", told.get("sample_size", rows if text else rows // 2)))
+    if not 0 < side <= rows:
+        raise LayoutError(f"side cannot be {side}: the network's tables are of {rows} rows")
     config = TokenTransformerConfig(
         codes=codes,
         side=side,
@@ -252,14 +226,7 @@ def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def expected(settings: Settings) -> dict[str, tuple[int, ...]]:
-    with unfilled():
-        network = TokenTransformer(TokenTransformerConfig.from_json(settings))
-    return {k: tuple(v.shape) for k, v in network.state_dict().items()}
-
-
-def preset_of(settings: Settings) -> str:
-    """The first of PRESETS that it is, "" for others; captions' base models are one network."""
-    return next((name for name, c in PRESETS.items() if c.to_json() == dict(settings)), "")
+    return shapes_of(lambda: TokenTransformer(TokenTransformerConfig.from_json(settings)))
 
 
 def diffusers_config(settings: Settings) -> dict[str, Any]:
@@ -281,12 +248,12 @@ def diffusers_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def in_authors(settings: Settings) -> bool:
+def _in_authors(settings: Settings) -> bool:
     """Whether the authors' file can hold such a network: a transformer with tables of time."""
     return settings.get("time") == "table" and "codes" in settings
 
 
-def in_diffusers(settings: Settings) -> bool:
+def _in_diffusers(settings: Settings) -> bool:
     """Whether Transformer2DModel can be such a network."""
     plain = {"condition": "text", "mlp": "linear", "activation": "gelu2", "time": "table"}
     same = all(settings.get(name) == value for name, value in plain.items())
@@ -323,3 +290,80 @@ def _with_mean(table: Stored) -> Stored:
         return torch.cat([whole, whole.float().mean(0, keepdim=True).to(whole.dtype)])
 
     return replace(table, shape=(rows + 1, width), load=load)
+
+
+# -- the layouts ------------------------------------------------------------------------------
+
+
+def _without_null(settings: Settings) -> dict[str, Any]:
+    """diffusers has the null in a folder of its own."""
+    return {k: v for k, v in settings.items() if k != "learned_null"}
+
+
+def _null_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
+    length, width = shapes["null"]
+    return {"learned_null": True, "text_length": length, "text_dim": width}
+
+
+def _null_config(settings: Settings) -> dict[str, Any]:
+    own = {"learnable": True, "hidden_size": settings["text_dim"]}
+    name = "LearnedClassifierFreeSamplingEmbeddings"
+    return own | {"_class_name": name, "length": settings["text_length"]}
+
+
+_NETWORK: Mapping[str, Any] = {
+    "part": "network",
+    "component": "network",
+    "system": "vq_diffusion",
+    "expected": expected,
+    "hints": ("heads", "side"),
+    "preset": preset_of,
+}
+_DIFFUSERS: Mapping[str, Any] = {
+    "origin": "diffusers",
+    "to_ours": partial(to_ours, table=DIFFUSERS_KEYMAP),
+    "to_theirs": partial(to_theirs, table=DIFFUSERS_KEYMAP),
+}
+LAYOUTS = (
+    FileLayout(
+        name="vq-diffusion",
+        origin="authors",
+        marks=(FIRST,),
+        settings=inferred,
+        to_ours=from_authors,
+        to_theirs=to_authors,
+        derived=derived,
+        following=(*SCHEDULE, r"transformer\.blocks\.\d+\.attn2\.mask"),
+        aside=HISTORY,
+        fits=_in_authors,
+        file="vq_network.pth",
+        **_NETWORK,
+    ),
+    FileLayout(
+        name="vq-diffusion-diffusers",
+        places=("embed.", "blocks.", "norm.", "head."),
+        marks=("latent_image_embedding.emb.weight", "transformer_blocks.0.norm1.emb.weight"),
+        settings=lambda shapes, told: _without_null(inferred(shapes, told)),
+        fits=_in_diffusers,
+        file="transformer/diffusion_pytorch_model.safetensors",
+        their_config=diffusers_config,
+        **_DIFFUSERS
+        | _NETWORK
+        | {"preset": lambda settings: preset_of({**settings, "learned_null": True})},
+    ),
+    FileLayout(
+        name="vq-null-diffusers",
+        places=("null",),
+        marks=("embeddings",),
+        settings=_null_settings,
+        file="learned_classifier_free_sampling_embeddings/diffusion_pytorch_model.safetensors",
+        their_config=_null_config,
+        **_DIFFUSERS
+        | _NETWORK
+        | {
+            "part": "null",
+            "expected": lambda settings: {"null": (settings["text_length"], settings["text_dim"])},
+            "preset": lambda settings: "",
+        },
+    ),
+)

@@ -7,14 +7,16 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from everyway.checkpoints.foreign import Shapes
-from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
-from everyway.checkpoints.tensor_files import E, joined
+from everyway.checkpoints.tensor_files import E, LayoutError
+from everyway.layouts.file_layout import FileLayout, Settings, Shapes
+from everyway.layouts.keymap import Table, apart, inside, to_ours, to_theirs, together
+from everyway.layouts.uvit import blocks, blocks_of, network_shapes, side
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViTConfig
-from everyway.systems.uvit_layouts import blocks, blocks_of, both, side
+from everyway.systems import unidiffuser
 
 
 def published(
@@ -49,54 +51,53 @@ def published(
 KEYMAP: Table = (
     ("positions", "pos_embed"),
     ("flag_positions.data_type", "pos_embed_token"),
-    ("embed.data_type.weight", "token_embedding.weight"),
-    *both("embed.image", "patch_embed.proj"),
-    *both("embed.text", "text_embed"),
-    *both("embed.image_embed", "clip_img_embed"),
-    *both("embed.time_image.0", "time_img_embed.0"),
-    *both("embed.time_image.2", "time_img_embed.2"),
-    *both("embed.time_text.0", "time_text_embed.0"),
-    *both("embed.time_text.2", "time_text_embed.2"),
-    *blocks({"norm_skip": "norm1", "norm_attn": "norm2", "norm_mlp": "norm3"}),
-    *both("norm", "norm"),
-    *both("head.image", "decoder_pred"),
-    *both("head.image_embed", "clip_img_out"),
-    *both("head.text", "text_out"),
+    ("embed.data_type", "token_embedding"),
+    ("embed.image", "patch_embed.proj"),
+    ("embed.text", "text_embed"),
+    ("embed.image_embed", "clip_img_embed"),
+    ("embed.time_image.{i}", "time_img_embed.{i}"),
+    ("embed.time_text.{i}", "time_text_embed.{i}"),
+    *blocks(("norm_skip", "norm1"), ("norm_attn", "norm2"), ("norm_mlp", "norm3")),
+    ("norm", "norm"),
+    ("head.image", "decoder_pred"),
+    ("head.image_embed", "clip_img_out"),
+    ("head.text", "text_out"),
 )
 """(ours, the released) names of every UniDiffuser tensor."""
 
-_INNER = (
-    *((f"attn.{p}.{w}", f"attn1.to_{p}.{w}") for p in "qkv" for w in ("weight", "bias")),
-    *both("attn.proj", "attn1.to_out.0"),
-    *both("norm_attn", "norm1"),
-    *both("fc1", "ff.net.0.proj"),
-    *both("fc2", "ff.net.2"),
-    *both("norm_mlp", "norm3"),
+_BLOCK: Table = (
+    *((f"attn.{p}", f"attn1.to_{p}") for p in "qkv"),
+    ("attn.proj", "attn1.to_out.0"),
+    ("norm_attn", "norm1"),
+    ("fc1", "ff.net.0.proj"),
+    ("fc2", "ff.net.2"),
+    ("norm_mlp", "norm3"),
 )
-_SKIP = (*both("skip_linear", "skip.skip_linear"), *both("norm_skip", "skip.norm"))
 _IN, _MID, _OUT = (f"transformer.transformer_{p}" for p in ("in_blocks", "mid_block", "out_blocks"))
 
 DIFFUSERS_KEYMAP: Table = (
     ("positions", "pos_embed"),
     ("flag_positions.data_type", "data_type_pos_embed_token"),
-    ("embed.data_type.weight", "data_type_token_embedding.weight"),
-    *both("embed.image", "vae_img_in.proj"),
-    *both("embed.text", "text_in"),
-    *both("embed.image_embed", "clip_img_in"),
-    *both("embed.time_image.0", "timestep_img_embed.linear_1"),
-    *both("embed.time_image.2", "timestep_img_embed.linear_2"),
-    *both("embed.time_text.0", "timestep_text_embed.linear_1"),
-    *both("embed.time_text.2", "timestep_text_embed.linear_2"),
-    *((f"ins.{{i}}.{a}", f"{_IN}.{{i}}.{b}") for a, b in _INNER),
-    *((f"mid.{a}", f"{_MID}.{b}") for a, b in _INNER),
-    *((f"outs.{{i}}.{a}", f"{_OUT}.{{i}}.block.{b}") for a, b in _INNER),
-    *((f"outs.{{i}}.{a}", f"{_OUT}.{{i}}.{b}") for a, b in _SKIP),
-    *both("norm", "transformer.norm_out"),
-    *both("head.image", "vae_img_out"),
-    *both("head.image_embed", "clip_img_out"),
-    *both("head.text", "text_out"),
+    ("embed.data_type", "data_type_token_embedding"),
+    ("embed.image", "vae_img_in.proj"),
+    ("embed.text", "text_in"),
+    ("embed.image_embed", "clip_img_in"),
+    ("embed.time_image.0", "timestep_img_embed.linear_1"),
+    ("embed.time_image.2", "timestep_img_embed.linear_2"),
+    ("embed.time_text.0", "timestep_text_embed.linear_1"),
+    ("embed.time_text.2", "timestep_text_embed.linear_2"),
+    *inside("ins.{i}", f"{_IN}.{{i}}", _BLOCK),
+    *inside("mid", _MID, _BLOCK),
+    *inside("outs.{i}", f"{_OUT}.{{i}}.block", _BLOCK),
+    ("outs.{i}.skip_linear", f"{_OUT}.{{i}}.skip.skip_linear"),
+    ("outs.{i}.norm_skip", f"{_OUT}.{{i}}.skip.norm"),
+    ("norm", "transformer.norm_out"),
+    ("head.image", "vae_img_out"),
+    ("head.image_embed", "clip_img_out"),
+    ("head.text", "text_out"),
 )
 """(ours with q, k and v apart, diffusers') names of every tensor of a post-norm UniDiffuser."""
+_QKV = (".attn.qkv.", ".attn.{}.")
 
 DIFFUSERS_UNUSED = {
     f"transformer.pos_embed.proj.{p}": f"vae_img_in.proj.{p}" for p in ("weight", "bias")
@@ -110,7 +111,7 @@ def to_diffusers(state: Mapping[str, E]) -> dict[str, E]:
     Its q, k and v are tensors of their own, and it stores a copy of the patch embedding that it
     never reads.  No two tensors share memory.  Raises LayoutError for names unknown there.
     """
-    theirs = to_theirs(_split(state), DIFFUSERS_KEYMAP)
+    theirs = to_theirs(apart(state, *_QKV), DIFFUSERS_KEYMAP)
     copied = {k: source for k, source in DIFFUSERS_UNUSED.items() if source in theirs}
     return theirs | {k: theirs[source].clone() for k, source in copied.items()}
 
@@ -121,38 +122,10 @@ def from_diffusers(state: Mapping[str, E]) -> dict[str, E]:
     Raises LayoutError for unknown names, and for an attention that lacks its q, k or v.
     """
     used = {name: tensor for name, tensor in state.items() if name not in DIFFUSERS_UNUSED}
-    return _fused(to_ours(used, DIFFUSERS_KEYMAP))
+    return together(to_ours(used, DIFFUSERS_KEYMAP), *_QKV)
 
 
-def _split(state: Mapping[str, E]) -> dict[str, E]:
-    """Every attn.qkv (3 D, ...) as attn.q, attn.k and attn.v (D, ...)."""
-    made = {}
-    for name, tensor in state.items():
-        if ".attn.qkv." not in name:
-            made[name] = tensor
-            continue
-        for part, rows in zip("qkv", tensor.chunk(3)):
-            made[name.replace(".qkv.", f".{part}.")] = rows.clone()
-    return made
-
-
-def _fused(state: Mapping[str, E]) -> dict[str, E]:
-    """Every attn.q, attn.k and attn.v as attn.qkv, in this order."""
-    made: dict[str, E] = {}
-    parts: dict[str, dict[str, E]] = {}
-    for name, tensor in state.items():
-        block, found, rest = name.partition(".attn.")
-        part, _, kind = rest.partition(".")
-        if found and part in ("q", "k", "v"):
-            parts.setdefault(f"{block}.attn.qkv.{kind}", {})[part] = tensor
-        else:
-            made[name] = tensor
-    if broken := sorted(name for name, three in parts.items() if len(three) < 3):
-        raise LayoutError(f"the file lacks q, k or v of {', '.join(broken[:8])}")
-    return made | {k: joined([three[p] for p in "qkv"]) for k, three in parts.items()}
-
-
-def inferred(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
+def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
     """The sizes of a `UniDiffuserConfig` by our names and shapes of its weights.
 
     told: drawn_size, and heads (diffusers: num_attention_heads), which else are of 64 dimensions.
@@ -178,7 +151,7 @@ def inferred(shapes: Shapes, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def diffusers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+def diffusers_config(settings: Settings) -> dict[str, Any]:
     """The config.json of diffusers' UniDiffuserModel.  settings: of a `UniDiffuserConfig`."""
     return {
         "_class_name": "UniDiffuserModel",
@@ -203,3 +176,46 @@ def diffusers_config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "ff_final_dropout": True,
         "use_data_type_embedding": settings["data_type"],
     }
+
+
+def _sizes(settings: Settings) -> dict[str, Any]:
+    return {k: settings[k] for k in unidiffuser.PUBLISHED["v1"]}
+
+
+def _expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    config = unidiffuser.UniDiffuserConfig(norm="post", **_sizes(settings))
+    return network_shapes(config.network())
+
+
+_NETWORK = {
+    "part": "network",
+    "component": "network",
+    "system": "unidiffuser",
+    "settings": inferred,
+    "hints": ("heads", "drawn_size"),
+    "expected": _expected,
+    "fits": lambda settings: settings["norm"] == "post",
+    "preset": lambda settings: unidiffuser.version_of(_sizes(settings)),
+}
+LAYOUTS = (
+    FileLayout(
+        name="unidiffuser",
+        origin="authors",
+        marks=("pos_embed", "clip_img_embed.weight"),
+        to_ours=partial(to_ours, table=KEYMAP),
+        to_theirs=partial(to_theirs, table=KEYMAP),
+        file="uvit.pth",
+        **_NETWORK,
+    ),
+    FileLayout(
+        name="unidiffuser-diffusers",
+        origin="diffusers",
+        marks=("pos_embed", "vae_img_in.proj.weight"),
+        to_ours=from_diffusers,
+        to_theirs=to_diffusers,
+        aside=(r"transformer\.pos_embed\.proj\.(weight|bias)",),
+        file="unet/diffusion_pytorch_model.safetensors",
+        their_config=diffusers_config,
+        **_NETWORK,
+    ),
+)

@@ -1,6 +1,6 @@
-"""Others' files: of which layout they are, and their tensors under our names, all accounted for.
+"""Of which layout others' tensors are, and the same tensors under our names, all accounted for.
 
-A layout is a row of a table (`everyway.systems.layouts`); this file knows no system.
+A layout is a row of a table (`everyway.layouts.table`); this file knows no system.
 """
 
 from __future__ import annotations
@@ -13,35 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from everyway.checkpoints.keymap import LayoutError, check
-from everyway.checkpoints.store import write_text, writing
+from everyway.checkpoints.store import unfilled, write_text, writing
 from everyway.checkpoints.tensor_files import (
     Entries,
+    LayoutError,
     Stored,
-    StoreError,
+    check,
     held,
-    open_pth,
-    open_safetensors,
+    shapes,
+    some,
     write_pth,
     write_safetensors,
 )
 from everyway.whole import whole
 
+Settings = Mapping[str, Any]
 Rename = Callable[[Entries], Entries]
-AVERAGES = ("ema", "nnet_ema", "model_ema", "ema_state_dict", "state_dict", "model", "nnet")
-"""What a file of several sets calls its weights; averages come first, as they are sampled."""
-FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "pytorch_model.bin",
-    "nnet_ema.pth",
-)
-"""What a folder calls its weights; the last is in the checkpoints of U-ViT's training."""
-PREFIX = "module."
-"""Before every name of a network that was saved while it trained on several devices."""
+PREFIXES = ("_orig_mod.", "module.", "model.")
+"""Before every name of a network that was saved compiled, on several devices, or within another;
+they nest."""
+COUNTERS = {"n_averaged"}
+"""Beside the names of PyTorch's AveragedModel."""
 WITHIN = "first_stage_model."
 """Before the names of a codec in the file of a larger model, whose other names are left out."""
 
@@ -53,9 +47,14 @@ class Shapes(dict):
         raise LayoutError(f"the file does not fit this layout: missing: {name} (our name)")
 
     def count(self, template: str) -> int:
-        """One more than the highest number that stands for {i} in names that begin like this."""
+        """How many numbers stand for {i} in names that begin like this; LayoutError for gaps."""
         pattern = re.compile(re.escape(template).replace(r"\{i\}", r"(\d+)") + r"\.")
-        return max((int(m[1]) + 1 for name in self if (m := pattern.match(name))), default=0)
+        found = {int(m[1]) for name in self if (m := pattern.match(name))}
+        if found and max(found) >= len(found):
+            first = next(n for n in range(len(found)) if n not in found)
+            raise LayoutError(f"the file does not fit this layout: missing: {template} (our name) "
+                              f"for {first}")  # fmt: skip
+        return len(found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,101 +140,6 @@ class Part:
     dropped: int = 0
 
 
-# -- opening ----------------------------------------------------------------------------------
-
-
-def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]]:
-    """(tensors, the config.json beside them) of a file, or of a folder of diffusers, transformers
-    or U-ViT's training.
-
-    weights: which set of a file with several; "" is the average, where there is one, together with
-    what it is not an average of.
-    Raises ValueError where there is nothing, LayoutError where there is no such set, StoreError
-    for what is damaged or refused.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
-    if path.is_file():
-        return _open_file(path, weights), {}
-    if shards := sorted(path.glob("*.safetensors.index.json")):
-        return _of_one_set(_open_shards(shards[0]), weights, path), config_of(path)
-    for name in FILES:
-        if (path / name).is_file():
-            return _open_file(path / name, weights), config_of(path)
-    raise ValueError(f"{path} holds no weights; a folder has one of {', '.join(FILES)}")
-
-
-def _open_file(path: Path, weights: str) -> Entries:
-    if path.suffix == ".safetensors":
-        return _of_one_set(open_safetensors(path), weights, path)
-    return _set_of(open_pth(path), weights, path)
-
-
-def _of_one_set(entries: Entries, wanted: str, path: Path) -> Entries:
-    """The tensors of a file that knows no sets; LayoutError where one was asked for."""
-    if wanted:
-        raise LayoutError(f"{path} has no weights called {wanted!r}; leave it out")
-    return entries
-
-
-def _open_shards(index: Path) -> Entries:
-    places = _json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
-        raise StoreError(f"{index} names no files; copy it again from its source")
-    files = {name: open_safetensors(index.parent / name) for name in set(places.values())}
-    if lost := sorted(name for name, file in places.items() if name not in files[file]):
-        raise StoreError(f"{index} does not fit its files, which lack {lost[0]}; copy them again")
-    return {name: files[file][name] for name, file in places.items()}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder of weights; {} where there is none."""
-    return _json(folder / "config.json") if (folder / "config.json").is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _set_of(found: Any, wanted: str, path: Path) -> Entries:
-    """The weights of a file that may hold several sets of them, and an optimiser's."""
-    sets = {}
-    if isinstance(found, Mapping):
-        groups = {str(k): v for k, v in found.items() if isinstance(v, Mapping)}
-        sets = {k: _tensors(v) for k, v in {"": found, **groups}.items()}
-    sets = {k: v for k, v in sets.items() if v}
-    if not sets:
-        raise LayoutError(f"{path} holds no tensors by name; give a file of a network's weights")
-    if wanted and wanted not in sets:
-        named = ", ".join(filter(None, sets)) or "one set without a name"
-        raise LayoutError(f"{path} holds no weights called {wanted!r}; it holds {named}")
-    largest = max(sets, key=lambda name: len(sets[name]))
-    if not wanted and (whole := _averaged_in_part(sets)):
-        return whole
-    return sets[wanted or next((name for name in AVERAGES if name in sets), largest)]
-
-
-def _averaged_in_part(sets: Mapping[str, Entries]) -> Entries:
-    """The "model" with the averages of "ema" in their places, where these are of a part of it."""
-    model, averages = sets.get("model", {}), sets.get("ema", {})
-    first = next(iter(averages), "")
-    prefixes = {name.removesuffix(first) for name in model if name.endswith(first)}
-    for prefix in prefixes if 0 < len(averages) < len(model) else ():
-        placed = {prefix + name: entry for name, entry in averages.items()}
-        if placed.keys() <= model.keys():
-            return model | placed
-    return {}
-
-
-def _tensors(found: Mapping) -> Entries:
-    return {str(k): v for k, v in found.items() if isinstance(v, Stored)}
-
-
 # -- reading ----------------------------------------------------------------------------------
 
 
@@ -250,7 +154,7 @@ def named(layouts: Sequence[FileLayout], name: str) -> FileLayout:
 
 def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> FileLayout:
     """The first layout whose marks are all there; LayoutError lists the layouts there are."""
-    names, _, _ = _without_prefix(entries)
+    names, _, _ = without_prefix(entries)
     for layout in layouts:
         if layout.marks and set(layout.marks) <= layout.modern(names).keys():
             return layout
@@ -258,27 +162,27 @@ def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> F
     raise LayoutError(f"{path} is of no known layout; known are {known}")
 
 
-def read(entries: Entries, layout: FileLayout, told: Mapping[str, Any]) -> Part:
+def read(entries: Entries, layout: FileLayout, told: Settings) -> Part:
     """A file's tensors under our names, not read yet.  told: the config.json beside them.
 
     Raises LayoutError, one line that lists what is missing, extra, misshapen or unknown.
     """
-    entries, prefix, left_out = _without_prefix(entries)
+    entries, prefix, left_out = without_prefix(entries)
     entries = layout.modern(entries)
     if lost := [mark for mark in layout.marks if mark not in entries]:
         raise LayoutError(f"the file does not fit this layout: missing: {', '.join(lost)}")
     aside = {k: v for k, v in entries.items() if _fits(k, layout.aside)}
     dropped = {k for k in entries if _fits(k, layout.dropped)}
     following = {k: v for k, v in entries.items() if _fits(k, layout.following)}
-    rest = {*aside, *dropped, *following}
-    own = {k: v for k, v in entries.items() if k not in rest}
+    own = {k: v for k, v in entries.items() if k not in {*aside, *dropped, *following}}
+    _check_numbers(own)
     ours = layout.to_ours(own)
-    settings = layout.settings(Shapes(_shapes(ours)), told)
-    _follow(following, aside, layout.derived(settings))
+    settings = layout.settings(Shapes(shapes(ours)), told)
+    _check_following(following, aside, layout.derived(settings))
     wanted = {k: _empty(shape) for k, shape in layout.expected(settings).items()}
-    spare = (*layout.aside, *(p for p in layout.optional))
+    spare = (*layout.aside, *layout.optional)
     theirs = {k: v for k, v in layout.to_theirs(wanted).items() if k in own or not _fits(k, spare)}
-    check(_shapes(own), _shapes(theirs))
+    check(shapes(own), shapes(theirs))
     ours |= {name: held(value) for name, value in layout.constants(settings).items()}
     return Part(
         layout=layout,
@@ -290,36 +194,47 @@ def read(entries: Entries, layout: FileLayout, told: Mapping[str, Any]) -> Part:
     )
 
 
-def _follow(following: Entries, aside: Entries, derived: Entries) -> None:
+def _check_numbers(own: Entries) -> None:
+    """LayoutError for weights that are no floats, or none at all."""
+    if odd := [k for k, v in own.items() if not v.dtype.is_floating_point or 0 in v.shape]:
+        first = own[odd[0]]
+        kind = f"{first.dtype} {first.shape}".removeprefix("torch.")
+        raise LayoutError(f"weights are floats, but these are not: {some(odd)} ({kind})")
+
+
+def _check_following(following: Entries, aside: Entries, derived: Entries) -> None:
     """LayoutError where a tensor is not what follows from the settings; averages of it may be off
     in their last bits.  Of what is kept aside only the shape is compared."""
     found = following | {k: v for k, v in aside.items() if k in derived}
-    check(_shapes(found), _shapes({k: v for k, v in derived.items() if k in found}))
+    check(shapes(found), shapes({k: v for k, v in derived.items() if k in found}))
     for name, entry in following.items():
         if not torch.allclose(entry.read().float(), derived[name].read(), rtol=1e-4, atol=1e-4):
             raise LayoutError(f"{name} is not what this layout's settings give; load it again")
 
 
-def _without_prefix(entries: Entries) -> tuple[Entries, str, int]:
+def without_prefix(entries: Entries) -> tuple[Entries, str, int]:
     """(names without what stands before them, what stood there, how many were left out)."""
     if any(name.startswith(WITHIN) for name in entries):
         own = {k.removeprefix(WITHIN): v for k, v in entries.items() if k.startswith(WITHIN)}
         return own, WITHIN, len(entries) - len(own)
-    if not entries or not all(name.startswith(PREFIX) for name in entries):
-        return entries, "", 0
-    return {name.removeprefix(PREFIX): v for name, v in entries.items()}, PREFIX, 0
+    own, prefix = {k: v for k, v in entries.items() if k not in COUNTERS}, ""
+    while more := next((p for p in PREFIXES if own and all(k.startswith(p) for k in own)), ""):
+        own, prefix = {k.removeprefix(more): v for k, v in own.items()}, prefix + more
+    return own, prefix, len(entries) - len(own)
 
 
 def _fits(name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _shapes(entries: Mapping[str, Stored]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(entry.shape) for name, entry in entries.items()}
-
-
 def _empty(shape: tuple[int, ...]) -> Stored:
     return held(torch.empty(shape, device="meta"))
+
+
+def shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a module that is made without memory."""
+    with unfilled():
+        return {k: tuple(v.shape) for k, v in make().state_dict().items()}
 
 
 # -- writing ----------------------------------------------------------------------------------

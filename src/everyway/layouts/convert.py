@@ -12,14 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from everyway.checkpoints import card, foreign, store
-from everyway.checkpoints.foreign import FileLayout, Part
-from everyway.checkpoints.keymap import LayoutError
-from everyway.checkpoints.tensor_files import Entries, Stored, StoreError
+from everyway.checkpoints import card, store
+from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, StoreError
+from everyway.layouts import file_layout, files
+from everyway.layouts.file_layout import FileLayout, Part
 from everyway.placement import CPU
 from everyway.system import System
 from everyway.systems import Lacking, system_module
@@ -53,6 +54,17 @@ HINTS = {"heads", "drawn_size", "side", "null"}
 """Settings of a network that its tensors' shapes do not show, which a user may have to tell."""
 FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a config of wrong kinds and sizes raises where it is used."""
+
+
+LARGEST = 2**20
+"""A number that any config may hold; one above it must be matched by as many weights."""
+
+
+def _table() -> ModuleType:
+    """Imported late: models of ours need nothing of it."""
+    from everyway.layouts import table
+
+    return table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +123,8 @@ def open_model(
         begun = Opened(config=config, components=components, facts=facts, folder=path)
         _unread(path, layout=layout, weights=weights, **told)
         with _sound(begun):
-            lacking(begun)
+            _check_numbers(config["config"], max(LARGEST, begun.parameters))
+        lacking(begun)
     else:
         begun = _with_file(begun, path, layout, "", weights, told)
         _heard(begun, path, told)
@@ -152,10 +165,8 @@ def _hints(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _heard(model: Opened, path: Path, told: Mapping[str, Any]) -> None:
     """LayoutError for a hint that no layout of what was read takes."""
-    from everyway.systems.layouts import LAYOUTS
-
     rows = {row["layout"] for row in model.facts["source"].values()}
-    taken = {hint for layout in LAYOUTS if layout.name in rows for hint in layout.hints}
+    taken = {hint for layout in _table().LAYOUTS if layout.name in rows for hint in layout.hints}
     if odd := sorted(set(told) - taken - {"null"}):
         raise LayoutError(f"--set {', '.join(odd)}: {path} has nothing that reads it; leave it out")
 
@@ -172,14 +183,26 @@ def _sound(model: Opened, *fair: type[Exception]) -> Iterator[None]:
 
     fair: what is no fault of the config.
     """
+    tensors = sum(map(len, model.components.values()))
     try:
-        yield
+        with store.at_most(2 * tensors + 1000):  # tied ones count twice, shared ones lie elsewhere
+            yield
     except FAULTS as error:
         if model.folder is None or isinstance(error, (Lacking, StoreError, *fair)):
             raise
         reason = re.sub(r"^\S+\(\) ", "", " ".join(str(error).split())) or type(error).__name__
         reason += " is missing" if isinstance(error, KeyError) else ""
         raise StoreError(f"{model.folder / 'config.json'}: {reason}; get the model anew") from None
+
+
+def _check_numbers(config: Any, largest: int, where: str = "config") -> None:
+    """ValueError for a whole number beyond `largest`, which no weights can be of."""
+    inner = config.items() if isinstance(config, Mapping) else enumerate(config)
+    for name, value in inner:
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{where}.{name} is {value:.6g}, which the weights are not of")
+        if isinstance(value, (Mapping, list)):
+            _check_numbers(value, largest, f"{where}.{name}")
 
 
 def _known(parts: Mapping[str, str]) -> dict[str, str]:
@@ -195,15 +218,13 @@ def _in_order(parts: Mapping[str, str]) -> list[str]:
 
 
 def _parts() -> tuple[str, ...]:
-    from everyway.systems.layouts import LAYOUTS
-
-    return (*dict.fromkeys(layout.part for layout in LAYOUTS), *TABLES)
+    return (*dict.fromkeys(layout.part for layout in _table().LAYOUTS), *TABLES)
 
 
 def _inside(pipeline: Path) -> dict[str, str]:
     """Part -> its folder.  A null that was not learned is a folder without tensors."""
     found = {name: pipeline / k for k, name in PIPELINE.items() if (pipeline / k).is_dir()}
-    if "null" in found and not foreign.config_of(found["null"]).get("learnable", True):
+    if "null" in found and not files.config_of(found["null"]).get("learnable", True):
         del found["null"]
     return {name: str(folder) for name, folder in found.items()}
 
@@ -244,51 +265,47 @@ def _with_file(
 ) -> Opened:
     """The model with what a file holds: one part, or all parts of a file of several, or of these
     the one asked for."""
-    from everyway.systems.layouts import WHOLES
-
-    entries, beside = foreign.open_tensors(path, weights)
-    parts = next(filter(None, (whole.split(entries) for whole in WHOLES if not layout)), {})
+    source = files.open_tensors(path, weights)
+    names, _, _ = file_layout.without_prefix(source.entries)
+    wholes = () if layout else _table().WHOLES
+    parts = next(filter(None, (whole.split(names) for whole in wholes)), {})
     if not parts:
-        return _with_tensors(model, entries, path, layout, part, beside, told)
+        return _with_tensors(model, source, path, layout, part, told)
     if part and part not in parts:
         raise LayoutError(f"{path} holds no {part}; it holds {', '.join(parts)}")
     for name in [part] if part else parts:
-        model = _with_tensors(model, parts[name], path, "", name, beside, told)
+        own = source._replace(entries=parts[name])
+        model = _with_tensors(model, own, path, "", name, told)
     return model
 
 
 def _with_tensors(
     model: Opened,
-    entries: Entries,
+    source: files.Source,
     path: Path,
     layout: str,
     part: str,
-    beside: Mapping[str, Any],
     told: Mapping[str, Any],
 ) -> Opened:
-    """The model with the tensors of one part, their layout named or recognised.
-
-    beside: the config.json beside them.
-    """
-    from everyway.systems.layouts import LAYOUTS
-
+    """The model with the tensors of one part, their layout named or recognised."""
     if layout:
-        chosen = foreign.named(LAYOUTS, layout)
+        chosen = file_layout.named(_table().LAYOUTS, layout)
     else:
-        fitting = [row for row in LAYOUTS if part in ("", row.part)]
-        chosen = foreign.recognised(entries, fitting, path)
+        fitting = [row for row in _table().LAYOUTS if part in ("", row.part)]
+        chosen = file_layout.recognised(source.entries, fitting, path)
     try:
-        return _with_part(model, foreign.read(entries, chosen, {**beside, **told}), path)
+        read = file_layout.read(source.entries, chosen, {**source.config, **told})
+        return _with_part(model, read, path, source.taken)
     except LayoutError as error:
         raise LayoutError(f"{path} as {chosen.name}: {error}") from None
     except FAULTS as error:
-        if not beside:
+        if not source.config:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LayoutError(f"{path / 'config.json'} as {chosen.name}: {reason}; mend it") from None
 
 
-def _with_part(model: Opened, part: Part, path: Path) -> Opened:
+def _with_part(model: Opened, part: Part, path: Path, taken: str) -> Opened:
     """The model with a part that was read, in place of what it had there; the source on record."""
     layout, name = part.layout, part.layout.part
     had = model.components.get(layout.component, {})
@@ -305,6 +322,7 @@ def _with_part(model: Opened, part: Part, path: Path) -> Opened:
         "aside": len(part.aside),
         "dropped": part.dropped,
         "prefix": part.prefix,
+        "weights": taken,
     }
     facts = dict(model.facts)
     facts["source"] = {**facts.get("source", {}), name: row}
@@ -328,12 +346,13 @@ def _with_table(model: Opened, name: str, where: str) -> Opened:
 
 def _with_null(model: Opened) -> Opened:
     """The model with a null to train, of the network of VQ-Diffusion."""
-    from everyway.systems import vq_diffusion, vq_network_layouts
+    from everyway.layouts import vq_network
+    from everyway.systems import vq_diffusion
 
     if model.config["system"] != "vq_diffusion":
         raise ValueError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
     own = model.config["config"]
-    network, entries = vq_network_layouts.with_null(own["network"], model.components["network"])
+    network, entries = vq_network.with_null(own["network"], model.components["network"])
     config = asdict(vq_diffusion.full(network, own["codec"], own["text"]))
     components = {**model.components, "network": entries}
     config = {**model.config, "config": config}
@@ -380,7 +399,15 @@ def lacking(model: Opened) -> list[str]:
     if not model.config["system"]:
         tokens = "quantiser" in _codecs(model.config).get("image", {})
         return ["network=coco_pretrained.pth" if tokens else "network=uvit_v1.pth"]
-    return system_module(model.config["system"]).lacking(model.config["config"])
+    missing = _system(model).lacking
+    with _sound(model):
+        return missing(model.config["config"])
+
+
+def _system(model: Opened) -> ModuleType:
+    """A function that a system's module lacks is no fault of a config, and is not met within."""
+    with _sound(model):
+        return system_module(model.config["system"])
 
 
 # -- using ------------------------------------------------------------------------------------
@@ -424,9 +451,10 @@ def restored(
 
 def _built(model: Opened) -> System:
     """On the meta device.  LayoutError for parts that are not of this system, or of one another."""
+    build = _system(model).build
     with _sound(model), store.unfilled():
         try:
-            system = system_module(model.config["system"]).build(model.config["config"])
+            system = build(model.config["config"])
         except TypeError as error:
             if model.folder or not (odd := re.search(r"argument '(\w+)'", str(error))):
                 raise
@@ -452,24 +480,22 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
     Raises LayoutError, before anything is written, where a component cannot be held by any of
     their layouts.
     """
-    from everyway.systems.layouts import WHOLES
-
     with _sound(model, LayoutError):
         parts = _held_by(model, origin)
-        configs = {layout: foreign.beside(layout, own) for layout, (own, _) in parts.items()}
-    for whole in WHOLES:
+        configs = {layout: file_layout.beside(layout, own) for layout, (own, _) in parts.items()}
+    for whole in _table().WHOLES:
         if (whole.origin, whole.system) == (origin, model.config["system"]):
             made = {layout.part: entries for layout, (_, entries) in parts.items()}
-            return [foreign.write_whole(folder, whole, made)]
-    return [foreign.write(folder, layout, v, configs[layout]) for layout, (_, v) in parts.items()]
+            return [file_layout.write_whole(folder, whole, made)]
+    return [
+        file_layout.write(folder, layout, v, configs[layout]) for layout, (_, v) in parts.items()
+    ]
 
 
 def _held_by(model: Opened, origin: str) -> dict[FileLayout, tuple[Mapping[str, Any], Entries]]:
     """Layout of an origin -> settings and tensors of the part of a model that it holds."""
-    from everyway.systems.layouts import LAYOUTS
-
     system, parts, refused = model.config["system"], {}, {}
-    for layout in LAYOUTS:
+    for layout in _table().LAYOUTS:
         own = model.components.get(layout.component, {})
         if layout.origin != origin or layout.system not in ("", system):
             continue
@@ -493,9 +519,9 @@ def _theirs(
 ) -> Entries:
     source = model.facts.get("source", {}).get(layout.part, {})
     if source.get("layout") != layout.name:
-        return foreign.theirs(layout, own, settings)
+        return file_layout.theirs(layout, own, settings)
     aside = _aside(model, layout.part)
-    return foreign.theirs(layout, own, settings, aside, source.get("prefix", ""))
+    return file_layout.theirs(layout, own, settings, aside, source.get("prefix", ""))
 
 
 def _settings(config: Mapping[str, Any], layout: FileLayout) -> Mapping[str, Any]:

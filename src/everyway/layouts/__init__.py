@@ -1,0 +1,1 @@
+"""Published files: how each kind of file names the tensors of a part, and models out of them."""
