@@ -103,7 +103,7 @@ def load(
         system=replace(system, placement=placed),
         facts=opened.facts,
         told=_plain(dtype=dtype, parts=parts, settings=settings),
-        note=f"{name}: {_note(placed, dtype, bytes_, free)}",
+        note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
     )
 
 

@@ -317,7 +317,8 @@ class View:
     """A view of it, as `torch.save` writes one."""
 
     def __init__(self, offset: int, shape: tuple, stride: tuple, storage: object = None) -> None:
-        self.view = (Storage() if storage is None else storage, offset, shape, stride, False, OrderedDict())
+        storage = Storage() if storage is None else storage
+        self.view = (storage, offset, shape, stride, False, OrderedDict())
 
     def __reduce__(self):
         return torch._utils._rebuild_tensor_v2, self.view

@@ -677,9 +677,10 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _left(row: dict[str, Any]) -> str:
-    """What became of the tensors that no network reads."""
+    """Which of several sets was taken, and what became of the tensors that no network reads."""
     words = {"aside": "kept unread", "dropped": "left out"}
-    return "".join(f", {row[k]} {said}" for k, said in words.items() if row[k])
+    taken = f" of {row['weights']}" if row.get("weights") else ""
+    return taken + "".join(f", {row[k]} {said}" for k, said in words.items() if row[k])
 
 
 def _pairs(flag: str, pairs: list[str]) -> dict[str, str]:

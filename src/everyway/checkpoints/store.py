@@ -28,11 +28,13 @@ from typing_extensions import NotRequired, TypedDict
 
 from everyway.checkpoints.tensor_files import (
     Entries,
+    LayoutError,
     Stored,
     StoreError,
     check,
     held,
     open_safetensors,
+    some,
     write_safetensors,
 )
 from everyway.validation import first_fault
@@ -260,6 +262,9 @@ def fill(
     """
     wanted = module.state_dict(keep_vars=True)
     check({k: e.shape for k, e in entries.items()}, {k: tuple(v.shape) for k, v in wanted.items()})
+    numbers = {n for n, v in wanted.items() if isinstance(v, nn.Parameter)}
+    if odd := sorted(n for n in numbers if not entries[n].dtype.is_floating_point):
+        raise LayoutError(f"weights are floats, but these are not: {some(odd)}")
     made: dict[int, nn.Parameter] = {}
     parameters = {}
     for name, place in wanted.items():

@@ -279,11 +279,11 @@ class _Mapped:
 
     def __init__(self, path: Path) -> None:
         self.path, self.state = path, _state(path)
-        _check_archive(path)
+        self.archive = _checked(path)
         self._map()
 
     def _map(self) -> None:
-        self.sets, self.read = _sets(_loaded(self.path)), 0
+        self.sets, self.read = _sets(_loaded(self.path, self.archive)), 0
 
     def entry(self, name: str, key: str, tensor: Tensor) -> Stored:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in _CODES:
@@ -292,7 +292,7 @@ class _Mapped:
         def load(dtype: torch.dtype | None) -> Tensor:
             if _state(self.path) != self.state:  # to read beyond the end of a mapped file is fatal
                 raise _damaged(self.path, "it changed since it was opened")
-            if self.read > READ_AT_ONCE * self.state[0]:
+            if self.archive and self.read > READ_AT_ONCE * self.state[0]:
                 self._map()
             found = self.sets[name][key].detach()
             self.read += found.nbytes
@@ -326,9 +326,8 @@ def _sets(found: Any) -> dict[str, dict[str, Tensor]]:
     return {name: own for name, own in sets.items() if own}
 
 
-def _loaded(path: Path) -> Any:
+def _loaded(path: Path, archive: bool) -> Any:
     """What PyTorch's own weights-only reader makes of a file."""
-    archive = zipfile.is_zipfile(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the protocol of what is refused below
@@ -344,40 +343,40 @@ def _loaded(path: Path) -> Any:
         ) from None
 
 
-def _check_archive(path: Path) -> None:
-    """Raises StoreError for what is no weights, and where a record is not as its sum says."""
+def _checked(path: Path) -> bool:
+    """Whether it is an archive, as files are since PyTorch 1.6.
+
+    Raises StoreError for what is no weights, and where a record is not as its sum says.
+    """
     try:
         if not zipfile.is_zipfile(path):
-            return _check_beginning(path)
+            _check_beginning(path)
+            return False
         with zipfile.ZipFile(path) as archive:
-            records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if "constants.pkl" in records:
-                raise StoreError(
-                    f"{path} is a program (TorchScript), not weights; save its state dict"
-                )
-            if "data.pkl" not in records:
-                raise StoreError(
-                    f"{path} is no file of torch.save; give a .pth or .safetensors file"
-                )
-            for info in records.values():
-                if not info.CRC:
-                    del info.CRC  # written without a sum: there is nothing to compare with
-                _check_record(archive, info)
-            if "byteorder" in records and archive.read(records["byteorder"]).strip() != b"little":
-                raise StoreError(f"{path} is of a big-endian machine; save it again on another")
+            _check_records(path, archive)
+            return True
     except StoreError:
         raise
     except Exception as error:  # a damaged file may fail in any place of zipfile
         raise _damaged(path, error) from None
 
 
-def _check_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Raises ValueError, or BadZipFile where it is not as its sum says."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"record {info.filename} is compressed")
-    with archive.open(info) as record:
-        while record.read(1 << 20):
-            pass
+def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
+    records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+    if "constants.pkl" in records:
+        raise StoreError(f"{path} is a program (TorchScript), not weights; save its state dict")
+    if "data.pkl" not in records:
+        raise StoreError(f"{path} is no file of torch.save; give a .pth or .safetensors file")
+    for info in records.values():
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"record {info.filename} is compressed")
+        if not info.CRC:
+            del info.CRC  # written without a sum: there is nothing to compare with
+        with archive.open(info) as record:
+            while record.read(1 << 20):
+                pass
+    if "byteorder" in records and archive.read(records["byteorder"]).strip() != b"little":
+        raise StoreError(f"{path} is of a big-endian machine; save it again on another")
 
 
 def _check_beginning(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PretrainedConfig,
 )
 
 from everyway.codecs.whiten import Whiten
 
+T = TypeVar("T", bound=PretrainedConfig)
 SMALL_VISION = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -64,6 +66,14 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of pixels in [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+def configured(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """A config of transformers; ValueError in one line for settings that it cannot have."""
+    try:
+        return kind(**settings)
+    except Exception as error:  # transformers has errors of its own
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 class ImageEmbedding(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] -> one whitened vector (B, 1, projection_dim).
 
@@ -73,7 +83,7 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, vision: Mapping[str, Any] = SMALL_VISION) -> None:
         super().__init__()
-        self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
+        self.model = CLIPVisionModelWithProjection(configured(CLIPVisionConfig, vision))
         self.side = vision["image_size"]
         self.whiten = Whiten(vision["projection_dim"])
 
@@ -96,7 +106,7 @@ class TextStates(nn.Module):
 
     def __init__(self, text: Mapping[str, Any]) -> None:
         super().__init__()
-        self.model = CLIPTextModel(CLIPTextConfig(**text))
+        self.model = CLIPTextModel(configured(CLIPTextConfig, text))
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids.to(self.model.device)).last_hidden_state

@@ -6,7 +6,7 @@ B pictures, D channels of a code, h x w the grid of tokens, L = h w tokens, row 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -226,19 +226,29 @@ def used_codes(path: Path) -> list[int]:
     """The list of used codes in a file: a JSON list, or a vector as .npy or .pt.
 
     A vector may also be the table code -> rank; the first code of a rank is then the used one.
+    Raises ValueError for anything else.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix not in (".npy", ".pt"):
+    if path.suffix not in _READERS:
         raise ValueError(f"{path} is not a list of codes; give a .json, .npy or .pt file")
-    read = np.load if path.suffix == ".npy" else _tensor
-    table = np.asarray(read(path)).ravel().astype(np.int64)
-    return (table if (np.diff(table) > 0).all() else np.unique(table, True)[1]).tolist()
+    try:
+        table = np.asarray(_READERS[path.suffix](path))
+    except Exception as error:  # each reader has errors of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} holds no list of codes ({reason:.200})") from None
+    if table.dtype.kind not in "iu" or table.ndim != 1 or not table.size or table.min() < 0:
+        raise ValueError(f"{path} holds no list of codes: whole numbers from 0, in one row")
+    table = table.astype(np.int64)
+    if path.suffix == ".json" or (np.diff(table) > 0).all():
+        return table.tolist()
+    return np.unique(table, return_index=True)[1].tolist()
 
 
-def _tensor(path: Path) -> Tensor:
-    return torch.load(path, map_location="cpu", weights_only=True)
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".npy": np.load,
+    ".pt": lambda path: torch.load(path, map_location="cpu", weights_only=True),
+}
 
 
 def shrinks(encoder: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from everyway.codecs.beams import Hypothesis, beam_search
-from everyway.codecs.encoders import TextStates, WordStates
+from everyway.codecs.encoders import TextStates, WordStates, configured
 from everyway.codecs.published_tokens import CaptionTokens, ClipTokens
 from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.whiten import Whiten
@@ -74,7 +74,8 @@ class TextLatent(nn.Module):
         self.narrow = nn.Linear(text["hidden_size"], dim)
         self.whiten = Whiten(dim)
         self.widen = nn.Linear(dim, decoder["n_embd"])
-        self.decoder = GPT2LMHeadModel(GPT2Config(**{**decoder, "vocab_size": len(self.reader)}))
+        sizes = {**decoder, "vocab_size": len(self.reader)}
+        self.decoder = GPT2LMHeadModel(configured(GPT2Config, sizes))
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""

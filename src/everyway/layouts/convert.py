@@ -123,7 +123,8 @@ def open_model(
         begun = Opened(config=config, components=components, facts=facts, folder=path)
         _unread(path, layout=layout, weights=weights, **told)
         with _sound(begun):
-            _check_numbers(config["config"], max(LARGEST, begun.parameters))
+            whole = {name: config[name] for name in ("system", "config")}
+            _check_numbers(whole, max(LARGEST, begun.parameters))
         lacking(begun)
     else:
         begun = _with_file(begun, path, layout, "", weights, told)
@@ -195,14 +196,14 @@ def _sound(model: Opened, *fair: type[Exception]) -> Iterator[None]:
         raise StoreError(f"{model.folder / 'config.json'}: {reason}; get the model anew") from None
 
 
-def _check_numbers(config: Any, largest: int, where: str = "config") -> None:
+def _check_numbers(config: Any, largest: int, where: str = "") -> None:
     """ValueError for a whole number beyond `largest`, which no weights can be of."""
     inner = config.items() if isinstance(config, Mapping) else enumerate(config)
     for name, value in inner:
         if isinstance(value, int) and value > largest:
-            raise ValueError(f"{where}.{name} is {value:.6g}, which the weights are not of")
+            raise ValueError(f"{where}{name} is {value:.6g}, which the weights are not of")
         if isinstance(value, (Mapping, list)):
-            _check_numbers(value, largest, f"{where}.{name}")
+            _check_numbers(value, largest, f"{where}{name}.")
 
 
 def _known(parts: Mapping[str, str]) -> dict[str, str]:
@@ -408,6 +409,13 @@ def _system(model: Opened) -> ModuleType:
     """A function that a system's module lacks is no fault of a config, and is not met within."""
     with _sound(model):
         return system_module(model.config["system"])
+
+
+def taken(model: Opened) -> str:
+    """Which of several sets of weights was taken of a file, in words; "" where there was one."""
+    rows = model.facts.get("source", {}).items() if model.folder is None else ()
+    told = [f"; {name} of {row['weights']}" for name, row in rows if row.get("weights")]
+    return "".join(dict.fromkeys(told))
 
 
 # -- using ------------------------------------------------------------------------------------
