@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from everyway.codecs.text_tokens import tokenizer_of
+
 START, STOP = "<|startoftext|>", "<|endoftext|>"
 END = "<|EOS|>"
 """The end mark that UniDiffuser adds to GPT-2's vocabulary, as its last id."""
@@ -27,7 +29,7 @@ class ClipTokens:
     """
 
     def __init__(self, spec: str, length: int, pad: int | None = None) -> None:
-        self.tokenizer = Tokenizer.from_str(spec)
+        self.tokenizer = tokenizer_of(spec)
         self.length = length
         self.start, self.end = (_id(self.tokenizer, mark) for mark in (START, STOP))
         self.pad = self.end if pad is None else pad
@@ -61,7 +63,7 @@ class CaptionTokens:
     """
 
     def __init__(self, spec: str, length: int) -> None:
-        self.tokenizer = Tokenizer.from_str(spec)
+        self.tokenizer = tokenizer_of(spec)
         self.length = length
         if self.tokenizer.token_to_id(END) is None:
             self.tokenizer.add_special_tokens([END])

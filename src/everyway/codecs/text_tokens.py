@@ -17,6 +17,14 @@ class PromptError(ValueError):
     """A text that a model cannot read; the message says how to mend it."""
 
 
+def tokenizer_of(spec: str) -> Tokenizer:
+    """The tokenizer of a JSON; ValueError where it is none."""
+    try:
+        return Tokenizer.from_str(spec)
+    except Exception as error:  # tokenizers raises nothing more precise
+        raise ValueError(f"the tokenizer cannot be read ({error})") from None
+
+
 class Tokens:
     """Sentences <-> ids (B, length) int64: the tokens, one end mark, padding.
 
@@ -25,7 +33,7 @@ class Tokens:
     """
 
     def __init__(self, spec: str, length: int) -> None:
-        self.tokenizer = Tokenizer.from_str(spec)
+        self.tokenizer = tokenizer_of(spec)
         self.length = length
         self.pad, self.end, self.unknown = (self.tokenizer.token_to_id(t) for t in SPECIAL)
 

@@ -16,11 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from everyway.checkpoints.tensor_files import Entries, LayoutError
-from everyway.codecs.image_vae import STABLE_DIFFUSION
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import Table, inside, to_ours, to_theirs, within, without
 
@@ -132,6 +130,8 @@ def _settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def _expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from diffusers import AutoencoderKL
+
     return within("autoencoder.", shapes_of(lambda: AutoencoderKL(**settings["autoencoder"])))
 
 
@@ -139,6 +139,12 @@ def _constants(settings: Settings) -> dict[str, Tensor]:
     if settings.get("fold", 4) != 1:
         raise LayoutError("an autoencoder of folded pictures has no such layout")
     return unwhitened(settings["autoencoder"]["latent_channels"], settings.get("scale", 1.0))
+
+
+def _preset(settings: Settings) -> str:
+    from everyway.codecs.image_vae import STABLE_DIFFUSION
+
+    return "KL-f8" if settings["autoencoder"] == STABLE_DIFFUSION else ""
 
 
 def _diffusers_config(settings: Settings) -> dict[str, Any]:
@@ -153,7 +159,7 @@ _AUTOENCODER: Mapping[str, Any] = {
     "expected": _expected,
     "constants": _constants,
     "fits": lambda settings: "autoencoder" in settings,
-    "preset": lambda own: "KL-f8" if own["autoencoder"] == STABLE_DIFFUSION else "",
+    "preset": _preset,
 }
 LAYOUTS = (
     FileLayout(

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from everyway.checkpoints.tensor_files import Entries, LayoutError
-from everyway.codecs.text_latent import GPT2_SMALL
 from everyway.layouts.autoencoder import unwhitened
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import starts, within
@@ -58,8 +56,12 @@ def _settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def _expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from everyway.codecs.encoders import configured
+
     width, dim = settings["decoder"]["n_embd"], settings["dim"]
-    decoder = shapes_of(lambda: GPT2LMHeadModel(GPT2Config(**settings["decoder"])))
+    decoder = shapes_of(lambda: GPT2LMHeadModel(configured(GPT2Config, settings["decoder"])))
     linears = shapes_of(
         lambda: nn.ModuleDict({"narrow": nn.Linear(width, dim), "widen": nn.Linear(dim, width)})
     )
@@ -77,6 +79,8 @@ def _diffusers_config(settings: Settings) -> dict[str, Any]:
 
 
 def _preset(settings: Settings) -> str:
+    from everyway.codecs.text_latent import GPT2_SMALL
+
     own = settings["decoder"]
     same = all(own[k] == v for k, v in GPT2_SMALL.items()) and own["n_positions"] == 1024
     return "GPT-2 small" if same and settings["dim"] == 64 else ""

@@ -6,13 +6,10 @@ Our names are transformers'.  A layer's q, k and v are one tensor in OpenAI's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
 from everyway.checkpoints.tensor_files import Entries
-from everyway.codecs.clip_text import CLIP_B32_TEXT
-from everyway.codecs.encoders import CLIP_B32_VISION, CLIP_L14_TEXT, ImageEmbedding, TextStates
 from everyway.layouts.autoencoder import unwhitened
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import (
@@ -65,6 +62,8 @@ def _image_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def _image_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from everyway.codecs.encoders import ImageEmbedding
+
     made = shapes_of(lambda: ImageEmbedding(settings["vision"]))
     return {k: v for k, v in made.items() if not k.startswith("whiten.")}
 
@@ -98,8 +97,8 @@ def _infix() -> str:
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     marks = ("bos_token_id", "eos_token_id", "pad_token_id")
     tiny = {**dict.fromkeys(sizes, 1), **dict.fromkeys(marks, 0), "vocab_size": 1}
-    names = shapes_of(lambda: TextStates(tiny))
-    return "text_model." if any(n.startswith("model.text_model.") for n in names) else ""
+    names = _text_shapes({"text": tiny})
+    return "text_model." if any(n.startswith("states.model.text_model.") for n in names) else ""
 
 
 def _text_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
@@ -121,6 +120,8 @@ def _text_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
 
 
 def _text_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from everyway.codecs.encoders import TextStates
+
     return within("states.", shapes_of(lambda: TextStates(settings["text"])))
 
 
@@ -186,8 +187,13 @@ def _openai_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
     return _text_shapes(settings) | ({PROJECTION: shape} if shape[1] else {})
 
 
-def _preset(name: str, part: str, published: Mapping[str, Any], settings: Settings) -> str:
-    return name if settings[part] == published else ""
+def _preset(settings: Settings) -> str:
+    from everyway.codecs.clip_text import CLIP_B32_TEXT
+    from everyway.codecs.encoders import CLIP_B32_VISION, CLIP_L14_TEXT
+
+    if settings.get("vision") == CLIP_B32_VISION or settings.get("text") == CLIP_B32_TEXT:
+        return "CLIP B/32"
+    return "CLIP L/14" if settings.get("text") == CLIP_L14_TEXT else ""
 
 
 # -- the layouts ------------------------------------------------------------------------------
@@ -206,7 +212,7 @@ OPENAI = FileLayout(
     to_theirs=to_openai,
     dropped=(r"visual\..*", "logit_scale"),
     fits=lambda settings: "decoder" not in settings,  # a text latent has one
-    preset=partial(_preset, "CLIP B/32", "text", CLIP_B32_TEXT),
+    preset=_preset,
     file="clip_text.pth",
 )
 LAYOUTS = (
@@ -222,7 +228,7 @@ LAYOUTS = (
         to_ours=partial(within, "model."),
         to_theirs=partial(without, "model."),
         dropped=(*_COUNTED, *_OF_TEXTS),
-        preset=partial(_preset, "CLIP B/32", "vision", CLIP_B32_VISION),
+        preset=_preset,
         file="image_encoder/model.safetensors",
         their_config=_image_config,
     ),
@@ -239,7 +245,7 @@ LAYOUTS = (
         to_ours=_ours_of_text,
         to_theirs=_theirs_of_text,
         dropped=(*_COUNTED, *_OF_IMAGES, r"text_projection\.weight"),
-        preset=partial(_preset, "CLIP L/14", "text", CLIP_L14_TEXT),
+        preset=_preset,
         file="text_encoder/model.safetensors",
         their_config=_text_config,
     ),

@@ -13,20 +13,9 @@ from typing import Any
 import torch
 
 from everyway.checkpoints.tensor_files import Entries, LayoutError, check, shapes
-from everyway.codecs.image_vq import ImageVQ
 from everyway.layouts import autoencoder
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import Table, inside, starts, to_ours, to_theirs
-from everyway.systems.vq_diffusion import FFHQ, IMAGENET, ITHQ, OPENIMAGES, codec_of
-
-PRESETS = {
-    "openimages": OPENIMAGES,
-    "imagenet": IMAGENET,
-    "ffhq": FFHQ,
-    "ithq": ITHQ,
-    # as diffusers keeps it, without the statistics of its moving averages
-    "ithq of diffusers": codec_of((64, 128, 256, 512), "nearest", 4096, 128),
-}
 
 _QUANTISER: dict[str, Table] = {
     kind: inside("quantiser", "quantize", rows)
@@ -137,6 +126,8 @@ def diffusers_config(settings: Settings) -> dict[str, Any]:
 
 def _settings(kind: str, shapes: Shapes, told: Settings) -> dict[str, Any]:
     """Of an `ImageVQ` with attention on its coarsest level, all but the codes in use."""
+    from everyway.systems.vq_diffusion import codec_of
+
     made = codec_of(
         autoencoder.widths(shapes),
         kind,
@@ -155,12 +146,24 @@ def _unused(settings: Settings) -> dict[str, Any]:
 
 
 def expected(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from everyway.codecs.image_vq import ImageVQ
+
     return shapes_of(lambda: ImageVQ(**_unused(settings)))
 
 
 def preset(settings: Settings) -> str:
-    """Which of PRESETS it is, whatever codes are in use; "" for others."""
-    return next((name for name, own in PRESETS.items() if own == _unused(settings)), "")
+    """Which of the released codecs it is, whatever codes are in use; "" for others."""
+    from everyway.systems import vq_diffusion
+
+    published = {
+        "openimages": vq_diffusion.OPENIMAGES,
+        "imagenet": vq_diffusion.IMAGENET,
+        "ffhq": vq_diffusion.FFHQ,
+        "ithq": vq_diffusion.ITHQ,
+        # as diffusers keeps it, without the statistics of its moving averages
+        "ithq of diffusers": vq_diffusion.codec_of((64, 128, 256, 512), "nearest", 4096, 128),
+    }
+    return next((name for name, own in published.items() if own == _unused(settings)), "")
 
 
 def _of_kind(kind: str, settings: Settings) -> bool:

@@ -24,7 +24,6 @@ from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import Table, inside, to_ours, to_theirs
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
-from everyway.systems.vq_diffusion import preset_of
 
 T = TypeVar("T")
 FIRST = "transformer.content_emb.emb.weight"
@@ -295,6 +294,12 @@ def _with_mean(table: Stored) -> Stored:
 # -- the layouts ------------------------------------------------------------------------------
 
 
+def _preset(settings: Settings) -> str:
+    from everyway.systems.vq_diffusion import preset_of
+
+    return preset_of(settings)
+
+
 def _without_null(settings: Settings) -> dict[str, Any]:
     """diffusers has the null in a folder of its own."""
     return {k: v for k, v in settings.items() if k != "learned_null"}
@@ -317,7 +322,7 @@ _NETWORK: Mapping[str, Any] = {
     "system": "vq_diffusion",
     "expected": expected,
     "hints": ("heads", "side"),
-    "preset": preset_of,
+    "preset": _preset,
 }
 _DIFFUSERS: Mapping[str, Any] = {
     "origin": "diffusers",
@@ -349,7 +354,7 @@ LAYOUTS = (
         their_config=diffusers_config,
         **_DIFFUSERS
         | _NETWORK
-        | {"preset": lambda settings: preset_of({**settings, "learned_null": True})},
+        | {"preset": lambda settings: _preset({**settings, "learned_null": True})},
     ),
     FileLayout(
         name="vq-null-diffusers",
