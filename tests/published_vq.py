@@ -179,8 +179,14 @@ def averages(model: dict[str, Tensor], scale: float = 0.5) -> dict[str, Tensor]:
     """An "ema" of a "model": its weights scaled, so that one can tell which was taken."""
     start = "transformer."
     own = {k.removeprefix(start): v for k, v in model.items() if k.startswith(start)}
-    kept = vq_network_layouts.is_derived
-    return {k: v.clone() if kept(k) else v * scale for k, v in own.items()}
+    return {k: v.clone() if is_derived(k) else v * scale for k, v in own.items()}
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor of the network is no weight: it follows from the config, or is a history."""
+    own = vq_network_layouts
+    pattern = own.MASK.replace(".", r"\.").format(i=r"\d+")
+    return name in (*own.SCHEDULE, *own.HISTORY) or bool(re.fullmatch(pattern, name))
 
 
 def _meta(shape: tuple[int, ...]) -> Stored:

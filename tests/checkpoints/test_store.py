@@ -133,7 +133,7 @@ HARMS = {
     "changed": (change_a_bit, "damaged or truncated"),
     "gone": (Path.unlink, "is missing"),
     "a folder": (replace_by_a_folder, "is missing"),
-    "no tensors": (lose_the_tensors, "cannot be read"),
+    "no tensors": (lose_the_tensors, "damaged or truncated"),
 }
 
 

@@ -17,6 +17,7 @@ from everyway.checkpoints.tensor_files import LayoutError, check
 from everyway.contracts import Context
 from everyway.layouts import vq_network as layouts
 from everyway.layouts.keymap import Table, to_ours, to_theirs
+from everyway.layouts.vq_diffusion import join, parted
 from everyway.layouts.vq_network import DIFFUSERS_KEYMAP, keymap
 from everyway.nets.token_transformer import (
     AdaNorm,
@@ -29,6 +30,7 @@ from everyway.nets.token_transformer import (
 from everyway.process.mask_replace import MaskReplace
 from everyway.systems.vq_diffusion import PRESETS, preset_of
 from formula import filled, normal
+from published_vq import is_derived
 
 FOLDER = Path(__file__).parents[1] / "golden" / "vq"
 LAYOUTS = json.loads((FOLDER / "layouts.json").read_text(encoding="utf-8"))
@@ -219,12 +221,12 @@ def test_the_authors_layout(name):
     """Every tensor of a whole file is a weight of ours, derived, or of another part."""
     found = PUBLISHED[name]
     config, file = PRESETS[found], layout(name)
-    parts = layouts.split(file)
-    assert layouts.join(parts) == file
-    assert bool(parts["text"]) == (config.condition == "text") and not parts["codec"]
-    weights = layouts.without_derived(parts["denoiser"])
+    parts = parted(file)
+    assert join(parts) == file
+    assert bool(parts["text_states"]) == (config.condition == "text") and not parts["image"]
+    weights = {k: v for k, v in parts["network"].items() if not is_derived(k)}
     agree(empty(config), weights, keymap(config))
-    derived = {k: v for k, v in parts["denoiser"].items() if k not in weights}
+    derived = {k: v for k, v in parts["network"].items() if k not in weights}
     own = layouts.derived(config.to_json())
     assert derived == {k: tuple(v.shape) for k, v in own.items()}
     assert preset_of(config.to_json()) == ("coco" if config == PRESETS["coco"] else found)
@@ -237,13 +239,13 @@ def test_the_layout_of_diffusers():
 
 def test_parts_of_a_file():
     file = {"content_codec.enc.quant_conv.bias": 1, "transformer.log_at": 2}
-    assert layouts.split(file) == {
-        "codec": {"enc.quant_conv.bias": 1},
-        "text": {},
-        "denoiser": {"log_at": 2},
+    assert parted(file) == {
+        "image": {"enc.quant_conv.bias": 1},
+        "text_states": {},
+        "network": {"log_at": 2},
     }
     with pytest.raises(LayoutError, match="optimizer is of no part"):
-        layouts.split({"optimizer": 1})
+        parted({"optimizer": 1})
     own = layouts.derived(TEXT.to_json())
     mask = own["transformer.blocks.1.attn2.mask"].read()
     assert mask.shape == (1, 1, 64, 64) and mask[0, 0, 3, :5].tolist() == [1, 1, 1, 1, 0]

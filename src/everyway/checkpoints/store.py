@@ -15,12 +15,11 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from threading import get_ident
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
@@ -39,8 +38,6 @@ from everyway.checkpoints.tensor_files import (
 )
 from everyway.validation import first_fault
 from everyway.whole import beside, whole
-
-T = TypeVar("T")
 
 
 class Source(TypedDict):
@@ -167,9 +164,7 @@ def _memory_of(tensor: Tensor) -> Hashable:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _untied(
-    tensors: Mapping[str, T], held: Mapping[str, Any], component: str, folder: Path
-) -> dict[str, T]:
+def _untied(tensors: Entries, held: Mapping[str, Any], component: str, folder: Path) -> Entries:
     """With those of several names under every one.  Raises StoreError where there is no such."""
     aliases = held.get("tied", {}).get(component, {})
     if lost := sorted(set(aliases.values()) - tensors.keys()):
@@ -194,17 +189,9 @@ def open_component(folder: Path, name: str, digest: str = "") -> Entries:
 
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
     """(config, component -> state dict, facts).  Raises StoreError for missing or damaged files."""
-    held = document(Path(folder))
-    paths = _components(Path(folder), held)
-    tensors = {name: _untied(_read(path), held, name, folder) for name, path in paths.items()}
-    return held["config"], tensors, held["facts"]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); copy it again") from None
+    config, opened, facts = open_folder(folder)
+    tensors = {n: {k: e.read() for k, e in own.items()} for n, own in opened.items()}
+    return config, tensors, facts
 
 
 def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
@@ -224,12 +211,12 @@ def unfilled() -> Iterator[None]:
 
 @contextmanager
 def at_most(parameters: int) -> Iterator[None]:
-    """A module of more made in it is a ValueError, at once: a config may ask for any number of
+    """More made in it, by this thread, are a ValueError at once: a config may ask for any number of
     layers."""
-    made = count(1)
+    made, own = count(1), get_ident()
 
     def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        if next(made) > parameters:
+        if get_ident() == own and next(made) > parameters:
             raise ValueError("it asks for more layers than there are weights")
 
     hook = register_module_parameter_registration_hook(counted)

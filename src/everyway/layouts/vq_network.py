@@ -1,20 +1,15 @@
 """VQ-Diffusion's networks as published: released tensor names, and what follows from the settings.
 
-A released .pth has two lists of weights.  "model" holds the whole system, its parts told apart by
-the prefixes of PARTS.  "ema" holds the averages of the parts under "transformer.", named without
-it, and is what the authors sample with.  diffusers has a file for each part.
-
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
 arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 2022, arXiv 2205.16007.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +20,6 @@ from everyway.layouts.keymap import Table, inside, to_ours, to_theirs
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
 
-T = TypeVar("T")
 FIRST = "transformer.content_emb.emb.weight"
 """The authors' name of a network's table of codes."""
 
@@ -99,13 +93,6 @@ DIFFUSERS_KEYMAP: Table = (
 )
 """(ours, diffusers') names of every weight of a network with text and plain MLPs, as of ithq."""
 
-PARTS: dict[str, str] = {
-    "codec": "content_codec.",
-    "text": "transformer.condition_emb.",
-    "denoiser": "transformer.",
-}
-"""A part of a released system -> the prefix of its tensors; the first that fits counts."""
-
 SCHEDULE: tuple[str, ...] = (
     "log_at",
     "log_bt",
@@ -123,35 +110,6 @@ HISTORY: tuple[str, ...] = ("Lt_history", "Lt_count")
 
 MASK = "transformer.blocks.{i}.attn2.mask"
 """A buffer of lower-triangular ones that no forward pass reads."""
-
-DERIVED: tuple[str, ...] = (*SCHEDULE, *HISTORY, MASK)
-"""Names of the denoiser's tensors that are no weights; `{i}` stands for a number."""
-
-
-def split(names: Mapping[str, T]) -> dict[str, dict[str, T]]:
-    """A file's "model" -> its parts, names without their prefix.  LayoutError for strangers."""
-    out: dict[str, dict[str, T]] = {part: {} for part in PARTS}
-    for name, value in names.items():
-        part = next((p for p, prefix in PARTS.items() if name.startswith(prefix)), None)
-        if part is None:
-            raise LayoutError(f"{name} is of no part; known are {', '.join(PARTS.values())}")
-        out[part][name.removeprefix(PARTS[part])] = value
-    return out
-
-
-def join(parts: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
-    """The opposite of `split`."""
-    return {PARTS[part] + name: v for part, names in parts.items() for name, v in names.items()}
-
-
-def is_derived(name: str) -> bool:
-    """Whether a tensor of the denoiser follows from its config, or starts at zero."""
-    return re.sub(r"\.\d+\.", ".{i}.", name) in DERIVED
-
-
-def without_derived(names: Mapping[str, T]) -> dict[str, T]:
-    """The denoiser's weights alone, which `keymap` knows."""
-    return {name: value for name, value in names.items() if not is_derived(name)}
 
 
 def schedule(codes: int, steps: int) -> dict[str, Tensor]:
