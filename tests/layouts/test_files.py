@@ -228,6 +228,22 @@ def test_layers_without_end_are_refused_at_once(tmp_path, name, place, many):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("mini", "codec_config.image_embed.vision.hidden_size", "9"),
+        ("mini", "codec_config.text.decoder.n_layer", None),
+        ("mini-vq", "text.tokenizer", "x"),
+        ("mini-vq", "network.layout", 0),
+        ("nano", "image_size", -(10**9)),
+    ],
+)
+def test_settings_of_other_kinds_are_one_line(tmp_path, name, place, value):
+    """Such as transformers and tokenizers have errors of their own for."""
+    line = at_once(load, changed(tmp_path / "model", name, place, value), "cpu")
+    assert "config.json" in line
+
+
 def test_numbers_in_names_are_bounded_by_how_many_names_there_are(network):
     far = {k.replace("in_blocks.1.", f"in_blocks.{10**9}."): held(v) for k, v in network.items()}
     begun = time.perf_counter()
