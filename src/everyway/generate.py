@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from everyway import __version__, library
-from everyway.contracts import Bundle, Context, Contexts, Denoise
+from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
 from everyway.controls.masks import free_places, pinned
 from everyway.data.sample import to_tensor
-from everyway.guidance import guided
+from everyway.guidance import branches, guided, is_off
 from everyway.objective import corrupt
 from everyway.plan import Carry, Stage, plan
 from everyway.request import GenerateRequest, RequestError, known, read_image
@@ -28,7 +28,7 @@ from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
 from everyway.sampling.token_kernels import Truncated, purity
 from everyway.system import System
-from everyway.tasks import Task
+from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
 
@@ -130,6 +130,10 @@ class Model:
         for asks in (c.null_of for c in conditions if c.null_of):
             if settled.text and not settled.null:
                 settled = settled.model_copy(update={"null": asks(settled.text)})
+        odd = sorted(settled.thresholds.keys() - self.system.modalities.keys())
+        if odd or settled.thresholds.keys() & self.system.tokens.keys():
+            drawn = sorted(self.system.modalities.keys() - self.system.tokens.keys())
+            raise RequestError(f"thresholds are of {', '.join(drawn) or 'no state'} here")
         if settled.null and not nulls:
             raise RequestError(f"this model knows no null; leave out null={settled.null}")
         if settled.null:
@@ -184,7 +188,7 @@ class Model:
             noise, began = PerSampleNoise(list(seeds[cut])), time.monotonic()
             last = final(self._sample(stage, self._encoded(raw), noise, request))
             facts = self._record(stage.task, time.monotonic() - began, last.calls)
-            out += self._results(last.states, seeds[cut], start, facts)
+            out += self._results(self.system, last.states, seeds[cut], start, facts)
         return out
 
     @property
@@ -209,76 +213,86 @@ class Model:
         Tokens that are still masked are shown as their likeliest.  The second is (side, side) in
         [0, 1], 0 where a token is masked, or None for pictures that are not made of tokens.
         """
-        sure, shown = None, {}
+        certainty, shown = None, {}
         for name, clean in progress.clean.items():
-            shown[name] = clean[row : row + 1]
-            if name in self.system.chains and self.system.clocks[name] == "image":
-                now = progress.states[name][row : row + 1]
-                masked = now == self.system.chains[name].mask
-                shown[name] = torch.where(masked, clean[row : row + 1, :, :-1].argmax(-1), now)
-                sure = clean[row].amax(-1).exp().masked_fill(masked[0], 0.0)
-                sure = sure.reshape(isqrt(len(sure)), -1)
-        return to_image(self.system.decode(shown)["image"][0]), sure
+            process, cut = self.system.modalities[name].process, slice(row, row + 1)
+            shown[name], sure = process.preview(clean[cut], progress.states[name][cut])
+            if sure is not None and self.system.clocks[name] == "image":
+                certainty = sure[0].reshape(isqrt(sure.shape[1]), -1)
+        return to_image(self.system.decode(shown)["image"][0]), certainty
 
     def _batch(self, request, stages, raw, rows: range) -> Iterator[Preview | Result]:
         together = request.kind == "interpolate"  # its frames share one seed and two pictures
         seeds = [request.seed + (0 if together else k) for k in rows]
         carried = self._encoded(raw)
         if not together:
-            carried = {k: v.expand(len(rows), *v.shape[1:]) for k, v in carried.items()}
+            carried = self._expanded(carried, len(rows))
         began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
         for number, stage in enumerate(stages):
+            system = self._of(stage)
+            if system is not self.system:
+                carried = carried | self._expanded(self._encoded(raw, system), len(rows))
             if stage.prepare:
-                carried = stage.prepare(carried, self.system, request)
+                carried = stage.prepare(carried, system, request)
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
             for progress in self._sample(stage, carried, noise, request):
                 yield Preview(number + 1, len(stages), progress.step, progress.steps, progress)
-            generated = [m.name for c in stage.task.generated for m in self.system.on(c)]
+            generated = [m.name for c in stage.task.generated for m in system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
             calls += progress.calls
             if not stage.shown:
                 continue
             facts = self._record(stage.task, time.monotonic() - began, calls)
-            made = self._results({name: carried[name] for name in generated}, seeds, 0, facts)
+            drawn = {name: carried[name] for name in generated}
+            made = self._results(system, drawn, seeds, 0, facts)
             for k, row in enumerate(rows):
                 yield replace(made[k], part=row if together else shown)
             shown += 1
 
-    def _encoded(self, raw: Mapping[str, Any]) -> Carry:
+    def _of(self, stage: Stage) -> System:
+        """The system that a stage runs on."""
+        return self.system.systems[stage.system] if stage.system else self.system
+
+    @staticmethod
+    def _expanded(carried: Carry, batch: int) -> Carry:
+        return {k: v.expand(batch, *v.shape[1:]) for k, v in carried.items()}
+
+    def _encoded(self, raw: Mapping[str, Any], system: System | None = None) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
+        system = system or self.system
         count = max((len(v) for v in raw.values()), default=0)
         rows = []
         for i in range(count):
-            one = {k: v[i : i + 1] for k, v in raw.items() if k in self.system.raws}
-            told = {f"told.{k}": v for k, v in self.system.tell(one).items()}
-            rows.append(self.system.encode(one) | told)
+            one = {k: v[i : i + 1] for k, v in raw.items() if k in system.raws}
+            rows.append(system.encode(one) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
-        return {k: torch.cat([row[k] for row in rows]).to(self.system.device) for k in names}
+        return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
 
     def _sample(
         self, stage: Stage, carried: Carry, noise: PerSampleNoise, request: GenerateRequest
     ) -> Iterator[Progress]:
         """The sampling loop of one stage."""
-        system, task, batch = self.system, stage.task, len(noise.seeds)
-        roles = {name: task.roles[m.clock].kind for name, m in system.modalities.items()}
-        states = {n: carried[n] for n, kind in roles.items() if kind == "given"}
-        states |= {
-            n: carried[f"start.{n}"]
-            for n, kind in roles.items()
-            if kind == "generate" and f"start.{n}" in carried
+        system, task, batch = self._of(stage), stage.task, len(noise.seeds)
+        roles = {
+            n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
         }
-        known = {n: carried[n] for n, kind in roles.items() if kind == "generate" and n in carried}
+        generated = [n for n, role in roles.items() if role.kind == "generate"]
+        states = {n: carried[n] for n, role in roles.items() if role.kind == "given"}
+        states |= {n: carried[f"start.{n}"] for n in generated if f"start.{n}" in carried}
+        known = {n: carried[n] for n in generated if n in carried}
         steps, begin = request.steps, stage.begin
         if begin < 1:  # from what is carried, with as many of the steps as the way is long
-            begin, steps = self._reached(begin), max(1, round(steps * begin))
-            t = torch.full((batch,), begin, dtype=torch.float64, device=system.device)
-            times = dict.fromkeys(task.roles, t)
+            t = torch.full((batch,), begin, dtype=torch.float64)
+            reached = system.existing(dict.fromkeys(task.generated, t))
+            begin = max(float(t[0]) for t in reached.values())
+            steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
+            times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null)
         return sample(
-            self._denoise(task, nulls, noise, request),
+            self._denoise(system, task, nulls, noise, request),
             processes=system.processes,
             clocks=system.clocks,
             task=task,
@@ -287,55 +301,52 @@ class Model:
             noise=noise,
             steps=steps,
             sampler=sampler_of(request),
-            contexts=self._contexts(carried, task, nulls),
+            contexts=system.weighed(contexts_in(carried), nulls, task.contexts),
+            thresholds={n: q for n, q in request.thresholds.items() if n in generated},
             t_start=begin,
             device=system.device,
-            pin=self._pin(known, noise, request) if stage.masked else None,
+            pin=self._pin(system, known, noise, request) if stage.masked else None,
         )
 
     def _denoise(
-        self, task: Task, nulls: Contexts, noise: PerSampleNoise, request: GenerateRequest
+        self,
+        system: System,
+        task: Task,
+        nulls: Contexts,
+        noise: PerSampleNoise,
+        request: GenerateRequest,
     ) -> Denoise:
         """The system's estimates: guided, then truncated where they are of tokens."""
-        system = self.system
+        lost = [n for b in branches(task) for n in b.without if n not in nulls]
+        if lost and not is_off(request.guidance):
+            system.conditions[lost[0]].null()  # raises, and says what to do
         made = guided(
             system.denoiser(),
             task,
             system.clocks,
             request.guidance,
             absent_states(system.processes, noise),
+            interval=request.guidance_interval,
             null_contexts=nulls,
             processes=system.processes,
         )
         if request.truncation == 1:
             return made
-        if not system.chains:
+        if not system.tokens:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
-        return Truncated(denoise=made, rates=dict.fromkeys(system.chains, request.truncation))
+        return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
 
-    @staticmethod
-    def _contexts(carried: Carry, task: Task, nulls: Contexts) -> Contexts:
-        """What the task tells of the conditions, or their null."""
-        return {
-            name: Context(tokens=carried[f"told.{name}"]) if task.contexts.get(name) else null
-            for name, null in nulls.items()
-        }
-
-    def _reached(self, begin: float) -> float:
-        """The time nearest to `begin` that every chain of tokens has."""
-        for process in self.system.chains.values():
-            begin = max(1, int(process.steps * begin)) / process.steps
-        return begin
-
-    def _pin(self, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
+    def _pin(self, system: System, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
         """Holds what the mask does not free; states without places are drawn anew."""
         mask = _to_mask(_mask_of(request), self.image_size)
-        shapes = {n: self.system.modalities[n].shape for n in known}
+        shapes = {n: system.modalities[n].shape for n in known}
         free = {n: free_places(mask, s) for n, s in shapes.items() if len(s) in (1, 3)}
-        return pinned({n: known[n] for n in free}, free, self.system.processes, noise)
+        return pinned({n: known[n] for n in free}, free, system.processes, noise)
 
-    def _results(self, made: Bundle, seeds: Sequence[int], first: int, facts: dict) -> list[Result]:
-        decoded = self._decode(made)
+    def _results(
+        self, system: System, made: Bundle, seeds: Sequence[int], first: int, facts: dict
+    ) -> list[Result]:
+        decoded = self._decode(system, made)
         return [
             Result(
                 index=first + k,
@@ -348,7 +359,7 @@ class Model:
             for k, seed in enumerate(seeds)
         ]
 
-    def _decode(self, made: Bundle) -> dict[str, Any]:
+    def _decode(self, system: System, made: Bundle) -> dict[str, Any]:
         """Row by row, so that a sample's pixels and words do not depend on its batch.
 
         Raises ModelError for states that are no numbers.
@@ -361,7 +372,7 @@ class Model:
                     "damaged: get them anew, or try --dtype fp32"
                 )
         size = next(iter(made.values())).shape[0]
-        rows = [self.system.decode({k: v[i : i + 1] for k, v in made.items()}) for i in range(size)]
+        rows = [system.decode({k: v[i : i + 1] for k, v in made.items()}) for i in range(size)]
         return {clock: [row[clock][0] for row in rows] for clock in rows[0]}
 
     def _record(self, task: Task, seconds: float, forwards: int) -> dict[str, Any]:

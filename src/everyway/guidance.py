@@ -1,9 +1,11 @@
 """Classifier-free guidance: which queries to ask, and how their answers combine.
 
-guided = u + w (c - u), c told the condition, u not; w = 1 is off.  Papers that write
-c + s (c - u) have w = 1 + s.  Combining clean estimates is the same as combining noise estimates
-or velocities at the same state, because these are linear in each other and the weights add to 1.
-Sources: Ho and Salimans, 2022, arXiv 2207.12598; Bao et al., 2023, arXiv 2303.06555, section 3.
+guided = u + w (c - u), c conditional and u not; w = 1 is off.  Papers that write
+c + s (c - u) have w = 1 + s.  Several branches u_b add up: c + sum of (w_b - 1) (c - u_b).
+Combining clean estimates is the same as combining noise estimates or velocities at the same state,
+because these are linear in each other and the weights add to 1.
+Sources: Ho and Salimans, 2022, arXiv 2207.12598; Liu et al., "Compositional Visual Generation",
+2022, arXiv 2206.01714; Bao et al., 2023, arXiv 2303.06555, section 3.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
 from everyway.process.gaussian import mixed
-from everyway.tasks import Task
+from everyway.tasks import Branch, Task
 
 OFF = 1e-3
 """A weight this near to 1 is 1: the second query is not asked."""
@@ -25,32 +27,19 @@ AbsentNoise = Callable[[str, tuple[int, ...]], Tensor]
 """(modality, shape (B, ...)) -> a fresh state at t = 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Branch:
-    """One unconditional query: these clocks go to t = 1, and the kept clocks' answer counts.
-
-    null_contexts: the contexts are replaced by their null form.
-    """
-
-    absent: tuple[str, ...]
-    keep: tuple[str, ...]
-    null_contexts: bool = False
-
-
 def branches(task: Task) -> tuple[Branch, ...]:
     """The unconditional queries of a task; none where there is nothing to leave out.
 
-    given clocks: one branch without them.  Several generated clocks (joint): one branch per
-    generated clock with the others absent.  Only contexts: one branch with null contexts.
+    They are the task's own, or else: without given clocks and contexts, all of them at once; of
+    several generated clocks (joint) one branch for each, with the others absent.
     """
-    in_context = any(task.contexts.values())
-    if task.given:
-        return (Branch(absent=task.given, keep=task.generated, null_contexts=in_context),)
-    if in_context:
-        return (Branch(absent=(), keep=task.generated, null_contexts=True),)
+    if task.guidance is not None:
+        return task.guidance
+    if task.given or task.given_contexts:
+        return (Branch(keep=task.generated, absent=task.given, without=task.given_contexts),)
     if len(task.generated) > 1:
         others = {c: tuple(o for o in task.generated if o != c) for c in task.generated}
-        return tuple(Branch(absent=others[c], keep=(c,)) for c in task.generated)
+        return tuple(Branch(keep=(c,), absent=others[c]) for c in task.generated)
     return ()
 
 
@@ -59,60 +48,75 @@ def combine(
     unconditional: Bundle,
     w: float | Tensor,
     processes: Mapping[str, Process] | None = None,
+    made: Bundle | None = None,
 ) -> Bundle:
-    """The modalities of `unconditional` as their process combines them, c itself for the others.
+    """The modalities of `unconditional` as their process combines them, the others as they are.
 
     w: a number, or one per sample (B,).  A modality without a process is u + w (c - u).
+    made: what earlier branches made of the conditional estimates.
     """
-    made = dict(conditional)
+    out = dict(made or conditional)
     for name, u in unconditional.items():
-        weight = w if isinstance(w, Tensor) else torch.full((len(u),), w, dtype=torch.float64)
+        c, now = conditional[name], out[name]
+        weight = torch.as_tensor(w, dtype=torch.float64, device=u.device).expand(len(u))
         mix = processes[name].combine if processes and name in processes else mixed
-        made[name] = mix(conditional[name], u, weight.to(u.device))
-    return made
+        out[name] = mix(now, u if now is c else now - (c - u), weight)
+    return out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Guided:
     """A contracts.Denoise that asks another one with and without the condition, and combines.
 
+    w: a number, or one per sample (B,).
     interval: times of the generated clocks, ends included, where w counts; outside it w is 1.
+    null_contexts: context -> what is given in its place.
     processes: modality -> the process that knows how its estimates combine.
     """
 
     denoise: Denoise
     task: Task
     clocks: Mapping[str, str]
-    w: float
+    w: float | Tensor
     absent_noise: AbsentNoise
     interval: tuple[float, float] = (0.0, 1.0)
-    null_contexts: Contexts | None = None
+    null_contexts: Contexts = field(default_factory=dict)
     processes: Mapping[str, Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
-        if self.w != 1.0 and self.null_contexts is None:
-            if any(branch.null_contexts for branch in branches(self.task)):
-                raise ValueError(f"guidance of task {self.task.name!r} needs null_contexts")
+        missing = {c for b in branches(self.task) for c in b.without} - self.null_contexts.keys()
+        if missing and not is_off(self.w):
+            lost = ", ".join(sorted(missing))
+            raise ValueError(
+                f"guidance of {self.task.name!r} needs null_contexts for {lost}; give them, or a "
+                "guidance of 1, which is off"
+            )
 
-    def weights(self, query: Query) -> Tensor:
-        """(B,) float64: w inside the interval and 1 outside."""
-        t = query.times[self.task.generated[0]]
+    def weights(self, query: Query, branch: Branch) -> Tensor:
+        """(B,) float64: w, or the branch's own, inside the interval and 1 outside."""
+        t = query.times[branch.keep[0]]
+        w = torch.as_tensor(self.w if branch.weight is None else branch.weight).to(t)
         low, high = self.interval
-        inside = (t >= low) & (t <= high)
-        return torch.where(inside, torch.full_like(t, self.w), torch.ones_like(t))
+        return torch.where((t >= low) & (t <= high), w, torch.ones_like(t))
+
+    def asked(self, query: Query) -> tuple[Branch, ...]:
+        """The branches that bear on the answer to `query`."""
+        kept = {self.clocks[name] for name in query.keep}
+        return tuple(
+            b for b in branches(self.task)
+            if kept & {*b.keep} and not is_off(self.weights(query, b))
+        )  # fmt: skip
 
     def forwards(self, query: Query) -> int:
         """How many network forwards the answer to `query` costs."""
-        if bool(((self.weights(query) - 1.0).abs() < OFF).all()):
-            return 1
-        return 1 + len(branches(self.task))
+        return 1 + len(self.asked(query))
 
     def unconditional(self, query: Query) -> list[Query]:
         """The query of every branch.  Fresh states are drawn in the order of the modalities."""
-        asked = branches(self.task)
+        asked = self.asked(query)
         hidden = {clock for branch in asked for clock in branch.absent}
         fresh = {
             name: self.absent_noise(name, tuple(x.shape)).to(x)
@@ -131,31 +135,32 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
-        contexts = self.null_contexts if branch.null_contexts else query.contexts
-        return replace(query, states=states, times=times, keep=keep, contexts=contexts or {})
+        contexts = query.contexts | {name: self.null_contexts[name] for name in branch.without}
+        return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
     def __call__(self, queries: Sequence[Query]) -> list[Bundle]:
-        asked: list[Query] = []
-        spans = []
+        extra = [self.unconditional(query) for query in queries]
+        told = [q for query, others in zip(queries, extra) for q in (query, *others)]
+        answers, out = iter(self.denoise(told)), []
         for query in queries:
-            extra = self.unconditional(query) if self.forwards(query) > 1 else []
-            spans.append((len(asked), len(extra)))
-            asked += [query, *extra]
-        answers = self.denoise(asked)
-        out = []
-        for query, (first, count) in zip(queries, spans, strict=True):
-            made = answers[first]
-            for answer in answers[first + 1 : first + 1 + count]:
-                made = combine(made, answer, self.weights(query), self.processes)
+            conditional = made = next(answers)
+            for branch in self.asked(query):
+                w = self.weights(query, branch)
+                made = combine(conditional, next(answers), w, self.processes, made)
             out.append(made)
         return out
+
+
+def is_off(w: float | Tensor) -> bool:
+    """Whether a guidance weight changes nothing."""
+    return bool(((torch.as_tensor(w) - 1.0).abs() < OFF).all())
 
 
 def guided(
     denoise: Denoise,
     task: Task,
     clocks: Mapping[str, str],
-    w: float,
+    w: float | Tensor,
     absent_noise: AbsentNoise,
     *,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -163,14 +168,16 @@ def guided(
     processes: Mapping[str, Process] | None = None,
 ) -> Denoise:
     """`denoise` with guidance w (1 = off); `denoise` itself where that changes nothing."""
-    made = Guided(
+    own = [w if b.weight is None else b.weight for b in branches(task)]
+    if all(map(is_off, own)):
+        return denoise
+    return Guided(
         denoise=denoise,
         task=task,
         clocks=clocks,
         w=w,
         absent_noise=absent_noise,
         interval=interval,
-        null_contexts=null_contexts,
+        null_contexts=null_contexts or {},
         processes=processes or {},
     )
-    return denoise if abs(w - 1.0) < OFF or not branches(task) else made

@@ -20,7 +20,14 @@ from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
 from everyway.layouts import convert
 from everyway.nets.precision import fast
-from everyway.placement import MEMORY, WORK_A_PIXEL, Placement, free_memory, memory_for
+from everyway.placement import (
+    MEMORY,
+    WORK_A_PIXEL,
+    Placement,
+    free_memory,
+    is_network,
+    memory_for,
+)
 from everyway.system import System
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
@@ -100,7 +107,7 @@ def load(
     return Loaded(
         name=name,
         hash=_hash(path, opened, system, bool(parts or settings)),
-        system=replace(system, placement=placed),
+        system=system.placed(placed),
         facts=opened.facts,
         told=_plain(dtype=dtype, parts=parts, settings=settings),
         note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
@@ -144,8 +151,7 @@ def save(
 ) -> None:
     """A model folder of ours with its card.  dtype: of the weights; None keeps them as they are."""
     config = {"system": system.name, "config": dict(system.config)}
-    tensors = {"network": system.network.state_dict(), **system.codec_weights()}
-    store.save(folder, config, tensors, facts, dtype)
+    store.save(folder, config, system.weights(), facts, dtype)
     card.write_card(folder)
 
 
@@ -187,10 +193,11 @@ def _memory(
 ) -> str:
     if asked != "auto":
         return asked
-    codecs = {name: count for name, count in bytes_.items() if name != "network"}
+    codecs = {name: count for name, count in bytes_.items() if not is_network(name)}
+    network = sum(count for name, count in bytes_.items() if is_network(name))
     pixels = opened.facts.get("image_size", 64) ** 2
     work = pixels * WORK_A_PIXEL * DTYPES[dtype].itemsize // 4
-    return memory_for(free, bytes_.get("network", 0), codecs, work)
+    return memory_for(free, network, codecs, work)
 
 
 def _note(placed: Placement, dtype: str, bytes_: Mapping[str, int], free: int) -> str:
@@ -208,7 +215,7 @@ def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> 
     if convert.is_ours(path) and not changed:
         return store.fingerprint(path)
     digest = hashlib.sha256(json.dumps(opened.config, sort_keys=True).encode())
-    for component, module in sorted({"network": system.network, **system.codecs}.items()):
+    for component, module in sorted(system.components.items()):
         for name, tensor in module.state_dict().items():
             few = tensor.flatten()[:: max(1, tensor.numel() // 1000)].cpu().to(torch.bfloat16)
             digest.update(f"{component}.{name}".encode() + few.view(torch.int16).numpy().tobytes())

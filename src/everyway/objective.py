@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Noise, Times
+from everyway.contracts import Bundle, Contexts, Noise, Times, contexts_in
 from everyway.system import System
 
 
@@ -25,13 +25,35 @@ def corrupt(system: System, x0: Bundle, times: Times, noise: Noise) -> tuple[Bun
     return x_t, draws
 
 
+def contexts_of(system: System, batch: Bundle, noise: Noise, drop: float, samples: int) -> Contexts:
+    """What the network is given of a batch, a share `drop` of the samples their null.
+
+    batch: clean states, and contexts as `contracts.flat` has them.  What the data does not hold
+    (the kind of data of UniDiffuser v1) is the null for all of them.
+    """
+    device = next(iter(batch.values())).device
+    given, out = contexts_in(batch), {}
+    for name, condition in system.conditions.items():
+        if name in given and not drop:
+            out[name] = given[name]
+            continue
+        null = condition.null().context().expand(samples).to(device)
+        out[name] = null
+        if name in given:
+            lost = noise.uniform(f"drop:{name}", (samples,)).to(device) < drop
+            out[name] = given[name].where(~lost, null)
+    return out
+
+
 def losses(
     system: System, x0: Bundle, times: Times, noise: Noise, contexts: Contexts | None = None
 ) -> dict[str, Tensor]:
     """Per-sample, per-modality losses: modality -> (B,) float32.
 
-    At a time of exactly 0 a state is given and there is nothing to learn: its loss is 0.
+    times: clock -> (B,), moved to times that the processes have.  At a time of exactly 0 a state
+    is given and there is nothing to learn: its loss is 0.
     """
+    times = system.existing(times)
     x_t, draws = corrupt(system, x0, times, noise)
     raw = system.network(system.shown(x_t, times), times, contexts or {})
     out = {}

@@ -32,27 +32,35 @@ class Placement:
     memory: str = "full"
 
     def home(self, component: str) -> torch.device:
-        """Where a component ("network", or a codec's name) lies while it is not used."""
-        stays = self.memory == "full" or (self.memory == "offload" and component == "network")
+        """Where a component ("network", "network.NAME" or a codec's) lies while it is not used."""
+        stays = self.memory == "full" or (self.memory == "offload" and is_network(component))
         return self.device if stays else CPU
 
     @contextmanager
-    def lent(self, module: nn.Module, network: nn.Module) -> Iterator[None]:
-        """`module` on the device, be it a codec or the system's network itself.
+    def lent(self, module: nn.Module, *network: nn.Module) -> Iterator[None]:
+        """`module` on the device, be it a codec or one of those that the network is made of.
 
-        The network then stays there until a codec needs its place.
+        Those of the network then stay there until a codec, or others of them, need their place.
         """
         if self.memory == "full" or self.device == CPU:
             yield
             return
-        if module is not network and self.memory == "low":
-            _move(network, CPU)
+        stays = any(module is part for part in network)
+        if self.memory == "low":
+            for part in network:
+                if part is not module:
+                    _move(part, CPU)
         _move(module, self.device)
         try:
             yield
         finally:
-            if module is not network:
+            if not stays:
                 _move(module, CPU)
+
+
+def is_network(component: str) -> bool:
+    """Whether a component is a network or a part of one, of a system within a system too."""
+    return "network" in component.split(".")
 
 
 def _move(module: nn.Module, device: torch.device) -> None:

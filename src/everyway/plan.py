@@ -5,7 +5,7 @@ Variation, the Gibbs chain and interpolation are plans, not special cases of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from everyway.controls.interpolation import slerp, start_states
 from everyway.request import GenerateRequest, RequestError
 from everyway.system import System
-from everyway.tasks import Task, given_noisy
+from everyway.tasks import PATHS, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
 """What goes from stage to stage: clean states by modality, "told.NAME" and "start.NAME"."""
@@ -24,6 +24,7 @@ Carry = dict[str, Tensor]
 class Stage:
     """One sampling loop.  Its given states are taken from what former stages made.
 
+    system: which of the model's `systems` it runs on, whose the task is; "" is the model's own.
     prepare: may change what is carried before the loop (interpolation does).
     shown: whether this stage's states become results.
     begin: the time at which the loop begins, from what is carried (picture to picture).
@@ -31,6 +32,7 @@ class Stage:
     """
 
     task: Task
+    system: str = ""
     prepare: Callable[[Carry, System, GenerateRequest], Carry] | None = None
     shown: bool = True
     begin: float = 1.0
@@ -40,21 +42,30 @@ class Stage:
 def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
     """The stages of a request, out of a system's own tasks.
 
-    Raises RequestError where the system has no such task, and for noise of what it is not given.
+    Raises RequestError where the system has no such task, and for noise of what it is not given or
+    a path of what it does not generate.
     """
     stages = _stages(request, tasks)
-    if not request.given_noise:
+    asked = {"--given-noise": request.given_noise, "a clock path": request.clock_paths}
+    if not any(asked.values()):
         return stages
     if len(stages) > 1:
-        raise RequestError(
-            f"--given-noise is for one task, {request.kind} is several; leave it out"
-        )
-    (stage,) = stages
+        what = next(name for name, value in asked.items() if value)
+        raise RequestError(f"{what} is for one task, {request.kind} is several; leave it out")
+    (stage,), task = stages, stages[0].task
     noisy = {clock: given_noisy(level) for clock, level in request.given_noise.items()}
-    if wrong := sorted(set(noisy) - set(stage.task.given)):
-        given = ", ".join(stage.task.given) or "nothing"
+    if wrong := sorted(set(noisy) - set(task.given)):
+        given = ", ".join(task.given) or "nothing"
         raise RequestError(f"--given-noise {', '.join(wrong)}: {request.kind} is given {given}")
-    return (replace(stage, task=stage.task.replace(**noisy)),)
+    try:
+        task = task.replace(**noisy).along({c: _path(p) for c, p in request.clock_paths.items()})
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    return (replace(stage, task=task),)
+
+
+def _path(asked: str | Sequence[tuple[float, float]]) -> Path:
+    return PATHS[asked] if isinstance(asked, str) else Path(tuple(asked))
 
 
 def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -69,6 +69,9 @@ class RequestError(ValueError):
     """A request that cannot be honoured: one line that says how to mend it."""
 
 
+Time = Annotated[float, Field(ge=0, le=1)]
+
+
 class GenerateRequest(BaseModel):
     """What to make.
 
@@ -81,6 +84,10 @@ class GenerateRequest(BaseModel):
     mask: a picture's path; its bright places are drawn anew, the others stay (inpaint).
     strength: how much of a picture is forgotten, in (0, 1] (image-to-image).
     purity_weight, tokens_per_step: of the sampler purity.
+    guidance_interval: the times, ends included, between which guidance counts.
+    thresholds: state -> quantile of dynamic thresholding, for pixels in [-1, 1].
+    clock_paths: clock -> its way through time: "first" is made in the first half of the run and
+    given in the second, "last" the other way round; or knots ((u, t), ...), as `tasks.Path`.
     null: what guidance is told in place of the text, where a model has several.
     frames: of an interpolation.  rounds: of a chain.
     """
@@ -101,6 +108,9 @@ class GenerateRequest(BaseModel):
     truncation: Annotated[float, Field(gt=0, le=1)] | None = None
     purity_weight: Annotated[float, Field(ge=0, le=100)] | None = None
     tokens_per_step: Annotated[int, Field(ge=1)] | None = None
+    guidance_interval: tuple[Time, Time] = (0.0, 1.0)
+    thresholds: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    clock_paths: dict[str, Literal["first", "last"] | tuple[tuple[Time, Time], ...]] = {}
     null: str = ""
     given_noise: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
     frames: Annotated[int, Field(ge=2, le=1000)] = 8
@@ -140,6 +150,8 @@ class GenerateRequest(BaseModel):
             raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
         if self.kind == "interpolate" and self.n > 1:
             raise ValueError("an interpolation is one row of frames; leave n out")
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval goes from the lower time to the higher one")
         if self.seed + self.n > MAX_SEED:
             raise ValueError(f"seed + n is above {MAX_SEED}; give a smaller seed")
         return self

@@ -7,19 +7,32 @@ samplers, guidance and metrics ever see.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Codec, Context, Contexts, Denoise, Process, Query, Times
+from everyway.contracts import (
+    Bundle,
+    Codec,
+    Context,
+    Contexts,
+    Denoise,
+    Process,
+    Query,
+    Times,
+    joined,
+    placed,
+    rows,
+    together,
+)
 from everyway.nets.precision import computing
 from everyway.placement import CPU, Placement
-from everyway.process.mask_replace import MaskReplace
 from everyway.tasks import Task
 
 
@@ -28,7 +41,7 @@ class Modality:
     """One named stream of a system.
 
     shape: of one state, without the batch axis.
-    clock: the time it follows, which also names its raw data ("image", "text").
+    clock: the time it follows.  raw: the name of its raw data ("image", "text"), the clock's if "".
     decodes: False for streams that are generated but not shown (an image embedding).
     weight: of its mean loss in training.
     """
@@ -40,37 +53,82 @@ class Modality:
     codec: Codec
     decodes: bool = True
     weight: float = 1.0
+    raw: str = ""
+
+    @property
+    def source(self) -> str:
+        """The raw data it encodes and decodes."""
+        return self.raw or self.clock
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Null:
+    """What stands for a context that is not given.
+
+    make: the Context of one sample.  codec: which `make` asks; then its answer is kept until the
+    codec's weights change.
+    """
+
+    make: Callable[[], Context]
+    codec: nn.Module | None = None
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def context(self, using: Callable[[Any], AbstractContextManager] = nullcontext) -> Context:
+        """Of one sample.  using: makes the codec ready to run."""
+        if self.codec is None:
+            return self.make()
+        own = self.codec.parameters()
+        weights = [(id(p), 0 if p.is_inference() else p._version) for p in own]
+        if self.kept.get("weights") != weights:
+            with using(self.codec), torch.inference_mode(False), torch.no_grad():
+                self.kept.update(weights=weights, context=self.make())
+        return self.kept["context"]
+
+
+def dropped(*shape: int) -> Null:
+    """That of a network which has one of its own, for one sample's tokens of `shape` (N, D)."""
+    yes = [True]
+    return Null(make=lambda: Context(tokens=torch.zeros(1, *shape), dropped=torch.tensor(yes)))
+
+
+def labelled(number: int) -> Null:
+    """A label that tells nothing."""
+    return Null(make=lambda: Context(tokens=torch.tensor([number])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Condition:
-    """One named context of a system: what reads it, and what is told where nothing is.
+    """One named context of a system: what reads it, and what stands for it where it is not given.
 
     source: the raw data it reads ("text").
-    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels.
-    nulls: name -> (batch -> Context); guidance and training take the first.
+    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.
+    nulls: by name, of which guidance and training take the first; none where the network cannot do
+    without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
     """
 
     name: str
     source: str
     codec: Codec
-    nulls: Mapping[str, Callable[[int], Context]]
+    nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
 
-    def null(self, batch: int, name: str = "") -> Context:
-        """What is told to `batch` samples in place of the context; "" is the first null."""
-        name = name or next(iter(self.nulls))
-        if name not in self.nulls:
-            raise ValueError(f"null {name!r} is unknown; choose one of {', '.join(self.nulls)}")
-        return self.nulls[name](batch)
+    def null(self, name: str = "") -> Null:
+        """By name; the first of them where there is none of that name."""
+        if not self.nulls:
+            raise ValueError(
+                f"this model has no null {self.name}; draw with a guidance of 1, which is off, "
+                "and train it on with drop=0"
+            )
+        return self.nulls.get(name, next(iter(self.nulls.values())))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class System:
     """A network over modalities.  `config` is plain data that rebuilds the system (JSON).
 
-    conditions: the contexts that the network is told.
+    conditions: the contexts that the network is given.
+    systems: other systems that a request passes through, by name (the stages of a cascade).
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
@@ -83,6 +141,7 @@ class System:
     tasks: Mapping[str, Task]
     config: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
+    systems: Mapping[str, System] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     sampler: str = "dpm++2m"
@@ -90,14 +149,24 @@ class System:
     steps: int = 25
     truncation: float = 1.0
 
+    def __post_init__(self) -> None:
+        shown = Counter(m.source for m in self.modalities.values() if m.decodes)
+        if twice := [source for source, count in shown.items() if count > 1]:
+            raise ValueError(f"several modalities decode to {twice}; give each a raw of its own")
+        for task in self.tasks.values():
+            if odd := sorted(task.roles.keys() - set(self.clocks.values())):
+                raise ValueError(f"task {task.name!r} has clocks {odd} that {self.name} lacks")
+            if odd := sorted(task.contexts.keys() - self.conditions.keys()):
+                raise ValueError(f"task {task.name!r} has contexts {odd} that {self.name} lacks")
+
     @property
     def processes(self) -> dict[str, Process]:
         return {name: m.process for name, m in self.modalities.items()}
 
     @property
-    def chains(self) -> dict[str, MaskReplace]:
+    def tokens(self) -> dict[str, Process]:
         """modality -> process, of those that are tokens."""
-        return {n: p for n, p in self.processes.items() if isinstance(p, MaskReplace)}
+        return {n: p for n, p in self.processes.items() if p.kernel == "tokens"}
 
     @property
     def clocks(self) -> dict[str, str]:
@@ -106,13 +175,53 @@ class System:
 
     @property
     def codecs(self) -> dict[str, nn.Module]:
-        """Component name -> codec, for the codecs of modalities and conditions that own weights."""
-        everything = {**self.modalities, **self.conditions}
-        return {n: m.codec for n, m in everything.items() if isinstance(m.codec, nn.Module)}
+        """Component name -> codec, for the codecs of modalities and conditions that own weights.
 
-    def codec_weights(self) -> dict[str, dict[str, Tensor]]:
-        """Component name -> state dict, of the codecs that are stored with this system."""
-        return {n: c.state_dict() for n, c in self.codecs.items() if n not in self.shared}
+        A codec has the name of what it is for, a condition's "NAME_condition" where a modality of
+        that name has another; one that serves several is there once.
+        """
+        made: dict[str, nn.Module] = {}
+        for part in self._parts:
+            if isinstance(part.codec, nn.Module) and not _held(part.codec, made):
+                taken = part.name in made or part.name == "network"
+                made[f"{part.name}_condition" if taken else part.name] = part.codec
+        return made
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Component name -> network, or each of those that it is made of."""
+        return nested("network", self.network)
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """Component name -> module: what is stored, placed and lent to a device one by one.
+
+        Those of a system within this one are "NAME.component".
+        """
+        made = {**self.networks, **self.codecs}
+        for name, system in self.systems.items():
+            inner = system.components.items()
+            made |= {f"{name}.{n}": m for n, m in inner if not _held(m, made)}
+        return made
+
+    def weights(self, network: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+        """Component name -> state dict, of all that is stored with this system.
+
+        network: other weights of the network than its own, as its state dict names them.
+        """
+        stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
+        if network is not None:
+            for name, module in self.networks.items():
+                start = next(p for p, m in self.network.named_modules() if m is module)
+                start = f"{start}." if start else ""
+                own = {k: v for k, v in network.items() if k.startswith(start)}
+                stored[name] = {k.removeprefix(start): v for k, v in own.items()}
+        return stored
+
+    def placed(self, placement: Placement) -> System:
+        """This system, and those within it, placed so."""
+        systems = {name: s.placed(placement) for name, s in self.systems.items()}
+        return replace(self, placement=placement, systems=systems)
 
     def on(self, clock: str) -> tuple[Modality, ...]:
         """The modalities that follow `clock`."""
@@ -123,18 +232,23 @@ class System:
 
     @torch.no_grad()
     def encode(self, raw: Mapping[str, Any]) -> Bundle:
-        """raw: clock -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
+        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
         unknown = set(raw) - self.raws
         if unknown:
             raise ValueError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
-        return {m.name: self._encoded(m.codec, raw[m.clock]) for c in raw for m in self.on(c)}
+        own = self.modalities.values()
+        return {m.name: self._encoded(m.codec, raw[m.source]) for m in own if m.source in raw}
 
     @property
     def raws(self) -> set[str]:
         """The raw data that its modalities and conditions read."""
-        return {*self.clocks.values(), *(c.source for c in self.conditions.values())}
+        return {part.source for part in self._parts}
+
+    @property
+    def _parts(self) -> tuple[Modality | Condition, ...]:
+        return *self.modalities.values(), *self.conditions.values()
 
     def reads(self, text: str) -> None:
         """Raises ValueError for a text that a codec of texts cannot read; no network runs."""
@@ -143,24 +257,45 @@ class System:
             getattr(codec, "tokens", codec).encode([text])
 
     @torch.no_grad()
-    def tell(self, raw: Mapping[str, Any]) -> dict[str, Tensor]:
-        """raw: source -> raw data.  Condition -> context tokens."""
-        told = self.conditions.values()
-        return {c.name: self._encoded(c.codec, raw[c.source]) for c in told if c.source in raw}
+    def contexts(self, raw: Mapping[str, Any]) -> Contexts:
+        """raw: source -> raw data.  Condition -> its context, where its source is given."""
+        own = [c for c in self.conditions.values() if c.source in raw]
+        made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
+        return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
     def null_contexts(self, batch: int, name: str = "") -> Contexts:
-        """What every condition is told in place of its context."""
+        """What the network is given in place of every context that it can do without.
+
+        name: of the null, for conditions that have one of that name.
+        """
+        own = [c for c in self.conditions.values() if c.nulls]
+        return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+
+    def weighed(
+        self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
+    ) -> Contexts:
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+
+        What the network has a null of its own for, it blends itself.  Raises ValueError for a
+        context that is missing.
+        """
         out = {}
-        for condition in self.conditions.values():
-            with self._using(condition.codec):
-                out[condition.name] = condition.null(batch, name)
+        for name in self.conditions:
+            weight = weights.get(name, 0.0)
+            given = (contexts if weight else nulls).get(name)
+            if given is None:
+                what = "" if weight else "null "
+                raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
+            if 0 < weight < 1:
+                given = _blended(given, nulls[name], weight)
+            out[name] = given
         return out
 
     @torch.no_grad()
     def decode(self, states: Bundle) -> dict[str, Any]:
-        """Clean states -> raw data by clock; streams that are not shown are left out."""
+        """Clean states -> raw data by name; streams that are not shown are left out."""
         return {
-            m.clock: self._decoded(m.codec, states[m.name])
+            m.source: self._decoded(m.codec, states[m.name])
             for m in self.modalities.values()
             if m.decodes and m.name in states
         }
@@ -168,22 +303,34 @@ class System:
     @property
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
-        placed = self.placement
-        if placed is not None and placed.memory == "low":  # the network may lie elsewhere now
-            return placed.device
+        where = self.placement
+        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+            return where.device
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec) -> Iterator[torch.device]:
-        """The network or a codec, ready to run; gives the device that it runs on."""
+    def _using(self, part: nn.Module | Codec, times: Times | None = None) -> Iterator[torch.device]:
+        """The network or a codec, ready to run; gives the device that it runs on.
+
+        times: what a network of several is asked at, which says those of them that are needed.
+        """
         if not isinstance(part, nn.Module):
             yield CPU
             return
-        placed = self.placement
-        with placed.lent(part, self.network) if placed else nullcontext(), computing(part):
-            yield next(chain(part.parameters(), part.buffers())).device
+        networks, needed = self.networks, [part]
+        if part is self.network and len(networks) > 1:
+            own: Any = self.network
+            needed = [networks[f"network.{name}"] for name in own.needed(times)]
+        idle = [m for m in networks.values() if id(m) not in map(id, needed)]
+        placement = self.placement or Placement()
+        with ExitStack() as stack:
+            for module in needed:
+                stays = (module,) if part is self.network else ()
+                stack.enter_context(placement.lent(module, *idle, *stays))
+            stack.enter_context(computing(needed[0]))
+            yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
-    def _encoded(self, codec: Codec, raw: Any) -> Tensor:
+    def _encoded(self, codec: Codec, raw: Any) -> Any:
         with self._using(codec) as device:
             return codec.encode(raw.to(device) if isinstance(raw, Tensor) else raw)
 
@@ -194,16 +341,28 @@ class System:
     def denoiser(self, rows_a_call: int | None = None) -> Denoise:
         """Clean estimates for queries, in float32 or better, where the query's states are.
 
-        rows_a_call: None batches everything (a GPU); 1 gives every sample its own fixed-shape call,
-        which makes sample k bit-equal whatever the batch it came in (the default on a CPU, where
-        one row of a float32 product differs in its last bits from the same row in a larger batch).
+        rows_a_call: 1 gives every sample of every query its own fixed-shape call, which makes
+        sample k bit-equal whatever the batch it came in; 0 makes queries of equal shapes, such as
+        conditional and unconditional ones, one call.  None is 1 on a CPU, where one row of a
+        float32 product differs in its last bits from that row in a larger batch, and 0 elsewhere.
         """
-        if rows_a_call is None and self.device.type == "cpu":
-            rows_a_call = 1
+        if rows_a_call is None:
+            rows_a_call = int(self.device.type == "cpu")
 
         @torch.inference_mode()
         def denoise(queries: Sequence[Query]) -> list[Bundle]:
-            return [self._clean(query, rows_a_call) for query in queries]
+            if rows_a_call:
+                return [self._clean(query, rows_a_call) for query in queries]
+            alike: dict[Any, list[int]] = {}
+            for number, query in enumerate(queries):
+                alike.setdefault(query.shapes, []).append(number)
+            out: list[Bundle] = [{}] * len(queries)
+            for numbers in alike.values():
+                answer, start = self._clean(together([queries[n] for n in numbers])), 0
+                for n in numbers:
+                    cut = slice(start, start := start + queries[n].batch)
+                    out[n] = rows({k: answer[k] for k in queries[n].kept}, cut)
+            return out
 
         return denoise
 
@@ -212,49 +371,53 @@ class System:
         processes = {name: self.modalities[name].process for name in states}
         return {k: processes[k].network_input(x, times[self.clocks[k]]) for k, x in states.items()}
 
-    def _clean(self, query: Query, rows: int | None) -> Bundle:
-        keep = query.keep or tuple(self.modalities)
-        with self._using(self.network) as device:
-            asked = _placed(query, device)
-            shown = self.shown(asked[0], asked[1])
-            raw = by_rows(lambda s, t, c: self.network(s, t, c, keep=keep), rows)(shown, *asked[1:])
+    def existing(self, times: Times) -> Times:
+        """The nearest times that every modality of a clock has (a chain of tokens has few)."""
+        for name, clock in self.clocks.items():
+            if clock in times:
+                times = times | {clock: self.modalities[name].process.existing(times[clock])}
+        return times
+
+    def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        with self._using(self.network, query.times) as device:
+            asked = placed(query, device)
+            asked = replace(asked, states=self.shown(asked.states, asked.times))
+            size = rows_a_call or query.batch
+            cuts = [slice(k, k + size) for k in range(0, query.batch, size)]
+            parts = [rows(asked, cut) for cut in cuts]
+            raw = joined([self.network(q.states, q.times, q.contexts, keep=q.kept) for q in parts])
         return {
             name: self.modalities[name].process.to_clean(
                 raw[name].to(query.states[name].device, torch.float32),
                 query.states[name],
                 query.times[self.clocks[name]],
             )
-            for name in keep
+            for name in query.kept
         }
 
 
-def _placed(query: Query, device: torch.device) -> tuple[Bundle, Times, Contexts]:
-    """What a network is called with, on its device."""
-    contexts = {name: Context(tokens=c.tokens.to(device)) for name, c in query.contexts.items()}
-    states = {name: state.to(device) for name, state in query.states.items()}
-    return states, {clock: t.to(device) for clock, t in query.times.items()}, contexts
+def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:
+    """Component name -> module: itself, or "NAME.part" for those that it is made of.
+
+    A module that is made of others has them as `components`, a mapping, and no other weights; a
+    network of several also says which it `needed(times)`.
+    """
+    parts = getattr(module, "components", None)
+    if parts is None:
+        return {name: module}
+    own = {id(p) for part in parts.values() for p in part.parameters()}
+    if any(id(p) not in own for p in module.parameters()):
+        raise ValueError(f"{name} has weights beside its components; put them into one")
+    return {f"{name}.{key}": part for key, part in parts.items()}
 
 
-Network = Callable[[Bundle, Times, Contexts], Bundle]
+def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
+    return any(module is other for other in among.values())
 
 
-def by_rows(network: Network, rows: int | None) -> Network:
-    """The network called on `rows` samples at a time, its answers put together again."""
-    if rows is None:
-        return network
-
-    def call(states: Bundle, times: Times, contexts: Contexts) -> Bundle:
-        batch = next(iter(states.values())).shape[0]
-        parts = []
-        for start in range(0, batch, rows):
-            cut = slice(start, start + rows)
-            parts.append(
-                network(
-                    {k: v[cut] for k, v in states.items()},
-                    {k: v[cut] for k, v in times.items()},
-                    {k: Context(tokens=v.tokens[cut]) for k, v in contexts.items()},
-                )
-            )
-        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-
-    return call
+def _blended(given: Context, null: Context, weight: float) -> Context:
+    """By the network where it has the null, or else as a mean of equally long tokens."""
+    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
+    if null.dropped is not None or not given.tokens.is_floating_point():
+        return replace(given, weight=share)
+    return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))

@@ -16,12 +16,54 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from everyway.contracts import Times
+
+Time = TypeVar("Time", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Path:
+    """A clock's time in a run: t = path(u), with u falling from 1 to 0 over the run.
+
+    knots: (u, t), both rising from 0 to 1; the path is straight between them.  With a path for
+    each of two clocks a run follows any curve through the square of times: one state first, one
+    ahead of the other, or (the identity) both together.
+    """
+
+    knots: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        knots = tuple((float(u), float(t)) for u, t in self.knots)
+        object.__setattr__(self, "knots", knots)
+        rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(knots))
+        if len(knots) < 2 or (knots[0], knots[-1]) != ((0.0, 0.0), (1.0, 1.0)) or not rising:
+            raise ValueError(
+                f"path {knots} must rise from (0, 0) to (1, 1), as in (0, 0), (0.5, 0), (1, 1)"
+            )
+
+    def __call__(self, u: Time) -> Time:
+        """t of u, floats or float64 tensors of any shape."""
+        if not isinstance(u, Tensor):
+            return float(self(torch.tensor(u, dtype=torch.float64)))
+        t = torch.zeros_like(u)
+        for (u0, t0), (u1, t1) in pairwise(self.knots):
+            between = t0 + (t1 - t0) * (u - u0) / (u1 - u0)
+            t = torch.where(u > u0, torch.where(u < u1, between, t1), t)
+        return t
+
+
+FIRST = Path(((0.0, 0.0), (0.5, 0.0), (1.0, 1.0)))
+"""Made in the first half of a run, and given exactly in the second."""
+LAST = Path(((0.0, 0.0), (0.5, 1.0), (1.0, 1.0)))
+"""Absent in the first half of a run, and made in the second."""
+PATHS = {"first": FIRST, "last": LAST}
 
 
 @dataclass(frozen=True)
@@ -29,22 +71,27 @@ class Role:
     """What a clock does in a task.  kind: "generate", "given" or "absent".
 
     level: for a given state, the time it is held at; 0 is exactly clean, in (0, 1) it is noisy.
+    path: of a generated state, where it is not the run's own time.
     """
 
     kind: str
     level: float = 0.0
+    path: Path | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("generate", "given", "absent"):
             raise ValueError(f"role {self.kind!r} is unknown; use generate, given or absent")
         if not 0.0 <= self.level < 1.0:
             raise ValueError(f"given noise level {self.level} is outside [0, 1); 1 means absent")
+        if self.path and self.kind != "generate":
+            raise ValueError(f"a {self.kind} clock has no path; generated ones have")
 
-    def time(self, t: Tensor) -> Tensor:
-        """The clock's time (B,) when the generated clocks are at t (B,)."""
+    def time(self, u: Time) -> Time:
+        """The clock's time when the run is at u, a float or (B,)."""
         if self.kind == "generate":
-            return t
-        return torch.full_like(t, 1.0 if self.kind == "absent" else self.level)
+            return self.path(u) if self.path else u
+        held = 1.0 if self.kind == "absent" else self.level
+        return torch.full_like(u, held) if isinstance(u, Tensor) else held
 
 
 GENERATE = Role("generate")
@@ -57,22 +104,55 @@ def given_noisy(level: float) -> Role:
     return Role("given", level)
 
 
+def generated_along(path: Path) -> Role:
+    """Generated, with a time of its own; on the straight path that is the run's."""
+    return Role("generate", path=path) if any(u != t for u, t in path.knots) else GENERATE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One unconditional query of guidance: what it leaves out, and whose answer counts.
+
+    absent: clocks that go to t = 1.  without: contexts that become their null.
+    keep: the clocks whose estimate is moved away from this one.
+    weight: of this branch; None is the run's guidance.
+    """
+
+    keep: tuple[str, ...]
+    absent: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    weight: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Roles of the clocks, and which contexts are told.
+    """Roles of the clocks, and how much of each context the network is given.
 
-    roles: clock -> Role.  contexts: context name -> True (given) or False (null).
+    roles: clock -> Role; a clock that is left out is not shown to the network at all.
+    contexts: context name -> weight in [0, 1]: 0 its null, 1 as given, between them blended; one
+    that is left out is its null.
+    guidance: the unconditional queries; None leaves them to `guidance.branches`.
     """
 
     name: str
     roles: Mapping[str, Role]
-    contexts: Mapping[str, bool] = field(default_factory=dict)
+    contexts: Mapping[str, float] = field(default_factory=dict)
+    guidance: tuple[Branch, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.generated:
             raise ValueError(
                 f"task {self.name!r} generates nothing; give one clock the role GENERATE"
             )
+        for name, weight in self.contexts.items():
+            if not 0 <= weight <= 1:
+                raise ValueError(
+                    f"task {self.name!r} weighs {name!r} by {weight:g}; give a number from 0 to 1"
+                )
+        for branch in self.guidance or ():
+            known = {*self.roles, *self.contexts}
+            if odd := {*branch.keep, *branch.absent, *branch.without} - known:
+                raise ValueError(f"guidance of task {self.name!r} names an unknown {sorted(odd)}")
 
     @property
     def generated(self) -> tuple[str, ...]:
@@ -82,6 +162,11 @@ class Task:
     def given(self) -> tuple[str, ...]:
         return tuple(clock for clock, role in self.roles.items() if role.kind == "given")
 
+    @property
+    def given_contexts(self) -> tuple[str, ...]:
+        """The contexts of which the network is given something."""
+        return tuple(name for name, weight in self.contexts.items() if weight > 0)
+
     def replace(self, **roles: Role) -> Task:
         """The same task with some clocks' roles changed."""
         unknown = set(roles) - set(self.roles)
@@ -89,11 +174,20 @@ class Task:
             raise ValueError(
                 f"task {self.name!r} has no clock {sorted(unknown)}; it has {[*self.roles]}"
             )
-        return Task(name=self.name, roles={**self.roles, **roles}, contexts=self.contexts)
+        return replace(self, roles={**self.roles, **roles})
+
+    def along(self, paths: Mapping[str, Path]) -> Task:
+        """The same task with paths for some of its generated clocks."""
+        if wrong := sorted(set(paths) - set(self.generated)):
+            raise ValueError(
+                f"task {self.name!r} does not generate {', '.join(wrong)}; give a path to "
+                f"{', '.join(self.generated)}"
+            )
+        return self.replace(**{clock: generated_along(path) for clock, path in paths.items()})
 
 
 def times_for(task: Task, t: Tensor) -> Times:
-    """One row of the table: clock -> (B,) float64, with generated clocks at t (B,)."""
+    """One row of the table: clock -> (B,) float64, with the run at t (B,)."""
     t = t.to(torch.float64)
     return {clock: role.time(t) for clock, role in task.roles.items()}
 
@@ -112,11 +206,11 @@ def drawing(told: str, nulls: bool = True) -> dict[str, Task]:
 
     nulls: whether it has a null, without which it draws nothing untold.
     """
-    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: False} if told else {})
+    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: 0.0} if told else {})
     if not told:
         return {"image": alone}
     name = {"text": "text-to-image", "label": "class-to-image"}[told]
-    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: True})}
+    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: 1.0})}
     return made | {"image": alone} if nulls else made
 
 

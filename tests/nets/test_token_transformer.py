@@ -114,9 +114,15 @@ def test_class(tiny):
 
 def test_a_label_outside_the_table_has_its_mean(tiny):
     network, tokens = made(CLASS), torch.tensor(tiny["class.x"])
-    null = network.null_context(2).tokens
-    assert null.tolist() == [10, 10] and null.dtype == torch.int64
+    assert network.null_label == 10
+    null = torch.tensor([10, 10])
     compare(tiny, "class.null_mean.t5_80.logits", logits(network, tokens, [5, 80], label=null).mT)
+    lost = Context(tokens=torch.tensor([3, 7]), dropped=torch.tensor([True, True]))
+    times = {"image": time([5, 80])}
+    assert torch.equal(
+        network({"image": tokens}, times, {"label": lost})["image"],
+        logits(network, tokens, [5, 80], label=null),
+    )
 
 
 def test_every_sample_has_its_own_label_or_mean(tiny):
@@ -317,18 +323,17 @@ def test_a_sample_does_not_depend_on_its_batch(config):
 def test_learned_null():
     torch.manual_seed(0)
     network = TokenTransformer(replace(TEXT, learned_null=True))
-    null = network.null_context(3).tokens
-    assert null.shape == (3, 7, 48) and abs(float(network.null.detach().std()) - 1) < 0.15
+    assert network.null.shape == (7, 48) and abs(float(network.null.detach().std()) - 1) < 0.15
+    lost = Context(tokens=torch.zeros(3, 7, 48), dropped=torch.ones(3, dtype=torch.bool))
     assert abs(float(network.head.weight.detach().std()) - 0.02) < 0.002
     tokens = torch.zeros(3, 64, dtype=torch.int64)
-    out = network({"image": tokens}, {"image": time([0, 0, 0])}, {"text": Context(tokens=null)})
+    out = network({"image": tokens}, {"image": time([0, 0, 0])}, {"text": lost})
     out["image"].square().sum().backward()
     assert network.null.grad.abs().sum() > 0
     learned = TokenTransformer(replace(CLASS, labels=11, learned_null=True))
-    assert learned.null_context(2).tokens.tolist() == [10, 10]  # a row of the table
-    for config in (TEXT, UNCOND):
-        with pytest.raises(ValueError, match="no null of its own"):
-            TokenTransformer(config).null_context(1)
+    assert learned.null_label == 10  # a row of the table
+    with pytest.raises(ValueError, match="no null of its own"):
+        made(TEXT)({"image": tokens}, {"image": time([0, 0, 0])}, {"text": lost})
 
 
 def test_times_are_the_papers_steps():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from everyway.objective import losses
 from everyway.process.mask_replace import (
     ABSORBING,
     IMPOSSIBLE,
@@ -21,6 +22,7 @@ from everyway.process.mask_replace import (
     sample,
 )
 from everyway.sampling.noise import PerSampleNoise
+from everyway.system import Modality, System
 from formula import normal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vq"
@@ -224,3 +226,73 @@ def test_sample_follows_the_law():
     draw = torch.rand(1, 40_000, 4, generator=torch.Generator().manual_seed(0))
     found = torch.bincount(sample(p.log().expand(1, 40_000, 4), draw).flatten()) / 40_000
     assert (found - p).abs().max() < 4 * (0.25 / 40_000) ** 0.5
+
+
+def test_a_uniform_time_draws_every_step_of_the_chain_alike():
+    process = MaskReplace(classes=5, steps=8)
+    t = (torch.arange(800, dtype=torch.float64) + 0.5) / 800
+    steps = (process.existing(t) * 8).round().long()
+    assert torch.bincount(steps).tolist() == [0] + [100] * 8
+    on_chain = torch.arange(9, dtype=torch.float64) / 8
+    assert torch.equal(process.existing(on_chain), on_chain)
+
+
+def test_the_loss_is_of_what_the_network_was_shown():
+    """A training asks the network and the loss at one time, one of the chain."""
+    process, seen = MaskReplace(classes=5, steps=4), []
+
+    class Spy:
+        def __getattr__(self, name):
+            return getattr(process, name)
+
+        def corrupt(self, x0, draw, t):
+            seen.append((t, process.corrupt(x0, draw, t)))
+            return seen[-1][1]
+
+        def loss(self, raw, x0, draw, t):
+            own = process.corrupt(x0, draw, t)
+            assert torch.equal(own, seen[-1][1]) and torch.equal(t, seen[-1][0])
+            return process.loss(raw, x0, draw, t)
+
+    modality = Modality(name="x", clock="x", shape=(64,), process=Spy(), codec=None)
+    asked = []
+
+    def network(states, times, contexts):
+        asked.append((states["x"], times["x"]))
+        return {"x": torch.zeros(16, 64, 5)}
+
+    system = System(name="spy", network=network, modalities={"x": modality}, tasks={})
+    times = {"x": (torch.arange(16, dtype=torch.float64) + 0.3) / 16}
+    noise = PerSampleNoise(list(range(16)))
+    made = losses(system, {"x": torch.randint(0, 5, (16, 64))}, times, noise)["x"]
+    assert torch.equal(asked[0][0], seen[0][1]) and torch.equal(asked[0][1], seen[0][0])
+    assert set((asked[0][1] * 4).tolist()) == {1.0, 2.0, 3.0, 4.0} and made.isfinite().all()
+
+
+def test_a_time_off_the_chain_has_the_loss_of_its_own_state():
+    """Called by itself too, the loss draws the x_t that the time given says."""
+    process, drawn = MaskReplace(classes=5, steps=4), []
+    corrupt = MaskReplace.corrupt
+
+    class Kept(MaskReplace):
+        def corrupt(self, x0, draw, t):
+            drawn.append(t)
+            return corrupt(self, x0, draw, t)
+
+    t = torch.tensor([0.1, 0.3, 0.62, 1.0], dtype=torch.float64)
+    x0 = torch.randint(0, 5, (4, 9))
+    draw = process.draw(PerSampleNoise([0, 1, 2, 3]), "x", (4, 9))
+    Kept(classes=5, steps=4).loss(torch.zeros(4, 9, 5), x0, draw, t)
+    assert torch.equal(drawn[0], t)
+
+
+def test_what_loop_masks_and_previews_ask_of_it():
+    process = MaskReplace(classes=3)
+    assert (process.kernel, process.steps) == ("tokens", 100)
+    state = torch.tensor([[3, 1, 3]])
+    clean = torch.tensor([[[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]]).log()
+    shown, sure = process.preview(torch.nn.functional.pad(clean, (0, 1), value=-70.0), state)
+    assert shown.tolist() == [[1, 1, 2]]
+    torch.testing.assert_close(sure, torch.tensor([[0.0, 0.5, 0.0]]))
+    with pytest.raises(ValueError, match="no deterministic path"):
+        process.flow(state, clean, 0.5, 0.6)

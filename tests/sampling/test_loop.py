@@ -188,7 +188,7 @@ def test_branches():
     ]
     assert branches(IMAGE_ALONE) == ()
     told = Task(name="class", roles={"x": ALONE.roles["x"]}, contexts={"label": True})
-    assert branches(told)[0].null_contexts
+    assert branches(told)[0].without == ("label",)
     with pytest.raises(ValueError, match="null_contexts"):
         guided(DENOISE, told, {"x": "x"}, 2.0, lambda n, s: torch.zeros(s))
 

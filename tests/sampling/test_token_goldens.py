@@ -337,7 +337,7 @@ def test_a_training_forward_with_an_empty_text():
     """The second sample's text is empty, so it is told the learned null."""
     net, process = network(8, (77, 512), learned_null=True), MaskReplace(classes=CODES)
     text = torch.nn.functional.normalize(normal("input:l.cond77", (2, 77, 512)), dim=-1)
-    told = {"text": Context(tokens=torch.stack([text[0], net.null_context(1).tokens[0]]))}
+    told = {"text": Context(tokens=text, dropped=torch.tensor([False, True]))}
     t = (torch.tensor([30, 70], dtype=torch.float64) + 1) / 100
     with np.load(GOLDEN / "l_train_forward.npz") as file:
         x0 = torch.from_numpy(file["x0"]).long()

@@ -147,7 +147,7 @@ def test_a_model_without_a_null_class_refuses_guidance(models):
     one = dict(kind="class-to-image", label=NULL - 1, steps=STEPS)
     (made,) = draw(**one)
     assert made.facts["forwards"] == STEPS and made.image.size == (8, 8)
-    with pytest.raises(ValueError, match="no null class.*guidance of 1") as caught:
+    with pytest.raises(ValueError, match="no null label.*guidance of 1") as caught:
         draw(**one, guidance=1.5)
     assert "\n" not in str(caught.value)
     with pytest.raises(RequestError, match="cannot do 'image'; it does class-to-image"):
@@ -163,7 +163,7 @@ def test_the_command_draws_a_class_or_says_why_not(files, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main([*words, "--guidance", "2"]) == 2
     err = capsys.readouterr().err
-    assert "no null class" in err and err.count("\n") == 1
+    assert "no null label" in err and err.count("\n") == 1
 
 
 def test_a_model_that_is_told_nothing(models):
@@ -175,7 +175,7 @@ def test_a_model_that_is_told_nothing(models):
 
 def test_a_text_is_told_as_clip_states_it(models, files):
     system = models["text"].system
-    told = system.tell({"text": ["a fox", ""]})["text"]
+    told = system.contexts({"text": ["a fox", ""]})["text"].tokens
     ids = torch.full((1, 77), 9)
     ids[0, :4] = torch.tensor([8, 0, 1, 9])  # start, a, fox, end; padding is the end mark
     expected = tiny_clip("text")(input_ids=ids).last_hidden_state
@@ -206,5 +206,5 @@ def test_what_a_model_lacks_is_told(files):
     with pytest.raises(ValueError, match=f"lacks codecs; give them: {said}"):
         convert.restored(convert.open_model(str(files / "text.pth")))
     assert uvit.lacking(uvit.full(uvit.PRESETS["imagenet64_mid"])) == []
-    with pytest.raises(ValueError, match="schedule 'cosine' is unknown; choose one of linear"):
-        uvit.UViTSystemConfig(network={}, schedule="cosine")
+    with pytest.raises(ValueError, match="schedule 'sine' is unknown; choose one of linear"):
+        uvit.UViTSystemConfig(network={}, schedule="sine")

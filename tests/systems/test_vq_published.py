@@ -242,7 +242,7 @@ def test_an_empty_text_is_what_the_text_codec_makes_of_it(files):
     system = convert.restored(opened(files, "coco"))
     assert [*system.conditions["text"].nulls] == ["empty"]
     null = system.null_contexts(3)["text"].tokens
-    told = system.tell({"text": ["", "a fox", ""]})["text"]
+    told = system.contexts({"text": ["", "a fox", ""]})["text"].tokens
     torch.testing.assert_close(null[[0, 2]], told[[0, 2]], rtol=0, atol=1e-6)
     assert not torch.equal(null[1], told[1])
     torch.testing.assert_close(null.norm(dim=-1), torch.ones(3, 77))
@@ -260,7 +260,8 @@ def test_a_network_without_a_null_gets_a_fresh_one(files, tmp_path):
     convert.save(model, tmp_path / "kept")
     system = load(str(tmp_path / "kept"), device="cpu").system
     assert (system.guidance, system.truncation) == (3.0, 1.0)
-    assert torch.equal(system.null_contexts(2)["text"].tokens[1], null)
+    assert torch.equal(system.network.null, null)
+    assert system.null_contexts(2)["text"].dropped.tolist() == [True, True]
     assert [*system.conditions["text"].nulls] == ["learned", "empty"]
     (path,) = convert.write_back(model, "authors", tmp_path)
     names = torch.load(path, weights_only=True)["model"].keys()

@@ -342,7 +342,7 @@ def _remove(folder: Path, names: set[str], sums: Mapping[str, str]) -> None:
 def _names(folder: Path) -> set[str]:
     """The components of the model that lies there, if any; what is no plain name is left out."""
     try:
-        return set(filter(re.compile(r"\w+").fullmatch, document(folder)["sha256"]))
+        return set(filter(re.compile(r"\w+(\.\w+)*").fullmatch, document(folder)["sha256"]))
     except StoreError:
         return set()
 

@@ -24,23 +24,16 @@ def start_states(
     It begins where the estimates tell the noise; at 0 there is none to tell a direction.
     Sources: Song et al., 2021, arXiv 2010.02502; Bao et al., 2023, arXiv 2303.06555.
     """
-    first = max(system.processes[name].parameterisation.noise_from for name in states)
+    processes = system.processes
+    first = max(processes[name].flow_from for name in states)
     grid = torch.linspace(first, 1.0, steps + 1, dtype=torch.float64)
     batch = next(iter(states.values())).shape[0]
     for t, s in zip(grid[:-1], grid[1:]):
         times = times_for(task, t.repeat(batch))
         query = Query(states=states | given, times=times, contexts=contexts, keep=tuple(states))
         clean = denoise([query])[0]
-        states = {k: _ddim(system, k, x, clean[k], t, s) for k, x in states.items()}
+        states = {k: processes[k].flow(x, clean[k], t, s) for k, x in states.items()}
     return states
-
-
-def _ddim(system: System, name: str, x_t: Tensor, clean: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """One deterministic step between any two times, in either direction."""
-    schedule = system.processes[name].schedule
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-    eps = (x_t - alpha_t * clean) / sigma_t
-    return (alpha_s * clean + sigma_s * eps).float()
 
 
 def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

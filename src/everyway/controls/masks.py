@@ -10,28 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from everyway.contracts import Bundle, Noise, Process
-from everyway.process.mask_replace import MaskReplace
 
 
 def pinned(
     known: Bundle, free: Bundle, processes: Mapping[str, Process], noise: Noise
-) -> Callable[[Bundle, float], Bundle]:
-    """(states, t) -> the states with `known` outside `free`.
+) -> Callable[[Bundle, Mapping[str, float]], Bundle]:
+    """(states, modality -> its time) -> the states with `known` outside `free`.
 
     known: modality -> clean state (B, ...).  free: the same names -> bool, broadcast to the state,
     True where it is to be drawn.  Known tokens stand there from the start and are seen as they
-    are; a known Gaussian state is corrupted to the time of the others, always by the same noise.
+    are; a known Gaussian state is corrupted to the time of the rest, always by the same noise.
     Other modalities of the states are left alone.
     """
     draws = {n: processes[n].draw(noise, f"pin:{n}", tuple(x.shape)) for n, x in known.items()}
 
-    def place(states: Bundle, t: float) -> Bundle:
+    def place(states: Bundle, at: Mapping[str, float]) -> Bundle:
         out = dict(states)
         for name, x0 in known.items():
-            here = x0
-            if not isinstance(processes[name], MaskReplace):
-                times = torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
-                here = processes[name].corrupt(x0, draws[name].to(x0.device), times)
+            t = torch.full((len(x0),), at[name], dtype=torch.float64, device=x0.device)
+            here = processes[name].known(x0, draws[name].to(x0.device), t)
             out[name] = torch.where(free[name].to(x0.device), states[name], here)
         return out
 

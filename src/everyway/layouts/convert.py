@@ -446,7 +446,7 @@ def restored(
     StoreError for either of the two in a damaged folder of ours.
     """
     system = _built(model)
-    for name, module in {"network": system.network, **system.codecs}.items():
+    for name, module in system.components.items():
         try:
             entries = model.components.get(name, {})
             store.fill(module, entries, dtype or _one_format(module, entries), home(name))
@@ -467,7 +467,7 @@ def _built(model: Opened) -> System:
             if model.folder or not (odd := re.search(r"argument '(\w+)'", str(error))):
                 raise
             raise _not_read(model, odd[1]) from None
-    if odd := sorted(model.weights.keys() - {"network", *system.codecs}):
+    if odd := sorted(model.weights.keys() - system.components.keys()):
         raise _not_read(model, ", ".join(odd))
     return system
 

@@ -6,22 +6,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from everyway.contracts import ScoreBias
+
 SCORES_IN_CACHE = 4_000_000  # score elements below which one batched product is fastest
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(Dh)) v; q (B, H, N, Dh), k and v (B, H, M, Dh) -> (B, H, N, Dh).
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: ScoreBias | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(Dh) + bias) v; q (B, H, N, Dh), k and v (B, H, M, Dh) -> (B, H, N, Dh).
+
+    mask: bool, broadcast to (B, H, N, M), True where a token may be attended to.
+    bias: a tensor broadcast likewise, or a function of the scores q k^T / sqrt(Dh) (as in Balaji et
+    al., "eDiff-I", 2022, arXiv 2211.01324, section 5), for which they are computed once more.
 
     On a CPU in bf16 the fused kernel runs at float32 speed, so plain products are used there:
     the whole batch at once while its scores stay in cache, else one head at a time.
     """
+    scale = q.shape[-1] ** -0.5
+    if callable(bias):
+        bias = bias((q.float() * scale) @ k.float().transpose(-1, -2))
+    if mask is not None or bias is not None:
+        return F.scaled_dot_product_attention(q, k, v, _added(mask, bias, q))
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v)
-    scale = q.shape[-1] ** -0.5
     if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] <= SCORES_IN_CACHE:
         return (q * scale @ k.transpose(-1, -2)).softmax(-1) @ v
     heads = zip(q.flatten(0, 1) * scale, k.flatten(0, 1), v.flatten(0, 1))
     return torch.stack([(a @ b.T).softmax(-1) @ c for a, b, c in heads]).view_as(q)
+
+
+def _added(mask: Tensor | None, bias: Tensor | None, q: Tensor) -> Tensor:
+    """Mask and bias as the fused kernel takes them: bool alone, or one tensor that is added."""
+    if bias is None:
+        return mask
+    bias = bias.to(q.dtype)
+    return bias if mask is None else torch.where(mask, bias, -torch.inf)
 
 
 class SelfAttention(nn.Module):
@@ -33,12 +57,18 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, read: slice | None = None) -> Tensor:
-        """x (B, N, D) -> (B, N, D), or only the tokens of `read` (all are attended to)."""
+    def forward(
+        self,
+        x: Tensor,
+        read: slice | None = None,
+        mask: Tensor | None = None,
+        bias: ScoreBias | None = None,
+    ) -> Tensor:
+        """x (B, N, D) -> (B, N, D), or only the tokens of `read`; mask, bias: as in `attention`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if read is not None:
             q = q[:, :, read]
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj(attention(q, k, v, mask, bias).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 class CrossAttention(nn.Module):
@@ -52,8 +82,14 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(context_dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, D), context (B, M, C), all of it attended to -> (B, N, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        bias: ScoreBias | None = None,
+    ) -> Tensor:
+        """x (B, N, D), context (B, M, C) -> (B, N, D); mask, bias: as in `attention`."""
         parts = self.q(x), self.k(context), self.v(context)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+        return self.proj(attention(q, k, v, mask, bias).transpose(1, 2).flatten(2))  # (B, N, D)

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Context, Contexts, Times
+from everyway.contracts import Bundle, Contexts, ScoreBias, Times
 from everyway.nets.attention import CrossAttention
+from everyway.nets.embed import with_null
 from everyway.nets.recompute import run
 
 CHOICES = {
@@ -170,12 +171,22 @@ class Block(nn.Module):
         self.norm_mlp = AdaNorm(dim, config.labels) if labelled else nn.LayerNorm(dim)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, step: Tensor, told: Tensor | None) -> Tensor:
-        """x (B, L, D), step (B,), told: a text (B, M, W), labels (B,) or None -> (B, L, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        step: Tensor,
+        told: Tensor | None,
+        mask: Tensor | None = None,
+        bias: ScoreBias | None = None,
+    ) -> Tensor:
+        """x (B, L, D), step (B,), told: a text (B, M, W), labels (B,) or None -> (B, L, D).
+
+        mask, bias: of the attention to the text.
+        """
         h = self.norm_attn(x, step)
         x = x + self.attn(h, h)
         if self.condition == "text":
-            x = x + self.cross(self.norm_cross(x, step), told)
+            x = x + self.cross(self.norm_cross(x, step), told, mask, bias)
         h = self.norm_mlp(x, told) if self.condition == "class" else self.norm_mlp(x)
         return x + self.mlp(h)
 
@@ -209,36 +220,40 @@ class TokenTransformer(nn.Module):
         name = self.config.name
         if keep is not None and name not in keep:
             return {}
-        tokens, told = states[name], self._told(contexts or {})
+        tokens, told = states[name], self._condition(contexts or {})
         if tokens.shape[1] != self.config.length:
             raise ValueError(f"{tokens.shape[1]} tokens were given; give {self.config.length}")
         step = step_of(times[name], self.config.steps)
         x = self.embed(tokens)  # (B, L, D)
         for block in self.blocks:
-            x = run(block, x, step, told, checkpointing=self.checkpointing)
+            x = run(block, x, step, *told, checkpointing=self.checkpointing)
         return {name: self.head(self.norm(x))}
 
-    def null_context(self, batch: int) -> Context:
-        """The context "text" or "label" that tells nothing, for `batch` samples.
+    @property
+    def null_label(self) -> int:
+        """The label that tells no class: the last row of the table, or outside it the mean."""
+        return self.config.labels - 1 if self.config.learned_null else self.config.labels
 
-        Raises ValueError where the network has none of its own: then it is an encoded empty text.
+    def _condition(self, contexts: Contexts) -> tuple[Tensor | None, ...]:
+        """What the blocks are conditioned on: tokens or labels, and the text's mask and bias.
+
+        Raises ValueError where it is not given, and for a null or blend that the network lacks.
         """
-        config = self.config
-        if config.condition == "class":
-            label = config.labels - 1 if config.learned_null else config.labels
-            return Context(tokens=torch.full((batch,), label, device=self.head.weight.device))
-        if not config.learned_null:
-            raise ValueError("this network has no null of its own; encode an empty text for it")
-        return Context(tokens=self.null.expand(batch, -1, -1))
-
-    def _told(self, contexts: Contexts) -> Tensor | None:
-        """What the blocks are told."""
         if self.config.condition == "none":
-            return None
+            return (None,)
         name = "text" if self.config.condition == "text" else "label"
         if name not in contexts:
-            raise ValueError(f"context {name!r} is missing; give it, or null_context(batch)")
-        return contexts[name].tokens
+            raise ValueError(f"context {name!r} is missing; give it, or its null")
+        given = contexts[name]
+        if name == "text":
+            tokens = with_null(given, given.tokens, getattr(self, "null", None))
+            mask = given.attended
+            return tokens, mask if mask is None else mask[:, None, None], given.bias
+        if given.weight is not None:
+            raise ValueError("this network blends no classes; give a weight of 0 or 1")
+        if given.dropped is None:
+            return (given.tokens,)
+        return (torch.where(given.dropped, self.null_label, given.tokens),)
 
 
 def step_of(t: Tensor, steps: int) -> Tensor:

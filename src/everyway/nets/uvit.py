@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Context, Contexts, Times
+from everyway.contracts import Bundle, Contexts, Times
 from everyway.nets.attention import SelfAttention
-from everyway.nets.embed import resize_positions, sinusoid
+from everyway.nets.embed import resize_positions, sinusoid, with_null
 from everyway.nets.recompute import run
 from everyway.nets.tokens import (
     KINDS,
@@ -125,19 +126,29 @@ class Block(nn.Module):
         if self.post and self.skip != "none":
             self.norm_skip = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None, time: Tensor | None = None) -> Tensor:
-        """x, skip (B, N, D), time (B, 1, D) where norms are told it -> (B, N, D)."""
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None = None,
+        time: Tensor | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """x, skip (B, N, D), time (B, 1, D) where norms are told it -> (B, N, D).
+
+        mask, bias: of the attention among the tokens.
+        """
         told = () if time is None else (time,)
         if self.skip == "concat":
             x = self.skip_linear(torch.cat([x, skip], -1))  # current first
         elif self.skip == "add":
             x = x + skip
         if not self.post:
-            x = x + self.attn(self.norm_attn(x, *told))
+            x = x + self.attn(self.norm_attn(x, *told), mask=mask, bias=bias)
             return x + self._mlp(self.norm_mlp(x, *told))
         if self.skip != "none":
             x = self.norm_skip(x)
-        x = self.norm_attn(x + self.attn(x), *told)
+        x = self.norm_attn(x + self.attn(x, mask=mask, bias=bias), *told)
         return self.norm_mlp(x + self._mlp(x), *told)
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -191,38 +202,31 @@ class UViT(nn.Module):
         contexts: Contexts | None = None,
         keep: tuple[str, ...] | None = None,
     ) -> Bundle:
-        """states: name -> (B, ...); times: clock -> (B,) float64; keep: the outputs wanted."""
+        """states: name -> (B, ...); times: clock -> (B,) float64; keep: the outputs wanted.
+
+        States and clocks of the layout that are left out have no tokens.
+        """
         contexts = contexts or {}
         batch = next(iter(states.values())).shape[0]
-        layout = self.config.tokens
+        layout = [s for s in self.config.tokens if _shown(s, states, times)]
         parts = [self._embed(s, states, times, contexts, batch) for s in layout]
-        x = torch.cat([p + q for p, q in zip(parts, self._positions(states))], 1)  # (B, N, D)
-        time, skips = self._told_time(times), []
+        positions = self._positions(layout, states)
+        x = torch.cat([p + q for p, q in zip(parts, positions)], 1)  # (B, N, D)
+        lengths = [p.shape[1] for p in parts]
+        also = (self._condition_time(times), *_attended(layout, lengths, contexts))
+        skips, go = [], partial(run, checkpointing=self.checkpointing)
         for block in self.ins:
-            x = run(block, x, None, time, checkpointing=self.checkpointing)
+            x = go(block, x, None, *also)
             skips.append(x)
-        x = run(self.mid, x, None, time, checkpointing=self.checkpointing)
+        x = go(self.mid, x, None, *also)
         for block in self.outs:
-            x = run(block, x, skips.pop(), time, checkpointing=self.checkpointing)
-        pieces = self.norm(x).split([p.shape[1] for p in parts], 1)
+            x = go(block, x, skips.pop(), *also)
+        pieces = self.norm(x).split(lengths, 1)
         return {
             s.name: self._out(s, piece, states[s.name])
             for s, piece in zip(layout, pieces)
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
-
-    def null_context(self, batch: int) -> Context:
-        """What tells nothing, for `batch` samples: a learned context, or the last label.
-
-        Raises ValueError where the network has neither.
-        """
-        for null in self.nulls.values():
-            return Context(tokens=null.expand(batch, -1, -1))
-        for s in self.config.layout:
-            if isinstance(s, Label):
-                last = torch.full((batch,), s.classes - 1, device=self.positions.device)
-                return Context(tokens=last)
-        raise ValueError("this network has no null of its own; encode an empty text for it")
 
     @torch.no_grad()
     def take(self, other: UViT) -> list[str]:
@@ -250,7 +254,7 @@ class UViT(nn.Module):
         fixed = [s for s in self.config.tokens if not isinstance(s, Flag)]
         return list(zip(fixed, self.positions.split([s.length for s in fixed], 1)))
 
-    def _told_time(self, times: Times) -> Tensor | None:
+    def _condition_time(self, times: Times) -> Tensor | None:
         """(B, 1, D) where norms are told it."""
         if self.config.time == "token":
             return None
@@ -269,21 +273,23 @@ class UViT(nn.Module):
             case TimeToken():
                 return self._time(s, times)
             case Label(name=name):
-                return self.embed[_key(s)](contexts[name].tokens)[:, None]
+                table, label = self.embed[_key(s)], contexts[name]
+                return with_null(label, table(label.tokens), table.weight[-1])[:, None]
             case Flag(name=name, default=default):
                 told = contexts.get(name)
                 value = torch.full((batch,), default, device=self.positions.device)
                 return self.embed[_key(s)](told.tokens if told else value)[:, None]
             case ContextTokens(name=name):
-                return self.embed[_key(s)](contexts[name].tokens)
+                null = self.nulls[name] if name in self.nulls else None
+                return self.embed[_key(s)](with_null(contexts[name], contexts[name].tokens, null))
             case Patches(name=name):
                 return self.embed[_key(s)](states[name]).flatten(2).transpose(1, 2)
         return self.embed[_key(s)](states[s.name])
 
-    def _positions(self, states: Bundle) -> list[Tensor]:
+    def _positions(self, layout: list[Stream], states: Bundle) -> list[Tensor]:
         """The positions of each stream, patches resized where the picture is of another size."""
         out, tables = [], {_key(s): table for s, table in self._tables()}
-        for s in self.config.tokens:
+        for s in layout:
             if isinstance(s, Flag):
                 out.append(self.flag_positions[_key(s)])
                 continue
@@ -309,6 +315,41 @@ class UViT(nn.Module):
 
 def _key(stream: Stream) -> str:
     return f"time_{stream.clock}" if isinstance(stream, TimeToken) else stream.name
+
+
+def _shown(stream: Stream, states: Bundle, times: Times) -> bool:
+    """Whether a stream is part of a query: contexts always are."""
+    if isinstance(stream, TimeToken):
+        return stream.clock in times
+    return stream.name in states or not isinstance(stream, STATES)
+
+
+def _attended(
+    layout: list[Stream], lengths: list[int], contexts: Contexts
+) -> tuple[Tensor | None, Tensor | None]:
+    """(mask, bias) among all N tokens, of the contexts that have any: (B, 1, 1, N), and
+    (B, H or 1, 1 or N, N)."""
+    own = [None if isinstance(s, TimeToken) else contexts.get(s.name) for s in layout]
+    given = [c for c in own if c is not None]
+    if all(c.mask is None and c.bias is None for c in given):
+        return None, None
+    everywhere = torch.ones_like(given[0].tokens.flatten(1)[:, :1], dtype=torch.bool)  # (B, 1)
+    masks = [everywhere.expand(-1, n) for n in lengths]
+    biases = [torch.zeros(1, 1, 1, n, device=everywhere.device) for n in lengths]
+    for k, context in enumerate(own):
+        if context is not None and context.mask is not None:
+            masks[k] = context.attended
+        if context is not None and context.bias is not None:
+            biases[k] = context.bias
+    if not all(isinstance(b, Tensor) for b in biases):
+        raise ValueError(
+            "a bias that is a function of the scores needs a network of cross-attention"
+        )
+    mask = torch.cat(masks, 1)[:, None, None]
+    if all(c.bias is None for c in given):
+        return mask, None
+    shape = torch.broadcast_shapes(*(b.shape[:3] for b in biases))
+    return mask, torch.cat([b.expand(*shape, -1) for b in biases], 3)
 
 
 def _counted(name: str, last: int) -> str:

@@ -185,6 +185,9 @@ class GaussianProcess:
     schedule: Schedule
     parameterisation: Parameterisation
 
+    kernel = "gaussian"
+    steps = 0
+
     def __post_init__(self) -> None:
         self.parameterisation.check(self.schedule)
 
@@ -206,6 +209,32 @@ class GaussianProcess:
         x0 = working(x0)
         alpha, sigma = self._at(t, x0)
         return alpha * x0 + sigma * draw.to(x0)
+
+    def existing(self, t: Tensor) -> Tensor:
+        """t as it is."""
+        return t
+
+    def known(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
+        """What is known is corrupted to the time of the rest."""
+        return self.corrupt(x0, draw, t)
+
+    def preview(self, clean: Tensor, state: Tensor) -> tuple[Tensor, None]:
+        """The clean estimate; there are no tokens to be sure of."""
+        return clean, None
+
+    @property
+    def flow_from(self) -> float:
+        """Where the clean estimate begins to tell the noise."""
+        return self.parameterisation.noise_from
+
+    def flow(self, x_t: Tensor, clean: Tensor, t: float, s: float) -> Tensor:
+        """A deterministic step between any two times above 0, in either direction.
+
+        Source: Song et al., 2021, arXiv 2010.02502.
+        """
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self.schedule.alpha_sigma(u) for u in (t, s))
+        eps = (x_t - alpha_t * clean) / sigma_t
+        return (alpha_s * clean + sigma_s * eps).float()
 
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """What the network is shown of x_t: x_t itself, or c_in x_t under EDMPrecond."""

@@ -75,6 +75,9 @@ class MaskReplace:
     adaptive: bool = True
     weights: tuple[float, float] = (1.0, 1.0)
 
+    kernel = "tokens"
+    flow_from = 1.0
+
     def __post_init__(self) -> None:
         if self.classes < 2 or self.steps < 2:
             raise ValueError(
@@ -173,6 +176,24 @@ class MaskReplace:
         """x_t (B, L) from clean tokens x0 (B, L); at t = 0 exactly x0."""
         return sample(self.forward_from(x0, self.cumulative(t)), draw)
 
+    def existing(self, t: Tensor) -> Tensor:
+        """The step of the chain at or above t, so that a uniform t draws each step alike."""
+        return self._step(t) / self.steps
+
+    def known(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
+        """Known tokens are seen as they are, at every time."""
+        return x0
+
+    def preview(self, clean: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L), the likeliest where they are masked still, and how sure each is in [0, 1],
+        0 where it is masked."""
+        masked = state == self.mask
+        sure = clean.amax(-1).exp().masked_fill(masked, 0.0)
+        return torch.where(masked, clean[..., :-1].argmax(-1), state), sure
+
+    def flow(self, x_t: Tensor, clean: Tensor, t: float, s: float) -> Tensor:
+        raise ValueError("tokens have no deterministic path; interpolate Gaussian states")
+
     def network_input(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t as it is."""
         return x_t
@@ -200,16 +221,21 @@ class MaskReplace:
         With t uniform over the T steps its mean is the variational bound.
         """
         parts = self.loss_parts(raw, x0, draw, t)
-        first = self._index(t) == 0
+        index = self._step(t).clamp(min=1) - 1
+        first = index == 0
         bound = torch.where(first, parts["decoder"], parts["kl"])
         auxiliary = torch.where(first, parts["decoder"], parts["auxiliary"])
-        falling = 2 - self._index(t) / self.steps if self.adaptive else torch.ones_like(t)
+        falling = 2 - index / self.steps if self.adaptive else torch.ones_like(t)
         total = bound + self.auxiliary * falling * auxiliary
         return (self.steps / x0.shape[1] * total).float()
 
     def loss_parts(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Sums over the positions, each (B,): kl to the true posterior, decoder, auxiliary."""
-        t, s = self._on_chain(t)
+        """Sums over the positions, each (B,): kl to the true posterior, decoder, auxiliary.
+
+        The network was shown `corrupt(x0, draw, t)`; the posterior is of the chain's step below t.
+        """
+        s = (self._step(t).clamp(min=1) - 1) / self.steps
+        t = torch.where(t > 0, t, 1 / self.steps)  # at 0 nothing is learned, and all is finite
         x_t = self.corrupt(x0, draw, t)
         predicted = self.to_clean(raw, x_t, t)
         model = self.posterior(predicted, x_t, t, s)
@@ -224,16 +250,9 @@ class MaskReplace:
             "auxiliary": (weight * missed).sum(-1),
         }
 
-    # -- steps of the chain -----------------------------------------------------------------------
-
-    def _index(self, t: Tensor) -> Tensor:
-        """The papers' index 0..T-1 of times t (B,)."""
-        return (t * self.steps).round().clamp(1, self.steps) - 1
-
-    def _on_chain(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """t at its step of the chain, and the step before it."""
-        i = self._index(t)
-        return (i + 1) / self.steps, i / self.steps
+    def _step(self, t: Tensor) -> Tensor:
+        """The first step 0..T of the chain that is not below times t; float64."""
+        return (t.double() * self.steps - 1e-6).ceil().clamp(0, self.steps)
 
 
 def sample(log_p: Tensor, draw: Tensor) -> Tensor:

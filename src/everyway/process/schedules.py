@@ -7,8 +7,10 @@ time 1 is the terminal law.  lam = log(alpha / sigma) falls with time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,6 +76,10 @@ class Schedule:
     def t_of_lam(self, lam: Time) -> Tensor:
         """The time at which log(alpha / sigma) is `lam`, float64."""
         return self._t_of_lam(as_time(lam))
+
+    def clock(self, t: Time) -> Time:
+        """The clock's time when the run is at t: t itself, but on a path."""
+        return t
 
     def rate(self, t: Time) -> Tensor:
         """beta(t) = -2 d log alpha / dt, for the stochastic equations of variance preservation."""
@@ -264,3 +270,27 @@ class EDMSigma(Schedule):
     def _t_of_lam(self, lam: Tensor) -> Tensor:
         low, high = self._roots()
         return (torch.exp(-lam / self.rho) - low) / (high - low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along(Schedule):
+    """`base` at t = path(u), for a run whose time is u: what solvers see of a clock with a path."""
+
+    base: Schedule
+    path: Callable[[Any], Any]
+
+    @property
+    def terminal_scale(self) -> float:
+        return self.base.terminal_scale
+
+    def clock(self, t: Time) -> Time:
+        return self.path(t)
+
+    def alpha_sigma(self, t: Time) -> tuple[Tensor, Tensor]:
+        return self.base.alpha_sigma(self.path(t))
+
+    def lam(self, t: Time) -> Tensor:
+        return self.base.lam(self.path(t))
+
+    def rate(self, t: Time) -> Tensor:
+        return self.base.rate(self.path(t))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,10 +124,38 @@ def lognormal_times(
     Source: Karras et al., 2022, arXiv 2206.00364, table 1.
     """
     times = {}
-    for clock in clocks:
-        draw = noise.normal(f"time:{clock}", (batch,)).to(torch.float64)
-        times[clock] = schedule.t_of_lam(-(mean + std * draw)).clamp(0.0, 1.0)
+    for clock, u in uniform_times(noise, clocks, batch).items():
+        normal = torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
+        times[clock] = schedule.t_of_lam(-(mean + std * normal)).clamp(0.0, 1.0)
     return times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within:
+    """A contracts.Noise whose times are of a part of their distribution, an expert's share of it.
+
+    low, high: quantiles in [0, 1] of the distribution; under uniform times they are times.
+    Source: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324, section 4.1.
+    """
+
+    noise: Noise
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(f"times from {self.low:g} to {self.high:g}; give 0 <= low < high <= 1")
+
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform in [low, high) for times, in [0, 1) for all else."""
+        drawn = self.noise.uniform(name, shape)
+        if not name.startswith("time:"):
+            return drawn
+        return self.low + (self.high - self.low) * drawn.to(torch.float64)
+
+    def __getattr__(self, name: str) -> Any:
+        """Every other kind of draw is the noise's own."""
+        return getattr(self.noise, name)
 
 
 SEEN = 10

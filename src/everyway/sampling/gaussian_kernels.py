@@ -16,7 +16,7 @@ from everyway.process.schedules import Schedule
 
 @dataclass(frozen=True)
 class Point:
-    """A schedule at one time."""
+    """A schedule at one time; t is its clock's."""
 
     t: float
     alpha: float
@@ -26,9 +26,14 @@ class Point:
 
 @lru_cache(maxsize=4096)
 def point(schedule: Schedule, t: float) -> Point:
-    """The schedule's coefficients at time t in [0, 1]."""
+    """The schedule's coefficients at the run's time t in [0, 1]."""
     alpha, sigma = schedule.alpha_sigma(t)
-    return Point(t=t, alpha=float(alpha), sigma=float(sigma), lam=float(schedule.lam(t)))
+    return Point(
+        t=float(schedule.clock(t)),
+        alpha=float(alpha),
+        sigma=float(sigma),
+        lam=float(schedule.lam(t)),
+    )
 
 
 def noise_estimate(x_t: Tensor, clean: Tensor, at: Point) -> Tensor:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Noise, Process, Query
-from everyway.process.mask_replace import MaskReplace
-from everyway.process.schedules import Schedule
+from everyway.process.schedules import Along, Schedule
 from everyway.process.times import GRIDS, Step
-from everyway.sampling.solvers import Memory, Sampler, dynamic_threshold, named_sampler
-from everyway.tasks import Task, times_for
+from everyway.sampling.gaussian_kernels import euler, point
+from everyway.sampling.solvers import (
+    Memory,
+    Sampler,
+    dynamic_threshold,
+    named_sampler,
+    regular,
+)
+from everyway.tasks import Role, Task, times_for
 
-Pin = Callable[[Bundle, float], Bundle]
-"""(generated states, their time) -> the states with what is known put in its place."""
+Pin = Callable[[Bundle, Mapping[str, float]], Bundle]
+"""(generated states, modality -> its time) -> the states with what is known put in its place."""
 
 MoveTokens = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
 """(x_t, clean estimate, step, noise, name) -> x_s: a token modality under the run's sampler."""
@@ -27,8 +34,8 @@ MoveTokens = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
 class Progress:
     """Where a run is after `step` of `steps`.
 
-    t: the time reached.  states: the generated modalities there.  clean: the last step's clean
-    estimate.  calls: network forwards so far.
+    t: the run's time.  states: the generated modalities there.  clean: the clean estimate of the
+    last step.  calls: network forwards so far.
     """
 
     step: int
@@ -62,14 +69,21 @@ class _Run:
     absent: Mapping[str, tuple[int, ...]]  # absent modalities that are drawn per evaluation
     fresh: Callable[[str, tuple[int, ...]], Tensor]
     contexts: Contexts
+    schedules: Mapping[str, Schedule]  # of the generated modalities that a solver moves
+    moves: Mapping[str, MoveTokens]  # of those that are tokens
     generated: tuple[str, ...]
     quantiles: Mapping[str, float]
+    noise: Noise
 
-    def query(self, states: Bundle, t: float, clock_times: Mapping[str, float]) -> Query:
+    def role(self, name: str) -> Role:
+        return self.task.roles[self.clocks[name]]
+
+    def query(self, states: Bundle, t: float, held: Mapping[str, float]) -> Query:
+        """At the run's time t, but for clocks that are held at a time of their own."""
         some = next(iter(states.values()))
         batch = torch.full((some.shape[0],), t, dtype=torch.float64, device=some.device)
         times = times_for(self.task, batch)
-        times |= {clock: torch.full_like(batch, u) for clock, u in clock_times.items()}
+        times |= {clock: torch.full_like(batch, u) for clock, u in held.items()}
         everything = {**self.kept, **states}
         everything |= {name: self.fresh(name, shape) for name, shape in self.absent.items()}
         ordered = {name: everything[name] for name in self.clocks if name in everything}
@@ -80,6 +94,70 @@ class _Run:
         for name, quantile in self.quantiles.items():
             clean = {**clean, name: dynamic_threshold(clean[name], quantile)}
         return clean
+
+    def rests(self, name: str, step: Step) -> bool:
+        """Whether the path of a modality's clock stands still in a step."""
+        path = self.role(name).path
+        return path is not None and path(step.t) == path(step.s)
+
+
+class _Stepping:
+    """One step.  A solver asks at several times in it: the clocks that it moves go to each of
+    them, tokens on such a clock come along, and everything else waits at the step's start.
+    """
+
+    def __init__(self, run: _Run, step: Step, states: Bundle) -> None:
+        self.run, self.step, self.start = run, step, states
+        kinds = run.schedules.items()
+        odd = {run.clocks[n] for n, schedule in kinds if not regular(schedule, step)}
+        self.solved = {n: states[n] for n, _ in kinds if run.clocks[n] not in odd}
+        going = {run.clocks[n] for n in self.solved}
+        self.along = [n for n in run.moves if run.clocks[n] in going]
+        waiting = [n for n in states if run.clocks[n] not in going]
+        self.held = {run.clocks[n]: run.role(n).time(step.t) for n in waiting}
+        self.states = dict(states)
+        self.at = dict.fromkeys(run.moves, step.t)  # the run's time of each token modality
+        self.first: Bundle = {}  # the clean estimates at the step's start, and the latest ones
+        self.latest: Bundle = {}
+        self.calls = 0
+
+    def evaluate(self, states: Bundle, t: float) -> Bundle:
+        """Clean estimates of `states`, which the solver has moved to t."""
+        self.states |= states
+        for name in self.along:
+            if t < self.at[name]:
+                self._move(name, t)
+        query = self.run.query(self.states, t, self.held)
+        self.calls += getattr(self.run.denoise, "forwards", lambda query: 1)(query)
+        self.latest = self.run.ask(query)
+        self.first = self.first or self.latest
+        return {name: self.latest[name] for name in states}
+
+    def end(self, solved: Bundle) -> Bundle:
+        """All states at the step's end, from those that the solver moved."""
+        out, step = {}, self.step
+        for name, x in self.start.items():
+            if name in solved:
+                out[name] = solved[name]
+            elif self.run.rests(name, step):
+                out[name] = x
+            elif name in self.run.schedules:
+                at, to = (point(self.run.schedules[name], u) for u in (step.t, step.s))
+                out[name] = euler(x, self.first[name], at, to)
+            else:
+                if self.at[name] == step.t or self.at[name] > step.s:
+                    self._move(name, step.s)
+                out[name] = self.states[name]
+        return out
+
+    def _move(self, name: str, s: float) -> None:
+        """A token modality from where it is to the run's time s."""
+        role, clean = self.run.role(name), self.latest if name in self.along else self.first
+        share = None if role.path else self.step.share
+        step = replace(self.step, t=role.time(self.at[name]), s=role.time(s), share=share)
+        move = self.run.moves[name]
+        self.states[name] = move(self.states[name], clean[name], step, self.run.noise, name)
+        self.at[name] = s
 
 
 def sample(
@@ -111,6 +189,7 @@ def sample(
     thresholds: modality -> quantile for dynamic thresholding.
     t_start: where the run begins; below 1 it needs the generated states there.
     pin: puts what is known of the generated states in its place, before and after every step.
+    A clock whose role has a path follows it: the run's time is u, the clock's is path(u).
     A bad argument raises ValueError here, before the first step.
     """
     chosen = named_sampler(sampler) if isinstance(sampler, str) else sampler
@@ -134,7 +213,7 @@ def sample(
     fresh = absent_states(processes, noise, device)
     moving, kept, redrawn = {}, {}, {}
     for name, role in roles.items():
-        process = processes[name]
+        process: Any = processes[name]
         if role.kind == "given":
             if name not in states:
                 raise ValueError(
@@ -159,23 +238,25 @@ def sample(
             raise ValueError(f"a run from t = {t_start:g} needs the state {name!r} at that time")
         else:
             moving[name] = process.prior(process.draw(noise, name, shapes[name])).to(device)
-    if pin:
-        moving = pin(moving, t_start)
     schedules: dict[str, Schedule] = {}
     moves: dict[str, MoveTokens] = {}
     for name in moving:
-        process = processes[name]
-        if isinstance(process, MaskReplace):
+        process, path = processes[name], roles[name].path
+        if process.kernel == "tokens":
             moves[name] = partial(chosen.tokens.kernel, process)
         else:
-            schedules[name] = process.schedule
+            schedules[name] = Along(base=process.schedule, path=path) if path else process.schedule
     if schedules:
-        plan = chosen.plan(steps, grid, (t_start, t_end), next(iter(schedules.values())))
+        lead = next(iter(schedules.values()))
+        lead = lead.base if isinstance(lead, Along) else lead
+        plan = chosen.plan(steps, grid, (t_start, t_end), lead)
     else:
         plan = _plan_of_tokens(chosen, steps, moving, processes, t_start)
     if chosen.rate:
         for schedule in schedules.values():
             schedule.rate(1.0)  # refuses schedules without one, before the first step
+    if pin:
+        moving = pin(moving, {name: roles[name].time(t_start) for name in moving})
 
     run = _Run(
         denoise=denoise,
@@ -185,10 +266,14 @@ def sample(
         absent=redrawn,
         fresh=fresh,
         contexts=contexts or {},
+        schedules=schedules,
+        moves=moves,
         generated=tuple(moving),
         quantiles=thresholds or {},
+        noise=noise,
     )
-    return _steps(run, chosen, plan, moving, schedules, moves, noise, pin)
+    plan = tuple(step for step in plan if not all(run.rests(name, step) for name in moving))
+    return _steps(run, chosen, plan, moving, pin)
 
 
 def _plan_of_tokens(
@@ -204,55 +289,29 @@ def _plan_of_tokens(
     that are there: a sample's steps must not depend on the batch it came in.
     """
     name, x = next(iter(states.items()))
-    process = processes[name]
+    process: Any = processes[name]
     start = torch.tensor([t_start], dtype=torch.float64)
     masked = round(x.shape[1] * float(process.cumulative(start)[2]))
     return sampler.tokens.plan(process, steps, masked, t_start)
 
 
 def _steps(
-    run: _Run,
-    sampler: Sampler,
-    plan: tuple[Step, ...],
-    states: Bundle,
-    schedules: Mapping[str, Schedule],
-    moves: Mapping[str, MoveTokens],
-    noise: Noise,
-    pin: Pin | None,
+    run: _Run, sampler: Sampler, plan: tuple[Step, ...], states: Bundle, pin: Pin | None
 ) -> Iterator[Progress]:
-    cost = getattr(run.denoise, "forwards", lambda query: 1)
     memory: Memory = ()
     calls = 0
     for number, step in enumerate(plan, 1):
-        tokens = {n: x for n, x in states.items() if n not in schedules}
-        held = {run.clocks[n]: step.t for n in tokens}
-        at_start: Bundle = {}
-
-        def evaluate(here: Bundle, t: float, tokens=tokens, held=held, at_start=at_start) -> Bundle:
-            nonlocal calls
-            query = run.query({**here, **tokens}, t, held)
-            calls += cost(query)
-            clean = run.ask(query)
-            if not at_start:
-                at_start.update(clean)
-            return {n: clean[n] for n in here}
-
-        continuous = {n: x for n, x in states.items() if n in schedules}
-        if continuous:
-            moved = sampler.move(evaluate, continuous, step, memory, schedules, noise)
-            after, memory = moved.states, moved.memory
+        now, solved = _Stepping(run, step, states), {}
+        if now.solved:
+            moved = sampler.move(now.evaluate, now.solved, step, memory, run.schedules, run.noise)
+            solved, memory = moved.states, moved.memory
         else:
-            query = run.query(tokens, step.t, held)
-            calls += cost(query)
-            at_start.update(run.ask(query))
-            after = {}
-        for n, x in tokens.items():
-            after[n] = moves[n](x, at_start[n], step, noise, n)
-        states = {n: after[n] for n in states}
+            now.evaluate({}, step.t)
+        states, calls = now.end(solved), calls + now.calls
         if pin:
-            states = pin(states, step.s)
+            states = pin(states, {n: run.role(n).time(step.s) for n in states})
         yield Progress(
-            step=number, steps=len(plan), t=step.s, states=states, clean=at_start, calls=calls
+            step=number, steps=len(plan), t=step.s, states=states, clean=now.first, calls=calls
         )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Noise
-from everyway.process.schedules import Schedule
+from everyway.process.schedules import Along, Schedule
 from everyway.process.times import GRIDS, Step, first_time
 from everyway.sampling import gaussian_kernels as kernels
 from everyway.sampling.gaussian_kernels import Point, point
@@ -60,6 +61,16 @@ class Sampler:
     t_end: float = 0.0
     tokens: Tokens = ANCESTRAL
     rate: bool = False
+
+
+def regular(schedule: Schedule, step: Step) -> bool:
+    """Whether a solver's formulas hold on a step: on a path they need a clock that falls at all of
+    the step's times, from some signal to some noise."""
+    if not isinstance(schedule, Along):
+        return True
+    times = [schedule.clock(u) for u in sorted({step.t, *step.inner, step.s}, reverse=True)]
+    falls = all(float(a) > float(b) for a, b in pairwise(times))
+    return falls and float(times[-1]) > 0 and math.isfinite(schedule.lam(step.t))
 
 
 def dynamic_threshold(clean: Tensor, quantile: float = 0.995, floor: float = 1.0) -> Tensor:
@@ -376,10 +387,11 @@ def move_multi(
         known = ((step.t, now), *memory)[:order]
         moved = {}
         for n, x in states.items():
-            points = [point(schedules[n], t) for t, _ in known]
+            own = [(t, m[n]) for t, m in known if n in m]  # on a path it may have stood still
+            points = [point(schedules[n], t) for t, _ in own]
             to = point(schedules[n], step.s)
             count = usable([to.lam, *(p.lam for p in points)], growth)
-            values = [m[n] for _, m in known[:count]]
+            values = [m for _, m in own[:count]]
             moved[n] = multi_step(form, kind, curvature, x, values, points, to)
         return Moved(states=moved, memory=known)
 

@@ -1,6 +1,7 @@
-"""One file, one published recipe.  SYSTEMS: their names, which model folders tell.
+"""One file, one recipe.  SYSTEMS: name, which model folders hold -> module.
 
-Each is a module with
+Another package adds its own without an edit here, as an entry point of the group
+"everyway.systems".  Each is a module with
 
     build(config) -> System           with fresh weights
     read(config) -> its own dataclass of such a config
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from types import ModuleType
 
-SYSTEMS = ("uvit", "unidiffuser", "vq_diffusion")
+SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
+SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 
 
 class Lacking(ValueError):
@@ -33,7 +36,7 @@ def system_module(name: str) -> ModuleType:
     """The module of a system; ValueError lists the names there are."""
     if name not in SYSTEMS:
         raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    return import_module(f"everyway.systems.{name}")
+    return import_module(SYSTEMS[name])
 
 
 def builder(name: str) -> Callable:

@@ -18,23 +18,15 @@ import torch
 from torch import Tensor
 
 from everyway.codecs.plain import Pixels, Thumbnail, Words
-from everyway.contracts import Context
 from everyway.data.captions import language
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.process.gaussian import EPS, Clean, GaussianProcess, V
-from everyway.process.schedules import CosineVP, DiscreteVP
-from everyway.system import Condition, Modality, System
+from everyway.process.config import gaussian
+from everyway.system import Condition, Modality, System, labelled
 from everyway.systems import Lacking
 from everyway.tasks import TASKS
 from everyway.validation import checked
 
-SCHEDULES = {
-    "cosine": (CosineVP, V),
-    "cosine-x0": (CosineVP, Clean(faded=True)),
-    "discrete": (DiscreteVP, EPS),
-}
-"""Name -> (schedule, what the network predicts); "discrete" is the published one."""
 CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
@@ -67,7 +59,8 @@ class UniDiffuserConfig:
     init: of a `UViTConfig`.
     drawn_size: side of the image states that are drawn, whose positions are then those of
     image_size resized; 0 is image_size.
-    schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
+    schedule: of `process.config.gaussian`; "discrete" is the published one.
+    sampler, guidance, steps: of a `System`.
     """
 
     image_channels: int
@@ -91,17 +84,18 @@ class UniDiffuserConfig:
     drawn_size: int = 0
     qkv_bias: bool = False
     init: str = "unit"
-    schedule: str = "cosine"
+    schedule: str | Mapping[str, Any] = "cosine"
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
 
     def __post_init__(self) -> None:
         checked(self)
-        for name, known in (("schedule", SCHEDULES), ("codecs", CODECS)):
-            if getattr(self, name) not in known:
-                told = f"{name} {getattr(self, name)!r} is unknown"
-                raise ValueError(f"{told}; choose one of {', '.join(known)}")
+        gaussian(self.schedule)
+        if self.codecs not in CODECS:
+            raise ValueError(
+                f"codecs {self.codecs!r} is unknown; choose one of {', '.join(CODECS)}"
+            )
         if self.drawn_size < 0 or self.drawn_size % self.patch:
             raise ValueError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
 
@@ -241,9 +235,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
     Raises ValueError where a published model lacks a codec.
     """
     config = read(config)
-    schedule, prediction = SCHEDULES[config.schedule]
-    with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
-        process = GaussianProcess(schedule=schedule(), parameterisation=prediction)
+    process = gaussian(config.schedule)
     shapes = {
         "image": (config.image_channels, config.side, config.side),
         "image_embed": (1, config.embed_dim),
@@ -335,17 +327,14 @@ class Languages:
 def _conditions(config: UniDiffuserConfig) -> dict[str, Condition]:
     """What no task tells, `null` chooses: the kind of data; the language, unless a prompt does."""
 
-    def told(number: int):
-        return lambda batch: Context(tokens=torch.full((batch,), number))
-
     out = {}
     if config.data_type:
-        nulls = {name: told(DATA_TYPES.index(name)) for name in reversed(DATA_TYPES)}
+        nulls = {name: labelled(DATA_TYPES.index(name)) for name in reversed(DATA_TYPES)}
         out["data_type"] = Condition(
             name="data_type", source="data_type", codec=DataTypes(), nulls=nulls
         )
     if config.languages:
-        nulls = {name: told(number) for number, name in enumerate(config.languages)}
+        nulls = {name: labelled(number) for number, name in enumerate(config.languages)}
         codec = Languages(tuple(config.languages))
         out["language"] = Condition(
             name="language", source="text", codec=codec, nulls=nulls, null_of=language

@@ -10,26 +10,22 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
-from everyway.process.gaussian import EPS, GaussianProcess
-from everyway.process.schedules import DiscreteVP, LinearVP
-from everyway.system import Condition, Modality, System
+from everyway.process.config import gaussian
+from everyway.system import Condition, Modality, Null, System, labelled
 from everyway.systems import Lacking
 from everyway.tasks import drawing
 from everyway.validation import checked
 
-SCHEDULES = {"linear": LinearVP, "discrete": DiscreteVP}
-"""Continuous time in pixels and *_large latents; the 1000 steps of latent diffusion elsewhere."""
 CLIP_L14 = "openai/clip-vit-large-patch14"
 """Where the text encoder and its tokenizer are published."""
 
@@ -42,23 +38,23 @@ class UViTSystemConfig:
     codec_config: "image", settings of the autoencoder, if pictures are no pixels; "text", settings
     of a ClipStates, or a vocabulary of whole words.
     null_class: the last label tells nothing.  latent_scale: of latents, where it is not what their
-    autoencoder has.  schedule: a name in SCHEDULES.  sampler, guidance, steps: of a `System`.
+    autoencoder has.  schedule: as `process.config.gaussian` reads it: "linear" in pixels and
+    *_large latents, the "discrete" one of latent diffusion elsewhere.
+    sampler, guidance, steps: of a `System`.
     """
 
     network: Mapping[str, Any]
     codec_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     null_class: bool = False
     latent_scale: float = 0.0
-    schedule: str = "discrete"
+    schedule: str | Mapping[str, Any] = "discrete"
     sampler: str = "dpm++fast"
     guidance: float = 1.0
     steps: int = 50
 
     def __post_init__(self) -> None:
         checked(self)
-        if self.schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise ValueError(f"schedule {self.schedule!r} is unknown; choose one of {known}")
+        gaussian(self.schedule)
 
     @property
     def patches(self) -> Patches:
@@ -131,8 +127,7 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
     config = read(config)
     if parts := lacking(config):
         raise Lacking(parts)
-    with torch.device("cpu"):  # numbers, also where the networks are made on the meta device
-        process = GaussianProcess(schedule=SCHEDULES[config.schedule](), parameterisation=EPS)
+    process = gaussian(config.schedule)
     network, picture = UViT(checked(UViTConfig.from_json(config.network))), config.patches
     image = Modality(
         name="image",
@@ -206,26 +201,10 @@ def _autoencoder(config: UViTSystemConfig) -> nn.Module:
 # -- what it is told --------------------------------------------------------------------------
 
 
-class NoNull(Context):
-    """The null of a network that has none: it may be handed on, and is refused where it is read."""
-
-    def __init__(self) -> None:
-        pass
-
-    @property
-    def tokens(self) -> Tensor:  # type: ignore[override]
-        raise ValueError(
-            "this model has no null class; draw with a guidance of 1, which is off, "
-            "and train it on with drop=0"
-        )
-
-
 def told_label(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
-    """A class by its number."""
+    """A class by its number; the last one is the null, if there is one."""
     (label,) = (s for s in network.config.layout if isinstance(s, Label))
-    nulls: dict[str, Callable[[int], Context]] = {"none": lambda batch: NoNull()}
-    if config.null_class:
-        nulls = {"last": network.null_context}
+    nulls = {"last": labelled(label.classes - 1)} if config.null_class else {}
     codec = Labels(classes=label.classes - config.null_class)
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
@@ -234,11 +213,8 @@ def told_text(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
     """A text, whose null is the empty one."""
     (told,) = (s for s in network.config.layout if isinstance(s, ContextTokens))
     codec = _reader(told, config)
-
-    @torch.no_grad()
-    def empty(batch: int) -> Context:
-        return Context(tokens=codec.encode([""]).expand(batch, -1, -1))
-
+    own = codec if isinstance(codec, nn.Module) else None
+    empty = Null(make=lambda: Context(tokens=codec.encode([""])), codec=own)
     return {"text": Condition(name="text", source="text", codec=codec, nulls={"empty": empty})}
 
 

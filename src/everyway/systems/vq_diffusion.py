@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from everyway.checkpoints.tensor_files import LayoutError
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
@@ -27,7 +26,7 @@ from everyway.nets.token_transformer import TokenTransformer, TokenTransformerCo
 from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
-from everyway.system import Condition, Modality, System
+from everyway.system import Condition, Modality, Null, System, dropped, labelled
 from everyway.systems import Lacking
 from everyway.tasks import drawing
 from everyway.validation import checked
@@ -163,23 +162,27 @@ def grid_of(network: TokenTransformerConfig | UViTConfig) -> tuple[int, int]:
 def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
     """A text, with the network's learned null if any, and the zero-shot one of an empty text."""
     codec = TEXTS[config.text_kind](**config.text).eval().requires_grad_(False)
-    nulls: dict[str, Callable[[int], Context]] = {}
-    if not isinstance(network, TokenTransformer) or network.config.learned_null:
-        nulls["learned"] = network.null_context
-    nulls["empty"] = lambda batch: Context(tokens=empty(codec).expand(batch, -1, -1))
+    nothing = Null(make=lambda: Context(tokens=codec.latent(codec.tokens.nothing(1))), codec=codec)
+    nulls = {"empty": nothing}
+    if shape := learned(network):
+        nulls = {"learned": dropped(*shape), **nulls}
     return {"text": Condition(name="text", source="text", codec=codec, nulls=nulls)}
 
 
-@torch.no_grad()
-def empty(codec: nn.Module) -> Tensor:
-    """(1, N, D): what a text codec makes of no text."""
-    return codec.latent(codec.tokens.nothing(1))
+def learned(network: nn.Module) -> tuple[int, int] | None:
+    """(tokens, width) of the text that a network learned to stand for none, if it did."""
+    if isinstance(network, TokenTransformer):
+        own = network.config
+        return (own.text_length, own.text_dim) if own.learned_null else None
+    (text,) = (s for s in network.config.layout if isinstance(s, ContextTokens))
+    return (text.length, text.dim) if text.null else None
 
 
 def told_label(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
     """A class by its number."""
-    nulls = {"learned": network.null_context}
-    codec = Labels(classes=labels_of(network))
+    classes = labels_of(network)
+    null = network.null_label if isinstance(network, TokenTransformer) else classes
+    nulls, codec = {"learned": labelled(null)}, Labels(classes=classes)
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
 

@@ -38,7 +38,7 @@ def average(former: Path, later: Path, share: float, out: Path) -> None:
     facts = {k: v for k, v in b.facts.items() if k not in ("scores", "losses")}
     *before, last = facts["history"]
     facts["history"] = [*before, {**last, "averaged": share}]
-    tensors = {"network": mean, **b.system.codec_weights()}
+    tensors = b.system.weights(mean)
     config = {"system": b.system.name, "config": dict(b.system.config)}
     store.save(out, config, tensors, facts)
     write_card(out)

@@ -21,7 +21,7 @@ import torch
 from everyway import objective
 from everyway.checkpoints import store
 from everyway.checkpoints.card import hardware, write_card
-from everyway.contracts import Bundle, Context, Contexts, Times
+from everyway.contracts import Times
 from everyway.data.latents import Latents
 from everyway.nets.precision import fast
 from everyway.process.times import (
@@ -148,7 +148,7 @@ def _steps(
         x0 = {k: v for k, v in batch.items() if k in system.modalities}
         noise = StreamNoise(_on(device, source, seed))
         times, weights, learn = _times(state, system, config, source, noise, share)
-        contexts = _contexts(system, batch, noise, config.drop, share)
+        contexts = objective.contexts_of(system, batch, noise, config.drop, share)
         with autocast():
             per_modality = objective.losses(system, x0, times, noise, contexts)
             loss = objective.total(system, per_modality, weights)
@@ -192,36 +192,12 @@ def _times(
     return {c: (index.double() + 1) / len(law) for c in clocks}, weights, learn
 
 
-def _contexts(
-    system: System, batch: Bundle, noise: StreamNoise, drop: float, share: int
-) -> Contexts:
-    """What the conditions are told, a share `drop` of the samples their null.
-
-    What the data does not tell (the kind of data of UniDiffuser v1) is the null for all of them.
-    """
-    out = {}
-    for name, condition in system.conditions.items():
-        told = batch.get(f"told.{name}")
-        if told is None:
-            device = next(iter(batch.values())).device
-            out[name] = Context(tokens=condition.null(share).tokens.to(device))
-            continue
-        if not drop:
-            out[name] = Context(tokens=told)
-            continue
-        null = condition.null(share).tokens.to(told)
-        dropped = noise.uniform(f"drop:{name}", (len(told),)).to(told.device) < drop
-        dropped = dropped.reshape(-1, *([1] * (told.ndim - 1)))
-        out[name] = Context(tokens=torch.where(dropped, null, told))
-    return out
-
-
 def chain_of(system: System, config: TrainConfig) -> int:
     """Steps of the token chain whose times are drawn by importance; 0 where they are not."""
     if config.times != "importance":
         return 0
-    steps = {process.steps for process in system.chains.values()}
-    if len(system.chains) < len(system.modalities) or len(steps) != 1:
+    steps = {process.steps for process in system.tokens.values()}
+    if len(system.tokens) < len(system.modalities) or len(steps) != 1:
         raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
     return steps.pop()
 
@@ -273,7 +249,7 @@ def export(system: System, state: TrainState, config: TrainConfig, losses: dict)
     if not state.finite():
         raise diverged(state.step)
     folder = Path(config.out) / "model"
-    tensors = {"network": state.ema.weights, **system.codec_weights()}
+    tensors = system.weights(state.ema.weights)
     run = {
         "data": config.data,
         "steps": state.step,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from everyway.contracts import flat
 from everyway.data import latents as cache
 from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
@@ -211,8 +212,8 @@ def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
     images = to_tensor([s.image for s in samples])
     out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
     if "label" in system.raws:
-        told = system.tell({"label": _labels(samples)})
-        out |= {f"told.{k}": v[:, None] for k, v in told.items()}
+        told = flat(system.contexts({"label": _labels(samples)}))
+        out |= {k: v[:, None] for k, v in told.items()}
     if "text" not in system.raws:
         return out
     said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
@@ -229,8 +230,7 @@ def _labels(samples: list) -> list[int]:
 
 def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
     """The text as states, and as what the conditions are told."""
-    told = system.tell({"text": captions})
-    return system.encode({"text": captions}) | {f"told.{k}": v for k, v in told.items()}
+    return system.encode({"text": captions}) | flat(system.contexts({"text": captions}))
 
 
 def _samples(data, count: int, flip: bool) -> Iterator:
