@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
+from everyway.errors import UsageError
 from everyway.process.gaussian import mixed
 from everyway.tasks import Task
 
@@ -92,7 +93,7 @@ class Guided:
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
+            raise UsageError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
         if self.w != 1.0 and self.null_contexts is None:
             if any(branch.null_contexts for branch in branches(self.task)):
                 raise ValueError(f"guidance of task {self.task.name!r} needs null_contexts")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from everyway.contracts import Bundle, Codec, Context, Contexts, Denoise, Process, Query, Times
+from everyway.errors import UsageError
 from everyway.nets.precision import computing
 from everyway.placement import CPU, Placement
 from everyway.process.mask_replace import MaskReplace
@@ -62,7 +63,7 @@ class Condition:
         """What is told to `batch` samples in place of the context; "" is the first null."""
         name = name or next(iter(self.nulls))
         if name not in self.nulls:
-            raise ValueError(f"null {name!r} is unknown; choose one of {', '.join(self.nulls)}")
+            raise UsageError(f"null {name!r} is unknown; choose one of {', '.join(self.nulls)}")
         return self.nulls[name](batch)
 
 
@@ -126,7 +127,7 @@ class System:
         """raw: clock -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
         unknown = set(raw) - self.raws
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
         return {m.name: self._encoded(m.codec, raw[m.clock]) for c in raw for m in self.on(c)}

@@ -16,6 +16,8 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from everyway.errors import EverywayError, UsageError
+
 COMMANDS: dict[str, str] = {
     "demo": "every use of the shipped model on one labelled sheet",
     "generate": "image | text | both, from a text, a picture, or nothing",
@@ -32,10 +34,6 @@ COMMANDS: dict[str, str] = {
 
 
 MODEL = "a shipped name, a model folder, a file or folder of published weights, or a hub id"
-
-
-class UsageError(ValueError):
-    """The user's mistake: one line, exit code 2."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,28 +59,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr)
         return 130
-    except Exception as error:  # the border: known faults become one line, others a traceback
-        code = _exit_code(error)
-        if code is None:
-            raise
+    except (EverywayError, OSError) as error:  # the border: any other is a fault of ours
         print(f"everyway: {' '.join(str(error).split())}", file=sys.stderr)
         if isinstance(error, OSError) and not sys.stdout.isatty():
             _mute()  # it may be what cannot be written; Python would try once more
-        return code
+        return getattr(error, "exit_code", 1)
 
 
 def _mute() -> None:
     """Drops what is still to be printed."""
     with suppress(OSError, ValueError):  # it is not always a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 for the user's mistakes, 1 for failures of files and disks, None for our own faults."""
-    if isinstance(error, ValueError):  # every refusal of a request, setting, prompt or folder
-        return 2
-    failures = ("StoreError", "StateError", "FileError")
-    return 1 if type(error).__name__ in failures or isinstance(error, OSError) else None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, Field, ValidationError
 
+from everyway.errors import EverywayError
 from everyway.generate import Result
 from everyway.request import GenerateRequest, RequestError
 from everyway.whole import whole
@@ -20,8 +21,10 @@ from everyway.whole import whole
 ROWS = "results.jsonl"
 
 
-class FileError(RuntimeError):
-    """Something that could not be written: one line."""
+class FileError(EverywayError, RuntimeError):
+    """Something that could not be written."""
+
+    exit_code = 1
 
 
 class Loaded(BaseModel):

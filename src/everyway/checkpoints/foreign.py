@@ -27,6 +27,7 @@ from everyway.checkpoints.tensor_files import (
     write_pth,
     write_safetensors,
 )
+from everyway.errors import UsageError
 from everyway.whole import whole
 
 Rename = Callable[[Entries], Entries]
@@ -155,7 +156,7 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
+        raise UsageError(f"there is no file or folder {str(path)!r}; check the path")
     if path.is_file():
         return _open_file(path, weights), {}
     if shards := sorted(path.glob("*.safetensors.index.json")):
@@ -163,7 +164,7 @@ def open_tensors(path: Path, weights: str = "") -> tuple[Entries, dict[str, Any]
     for name in FILES:
         if (path / name).is_file():
             return _open_file(path / name, weights), config_of(path)
-    raise ValueError(f"{path} holds no weights; a folder has one of {', '.join(FILES)}")
+    raise UsageError(f"{path} holds no weights; a folder has one of {', '.join(FILES)}")
 
 
 def _open_file(path: Path, weights: str) -> Entries:
@@ -245,7 +246,7 @@ def named(layouts: Sequence[FileLayout], name: str) -> FileLayout:
         if layout.name == name:
             return layout
     known = ", ".join(layout.name for layout in layouts)
-    raise ValueError(f"layout {name!r} is unknown; choose one of {known}")
+    raise UsageError(f"layout {name!r} is unknown; choose one of {known}")
 
 
 def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> FileLayout:

@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from everyway.errors import UsageError
+
 T = TypeVar("T")
 Table = tuple[tuple[str, str], ...]
 
 
-class LayoutError(ValueError):
+class LayoutError(UsageError):
     """Tensors that do not fit a layout; the message lists them on one line."""
 
 

@@ -27,9 +27,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from everyway.errors import EverywayError
 
-class StoreError(RuntimeError):
+
+class StoreError(EverywayError, RuntimeError):
     """A file or folder that could not be written or read; the message is one line."""
+
+    exit_code = 1
 
 
 Load = Callable[[torch.dtype | None], Tensor]

@@ -18,6 +18,8 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everyway.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantised:
@@ -207,9 +209,9 @@ class Truncation(nn.Module):
         super().__init__()
         code_of = torch.as_tensor(used, dtype=torch.int64, device="cpu")  # in no file
         if code_of.ndim != 1 or not len(code_of) or code_of[0] < 0 or code_of[-1] >= codes:
-            raise ValueError(f"used codes must be a list of numbers from 0 to {codes - 1}")
+            raise UsageError(f"used codes must be a list of numbers from 0 to {codes - 1}")
         if (code_of.diff() <= 0).any():
-            raise ValueError("used codes must be strictly increasing; sort them and drop doubles")
+            raise UsageError("used codes must be strictly increasing; sort them and drop doubles")
         rank_of = torch.zeros(codes, dtype=torch.int64, device="cpu")
         rank_of[code_of] = torch.arange(len(code_of), device="cpu")
         self.register_buffer("code_of", code_of, persistent=False)
@@ -231,7 +233,7 @@ def used_codes(path: Path) -> list[int]:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix not in (".npy", ".pt"):
-        raise ValueError(f"{path} is not a list of codes; give a .json, .npy or .pt file")
+        raise UsageError(f"{path} is not a list of codes; give a .json, .npy or .pt file")
     read = np.load if path.suffix == ".npy" else _tensor
     table = np.asarray(read(path)).ravel().astype(np.int64)
     return (table if (np.diff(table) > 0).all() else np.unique(table, True)[1]).tolist()
@@ -249,7 +251,7 @@ def shrinks(encoder: Mapping[str, Any]) -> int:
 def _side(channels: int) -> int:
     """f from 3 f^2 channels."""
     if channels != 3 * isqrt(channels // 3) ** 2:
-        raise ValueError(f"{channels} channels are not 3 f^2; give 3, 12, 48 or 192")
+        raise UsageError(f"{channels} channels are not 3 f^2; give 3, 12, 48 or 192")
     return isqrt(channels // 3)
 
 
@@ -282,7 +284,7 @@ class ImageVQ(nn.Module):
         self.decoder = Decoder(**decoder)
         up = self.unfold * 2 ** (len(self.decoder.up_blocks) - 1)
         if up != self.factor:
-            raise ValueError(f"the encoder shrinks {self.factor} times, the decoder grows {up}")
+            raise UsageError(f"the encoder shrinks {self.factor} times, the decoder grows {up}")
         if isinstance(used, str):
             used = used_codes(Path(used))
         self.truncation = None if used is None else Truncation(used, quantiser["codes"])

@@ -18,10 +18,13 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
+from everyway.errors import UsageError
+
 SYSTEMS = ("uvit", "unidiffuser", "vq_diffusion")
+FUNCTIONS = ("build", "read", "assembled", "lacking", "image_size")
 
 
-class Lacking(ValueError):
+class Lacking(UsageError):
     """A model without some of its parts.  parts: as PART=FILE."""
 
     def __init__(self, parts: list[str], what: str = "codecs") -> None:
@@ -30,10 +33,13 @@ class Lacking(ValueError):
 
 
 def system_module(name: str) -> ModuleType:
-    """The module of a system; ValueError lists the names there are."""
+    """The module of a system; UsageError lists the names there are, ImportError what it misses."""
     if name not in SYSTEMS:
-        raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    return import_module(f"everyway.systems.{name}")
+        raise UsageError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
+    module = import_module(f"everyway.systems.{name}")
+    if missing := [function for function in FUNCTIONS if not hasattr(module, function)]:
+        raise ImportError(f"{module.__name__} has no function {', '.join(missing)}")
+    return module
 
 
 def builder(name: str) -> Callable:

@@ -20,6 +20,7 @@ from everyway.checkpoints import card, foreign, store
 from everyway.checkpoints.foreign import FileLayout, Part
 from everyway.checkpoints.keymap import LayoutError
 from everyway.checkpoints.tensor_files import Entries, Stored, StoreError
+from everyway.errors import UsageError
 from everyway.placement import CPU
 from everyway.system import System
 from everyway.systems import Lacking, system_module
@@ -105,7 +106,7 @@ def open_model(
         wanted = _inside(path) | wanted
         _unread(path, layout=layout, weights=weights, **told)
         if not wanted:
-            raise ValueError(f"{path} holds no part that is known; get the pipeline anew")
+            raise UsageError(f"{path} holds no part that is known; get the pipeline anew")
     elif is_ours(path):
         config, components, facts = store.open_folder(path)
         begun = Opened(config=config, components=components, facts=facts, folder=path)
@@ -185,7 +186,7 @@ def _sound(model: Opened, *fair: type[Exception]) -> Iterator[None]:
 def _known(parts: Mapping[str, str]) -> dict[str, str]:
     """ValueError for a part that there is not."""
     if wrong := sorted(set(parts) - set(_in_order(parts))):
-        raise ValueError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(_parts())}")
+        raise UsageError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(_parts())}")
     return dict(parts)
 
 
@@ -234,7 +235,7 @@ def local(where: str) -> Path:
         return folder
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UsageError(
             f"{where!r} is neither a path nor a model of the hub that can be had ({reason})"
         ) from None
 
@@ -331,7 +332,7 @@ def _with_null(model: Opened) -> Opened:
     from everyway.systems import vq_diffusion, vq_network_layouts
 
     if model.config["system"] != "vq_diffusion":
-        raise ValueError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
+        raise UsageError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
     own = model.config["config"]
     network, entries = vq_network_layouts.with_null(own["network"], model.components["network"])
     config = asdict(vq_diffusion.full(network, own["codec"], own["text"]))

@@ -20,6 +20,7 @@ from torch import Tensor
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.contracts import Context
 from everyway.data.captions import language
+from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, Clean, GaussianProcess, V
@@ -101,9 +102,9 @@ class UniDiffuserConfig:
         for name, known in (("schedule", SCHEDULES), ("codecs", CODECS)):
             if getattr(self, name) not in known:
                 told = f"{name} {getattr(self, name)!r} is unknown"
-                raise ValueError(f"{told}; choose one of {', '.join(known)}")
+                raise UsageError(f"{told}; choose one of {', '.join(known)}")
         if self.drawn_size < 0 or self.drawn_size % self.patch:
-            raise ValueError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
+            raise UsageError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
 
     @property
     def side(self) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
+from everyway.errors import UsageError
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.gaussian import EPS, GaussianProcess
@@ -58,7 +59,7 @@ class UViTSystemConfig:
         checked(self)
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
-            raise ValueError(f"schedule {self.schedule!r} is unknown; choose one of {known}")
+            raise UsageError(f"schedule {self.schedule!r} is unknown; choose one of {known}")
 
     @property
     def patches(self) -> Patches:
@@ -214,7 +215,7 @@ class NoNull(Context):
 
     @property
     def tokens(self) -> Tensor:  # type: ignore[override]
-        raise ValueError(
+        raise UsageError(
             "this model has no null class; draw with a guidance of 1, which is off, "
             "and train it on with drop=0"
         )
@@ -252,7 +253,7 @@ def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
 
     codec = ClipStates(length=told.length, **own).eval().requires_grad_(False)
     if codec.dim != told.dim:
-        raise ValueError(
+        raise UsageError(
             f"the network is told texts of width {told.dim}, and the text encoder's have "
             f"{codec.dim}; give the encoder that it was trained with"
         )

@@ -23,6 +23,7 @@ from everyway.checkpoints.foreign import Shapes
 from everyway.checkpoints.keymap import LayoutError, Table, to_ours, to_theirs
 from everyway.checkpoints.store import unfilled
 from everyway.checkpoints.tensor_files import Entries, Stored, held
+from everyway.errors import UsageError
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.mask_replace import MaskReplace
 from everyway.systems.uvit_layouts import both
@@ -303,7 +304,7 @@ def with_null(settings: Settings, entries: Entries) -> tuple[dict[str, Any], Ent
     their mean, which such networks are told for no class.  ValueError where there is one already.
     """
     if settings["learned_null"] or settings["condition"] == "none":
-        raise ValueError("this network has a null of its own, or is told nothing; leave null out")
+        raise UsageError("this network has a null of its own, or is told nothing; leave null out")
     own = {**settings, "learned_null": True}
     if settings["condition"] == "text":
         shape = (settings["text_length"], settings["text_dim"])
