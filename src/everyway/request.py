@@ -92,13 +92,13 @@ class GenerateRequest(BaseModel):
     steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None
     """Of the sampler; by default the model's own."""
     guidance: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    """w in u + w (c - u), 1 is off; by default the model's own."""
-    sampler: str | None = None
-    """One of SAMPLER_NAMES; by default the model's own."""
+    """Weight w in u + w (c - u), 1 is off; by default the model's own."""
+    sampler: Annotated[str | None, Field(examples=SAMPLER_NAMES)] = None
+    """The sampler's name; by default the model's own."""
     mask: str | None = None
     """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
-    """How much of a picture is forgotten, in (0, 1] (image-to-image)."""
+    """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Mass of a token's distribution that is kept, 1 is all; by default the model's own."""
     purity_weight: Annotated[Number, Field(ge=0, le=100)] | None = None
