@@ -252,7 +252,7 @@ def _fingerprint(system: System, config: TrainConfig, data) -> str:
     A decoder that was trained on behind its latent does not make a cache stale.
     """
     flipped = " flipped" if config.flip else ""
-    digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
+    digest = hashlib.sha256(os.fsencode(f"{config.data} {config.seed} {config.cache}{flipped}"))
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
     first = list(_samples(data, 4, bool(config.flip)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from everyway.apps.cli.flags import Parser, natural
+from everyway.apps.cli.flags import Parser, folder, natural
 from everyway.apps.cli.making import show_json
 from everyway.errors import UsageError
 from everyway.request import known
@@ -19,7 +19,7 @@ def add_flags(p: Parser) -> None:
     said = "check also tells which captions it cannot read; by default none is asked"
     p.add_argument("--model", help=said)
     said = "where samples, by default out/emoji or out/shapes, or the contact sheet go"
-    p.add_argument("--out", help=said)
+    p.add_argument("--out", type=folder, help=said)
     p.add_argument("-n", type=natural, default=100, help="how many samples")
     p.add_argument("--seed", type=natural, default=0, help="of the samples")
     p.add_argument("--json", action="store_true", help="the report of check as one JSON object")

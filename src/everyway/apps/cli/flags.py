@@ -83,9 +83,11 @@ def _spoken(settings: dict[str, Any]) -> str:
 
 
 def folder(text: str) -> str:
-    """The path of a folder to write to, neither empty nor a file."""
+    """A folder to write to: neither empty nor a file, and UTF-8, which safetensors asks for."""
     if not text.strip() or Path(text).is_file():
         raise ArgumentTypeError(f"{text!r} is no folder; give a folder")
+    if text != text.encode(errors="replace").decode():
+        raise ArgumentTypeError(f"the name {text!r} is not UTF-8; give another folder")
     return text
 
 

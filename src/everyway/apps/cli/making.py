@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,17 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     """
     began, out = time.monotonic(), files.Folder(Path(args.out))
     done = out.parts() if skip else {}
-    models: dict[str, Any] = {}
-    open_, rows, note = [r for r in requests if _missing(done, r)], [], ""
-    for request in (r for r in requests if r not in open_):
-        say(args, f"skipped, as it exists: {request.text or request.kind}")
-    for path in dict.fromkeys(path for request in open_ for path in request.paths):
+    wanted = [request for request in requests if _left(args, done, request)]
+    for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
-    for request in open_:
+    models, rows, note = dict[str, Any](), [], ""
+    for request in wanted:
         if request.model not in models:
             models = {request.model: load(args, request.model)}  # one at a time
             note = models[request.model].note
         model = models[request.model]
         settled = model.settled(request)
-        for result in chain.from_iterable(
-            _results(model, run) for run in _missing(done, request, settled)
-        ):
+        for result in results(model, _left(args, done, request, settled)):
             if result.part in _parts(done, result.seed, request, settled):
                 continue
             rows.append(out.save(result, settled, request))
@@ -88,17 +84,20 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     return 0
 
 
-def _results(model, request: GenerateRequest) -> Iterator[Any]:
-    """What a model makes of a request, as it is done."""
+def results(model, requests: Iterable[GenerateRequest]) -> Iterator[Any]:
+    """What a model makes of requests, as it is done."""
     from everyway.generate import Result
 
-    return (event for event in model.run(request) if isinstance(event, Result))
+    events = chain.from_iterable(model.run(request) for request in requests)
+    return (event for event in events if isinstance(event, Result))
 
 
-def _missing(done: dict[str, set[int]], *forms: GenerateRequest) -> list[GenerateRequest]:
-    """A request for its samples whose results are not all there: one a run of seeds.
+def _left(
+    args: argparse.Namespace, done: dict[str, set[int]], *forms: GenerateRequest
+) -> list[GenerateRequest]:
+    """A request for its samples whose results are not all there, one a run of seeds.
 
-    forms: the request as it was asked for and, the last of them to be run, as the model settles it.
+    forms: the request as it was asked for and, where that is known, as the model settles it.
     """
     request = forms[-1]
     seeds = [
@@ -106,6 +105,8 @@ def _missing(done: dict[str, set[int]], *forms: GenerateRequest) -> list[Generat
         for seed in range(request.seed, request.seed + request.n)
         if len(_parts(done, seed, *forms)) < request.parts
     ]
+    if not seeds:
+        say(args, f"skipped, as it exists: {request.text or request.kind}")
     runs = groupby(enumerate(seeds), lambda pair: pair[1] - pair[0])
     found = [[seed for _, seed in run] for _, run in runs]
     return [request.model_copy(update={"seed": run[0], "n": len(run)}) for run in found]

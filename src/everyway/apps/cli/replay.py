@@ -7,6 +7,7 @@ from pathlib import Path
 
 from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
+from everyway.apps.cli.making import results
 from everyway.errors import UsageError
 from everyway.request import GenerateRequest
 
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{path} was made by model {made_by}, this one is {model.hash}; give it with --model"
         )
-    made = model.generate(request)[record.part].image
-    if files.same_pixels(path, made):
+    made = next(result for result in results(model, [request]) if result.part == record.part)
+    if files.same_pixels(path, made.image):
         print(f"{path}: the same picture, bit for bit")
         return 0
     import torch

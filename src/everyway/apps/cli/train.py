@@ -6,7 +6,7 @@ import argparse
 import json
 from contextlib import contextmanager
 
-from everyway.apps.cli.flags import Parser, seconds
+from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.errors import UsageError
 from everyway.train.config import PRESETS, TrainConfig, resolve
 
@@ -15,7 +15,7 @@ def add_flags(p: Parser) -> None:
     p.add_argument("preset", help="a preset's name or a TOML file", among=PRESETS)
     own = "by default the preset's own"
     p.add_argument("--data", help=f"emoji, shapes, or a folder of pictures with captions; {own}")
-    p.add_argument("--out", help=f"the run folder; {own}")
+    p.add_argument("--out", type=folder, help=f"the run folder; {own}")
     p.add_argument(
         "--budget", type=seconds, help="time, such as 90s, 30m or 2h; by default all the steps"
     )
