@@ -263,6 +263,14 @@ def test_a_row_that_only_lacks_its_end_is_kept(tmp_path):
     assert path.read_bytes() == b'{"a": 1}\n{"b": 2}\n{"c": 3}\n'
 
 
+def test_a_row_that_only_lacks_its_end_is_counted(run, tmp_path):
+    assert run("generate", "text", *FAST)[0] == 0
+    path = tmp_path / "out" / files.ROWS
+    path.write_bytes(path.read_bytes().rstrip())
+    assert run("generate", "text", *FAST)[0] == 0
+    assert [row["index"] for row in rows(tmp_path / "out")] == [0, 1]
+
+
 def test_a_record_of_many_samples_is_not_drawn(run, tmp_path, monkeypatch):
     assert run("generate", "image", *FAST)[0] == 0
     with Image.open(tmp_path / "out/00000.png") as image:

@@ -105,13 +105,13 @@ class Folder:
         path = self.out / ROWS
         if not path.exists():
             return
-        with path.open("rb") as file:
+        with path.open("ab+") as file:
+            _mend(file)
             file.seek(self.read)
             for line in file:
-                if line.endswith(b"\n"):
-                    self.read, self.lines = self.read + len(line), self.lines + 1
-                    named = re.search(rb'"image": "([0-9]{5,9})\.png"', line)
-                    self.pictures = max(self.pictures, int(named[1]) + 1 if named else 0)
+                self.read, self.lines = self.read + len(line), self.lines + 1
+                if named := re.search(rb'"image": "([0-9]{5,9})\.png"', line):
+                    self.pictures = max(self.pictures, int(named[1]) + 1)
 
     def _picture(self) -> Path:
         """The next that is neither there nor named in a line."""
@@ -226,7 +226,7 @@ def append_line(path: Path, line: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
-            size = _mended(file)
+            size = _mend(file)
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -236,8 +236,8 @@ def append_line(path: Path, line: str) -> None:
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
 
 
-def _mended(file: BinaryIO) -> int:
-    """The size of a file of lines of JSON, once its last one is whole.
+def _mend(file: BinaryIO) -> int:
+    """Makes the last line of a file of JSON lines whole; returns the size.
 
     One that a power loss cut is taken away; one that only lacks its end gets it.
     """

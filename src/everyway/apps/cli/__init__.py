@@ -35,9 +35,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code and never raises for a user's mistake."""
     words = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is escaped
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):  # what a terminal cannot show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if "_ARGCOMPLETE" in os.environ:
             _complete()

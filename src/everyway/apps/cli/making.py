@@ -64,20 +64,18 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     wanted = [request for request in requests if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
-    models, rows, note = dict[str, Any](), [], ""
+    models, rows = dict[str, Any](), []
     for request in wanted:
         if request.model not in models:
             models = {request.model: load(args, request.model)}  # one at a time
-            note = models[request.model].note
+            if models[request.model].system.placement.memory != "full":
+                say(args, models[request.model].note)
         model = models[request.model]
         settled = model.settled(request)
         for result in results(model, _left(args, done, request, settled)):
             if result.part in _parts(done, result.seed, request, settled):
                 continue
             rows.append(out.save(result, settled, request))
-            if note and model.system.placement.memory != "full":
-                say(args, note)  # not before: a mistake is one line
-            note = ""
             say(args, _line(args.out, rows[-1], time.monotonic() - began))
     if args.json:
         show_json({"out": args.out, "results": rows, "peak_bytes": _peak(models)})
