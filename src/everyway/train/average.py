@@ -16,7 +16,7 @@ import torch
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import write_card
-from everyway.errors import UsageError
+from everyway.errors import EverywayError, UsageError
 from everyway.generate import Model, load
 
 
@@ -60,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         average(args.former, args.later, args.share, args.out)
-    except (ValueError, store.StoreError) as error:
+    except EverywayError as error:
         parser.error(str(error))
     print(json.dumps({"model": str(args.out), "share": args.share}))
     return 0

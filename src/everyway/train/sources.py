@@ -20,6 +20,7 @@ from everyway.data.latents import Latents
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import to_tensor
+from everyway.errors import UsageError
 from everyway.system import System
 from everyway.systems import builder, convert, system_module, unidiffuser
 from everyway.train.config import ConfigError, TrainConfig
@@ -58,7 +59,7 @@ def started_from(model: str, **other: int) -> System:
             raise ConfigError(f"{model} keeps its own {' and '.join(other)}; leave them out")
         try:
             system = builder(former.name)({**former.config, **other})
-        except ValueError as error:
+        except UsageError as error:
             raise ConfigError(str(error)) from None
         for name, codec in former.codecs.items():
             system.codecs[name].load_state_dict(codec.state_dict())

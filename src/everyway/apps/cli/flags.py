@@ -115,11 +115,11 @@ def share(text: str) -> tuple[int, int]:
 
 
 def pair(text: str) -> tuple[str, str]:
-    """ "KEY=VALUE" -> (KEY, VALUE), neither of them empty."""
-    key, _, value = text.partition("=")
-    if not (key and value):
-        raise ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
+    """ "NAME=VALUE" -> (NAME, VALUE), neither of them empty."""
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def level(text: str) -> tuple[str, str]:
