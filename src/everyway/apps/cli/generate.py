@@ -12,32 +12,26 @@ from everyway.apps.cli.making import add_sampling, make, settings
 from everyway.errors import UsageError
 from everyway.request import GenerateRequest, known
 
+WHAT = ("image", "text", "both")
 INPUTS = ("text", "label", "mask", "strength")
 """Fields of a request that are flags of this command alone, under their own names."""
 
 
 def add_flags(p: Parser) -> None:
-    what = ("image", "text", "both")
-    p.add_argument("what", help="image, text or both", among=what)
+    p.add_argument("what", help="image, text or both", among=WHAT)
     p.add_argument("--image", help="a picture to describe, or to draw on")
-    p.add_argument(
-        "--given-noise",
-        action="append",
-        default=[],
-        type=level,
-        metavar="CLOCK=LEVEL",
-        help=described(GenerateRequest, "given_noise"),
-    )
-    p.add_argument("--prompts", help="a file of requests, a line each: a JSON object, a prompt, "
-                   "or for text the path of a picture")  # fmt: skip
-    p.add_argument("--shard", type=share, metavar="K/N", help="of --prompts only each N-th line, "
-                   "from the K-th on, for N commands at once; by default all")  # fmt: skip
+    noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
+    p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
+    said = "a file of requests, a line each: a JSON object, a prompt, or for text a picture's path"
+    p.add_argument("--prompts", help=said)
+    said = "of --prompts every N-th line from the K-th on, for N commands at once; by default all"
+    p.add_argument("--shard", type=share, metavar="K/N", help=said)
     add_sampling(p, *INPUTS)
     p.set_defaults(strength=None)
 
 
 def run(args: argparse.Namespace) -> int:
-    known("output", args.what, ("image", "text", "both"))
+    known("output", args.what, WHAT)
     if args.prompts is not None:
         return _prompts(args)
     if args.shard:

@@ -13,23 +13,12 @@ from everyway.request import GenerateRequest
 
 
 def add_flags(p: Parser) -> None:
-    asis = "by default as in the record"
+    asis, many = "by default as in the record", {"action": "append", "default": []}
     p.add_argument("picture", help="a PNG that everyway made")
     p.add_argument("--model", help=f"where the model is now, if it moved; {asis}")
-    p.add_argument(
-        "--part",
-        action="append",
-        default=[],
-        type=pair,
-        metavar="NAME=PATH",
-        help=f"where a part of it is now; {asis}",
-    )
-    p.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        help=f"where a picture is now that it was made from; {asis}",
-    )
+    said = f"where a part of it is now; {asis}"
+    p.add_argument("--part", **many, type=pair, metavar="NAME=PATH", help=said)
+    p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
     p.add_argument("--mask", help=f"where its mask is now; {asis}")
 
 

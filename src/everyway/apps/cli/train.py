@@ -16,16 +16,10 @@ def add_flags(p: Parser) -> None:
     own = "by default the preset's own"
     p.add_argument("--data", help=f"emoji, shapes, or a folder of pictures with captions; {own}")
     p.add_argument("--out", type=folder, help=f"the run folder; {own}")
-    p.add_argument(
-        "--budget", type=seconds, help="time, such as 90s, 30m or 2h; by default all the steps"
-    )
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"another value of a setting below; {own}",
-    )
+    said = "time, such as 90s, 30m or 2h; by default all the steps"
+    p.add_argument("--budget", type=seconds, help=said)
+    said = f"another value of a setting below; {own}"
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=said)
     p.add_argument("--quiet", action="store_true", help="show no progress")
     p.epilog = f"presets: {', '.join(PRESETS)}\n\nsettings for --set and TOML files:\n{_settings()}"
 
