@@ -13,6 +13,7 @@ import everyway
 
 ROOT = Path(everyway.__file__).parent
 LAYERS = {
+    "errors": -1,
     "contracts": 0,
     "whole": 0,
     "validation": 0,

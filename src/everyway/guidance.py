@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
+from everyway.errors import UsageError
 from everyway.process.gaussian import mixed
 from everyway.tasks import Branch, Task
 
@@ -86,7 +87,7 @@ class Guided:
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
+            raise UsageError(f"guidance interval {self.interval} must be 0 <= low <= high <= 1")
         missing = {c for b in branches(self.task) for c in b.without} - self.null_contexts.keys()
         if missing and not is_off(self.w):
             lost = ", ".join(sorted(missing))

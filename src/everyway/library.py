@@ -18,6 +18,7 @@ import torch
 
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
+from everyway.errors import UsageError
 from everyway.layouts import convert
 from everyway.nets.precision import fast
 from everyway.placement import (
@@ -34,7 +35,7 @@ SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
 
 
-class ModelError(ValueError):
+class ModelError(UsageError):
     """A model that cannot be found or loaded; the message says how to mend it."""
 
 

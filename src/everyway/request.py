@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from everyway.errors import UsageError
+from everyway.validation import Number, Whole
+
 KINDS = (
     "text-to-image",
     "image-to-text",
@@ -65,57 +68,63 @@ SETTINGS = (
 """How a request samples, whatever it makes; these decide a score and stand beside it."""
 
 
-class RequestError(ValueError):
+class RequestError(UsageError):
     """A request that cannot be honoured: one line that says how to mend it."""
 
 
-Time = Annotated[float, Field(ge=0, le=1)]
+Time = Annotated[Number, Field(ge=0, le=1)]
 
 
 class GenerateRequest(BaseModel):
-    """What to make.
+    """What to make.  The descriptions of its fields are the help of the command line's flags."""
 
-    kind: one of KINDS.  text: a prompt.  images: paths.  label: a class.
-    n: how many; sample k has seed + k.
-    guidance: w in u + w (c - u), 1 is off.
-    truncation: mass of a token's law that is kept.
-    steps, guidance, sampler, truncation: None is the model's own.
-    given_noise: clock -> time in [0, 1) at which a condition is given.
-    mask: a picture's path; its bright places are drawn anew, the others stay (inpaint).
-    strength: how much of a picture is forgotten, in (0, 1] (image-to-image).
-    purity_weight, tokens_per_step: of the sampler purity.
-    guidance_interval: the times, ends included, between which guidance counts.
-    thresholds: state -> quantile of dynamic thresholding, for pixels in [-1, 1].
-    clock_paths: clock -> its way through time: "first" is made in the first half of the run and
-    given in the second, "last" the other way round; or knots ((u, t), ...), as `tasks.Path`.
-    null: what guidance is told in place of the text, where a model has several.
-    frames: of an interpolation.  rounds: of a chain.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: str
+    """One of KINDS."""
     text: str | None = None
+    """A prompt."""
     images: tuple[str, ...] = ()
-    label: Annotated[int, Field(ge=0)] | None = None
-    n: Annotated[int, Field(ge=1, le=10_000)] = 1
-    seed: Annotated[int, Field(ge=0, lt=MAX_SEED)] = 0
-    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
-    sampler: str | None = None
+    """Paths of the pictures that it is given."""
+    label: Annotated[Whole, Field(ge=0)] | None = None
+    """A class, for models of classes."""
+    n: Annotated[Whole, Field(ge=1, le=10_000)] = 1
+    """How many; sample k has seed + k."""
+    seed: Annotated[Whole, Field(ge=0, lt=MAX_SEED)] = 0
+    """Of the first sample's noise."""
+    steps: Annotated[Whole, Field(ge=1, le=1000)] | None = None
+    """Of the sampler; by default the model's own."""
+    guidance: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    """Weight w in u + w (c - u), 1 is off; by default the model's own."""
+    sampler: Annotated[str | None, Field(examples=SAMPLER_NAMES)] = None
+    """The sampler's name; by default the model's own."""
     mask: str | None = None
-    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
-    truncation: Annotated[float, Field(gt=0, le=1)] | None = None
-    purity_weight: Annotated[float, Field(ge=0, le=100)] | None = None
-    tokens_per_step: Annotated[int, Field(ge=1)] | None = None
+    """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
+    strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
+    truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Mass of a token's distribution that is kept, 1 is all; by default the model's own."""
+    purity_weight: Annotated[Number, Field(ge=0, le=100)] | None = None
+    """Of the sampler purity, how much sharper; 1 by default."""
+    tokens_per_step: Annotated[Whole, Field(ge=1)] | None = None
+    """Of the sampler purity, at most so many a call; by default as the steps need."""
     guidance_interval: tuple[Time, Time] = (0.0, 1.0)
-    thresholds: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """The times, ends included, between which guidance counts; by default all."""
+    thresholds: dict[str, Annotated[Number, Field(gt=0, le=1)]] = {}
+    """State -> quantile of dynamic thresholding, for pixels in [-1, 1]; by default none."""
     clock_paths: dict[str, Literal["first", "last"] | tuple[tuple[Time, Time], ...]] = {}
+    """Clock -> its way through time: "first" is made in the first half of the run and given in the
+    second, "last" the other way round; or knots ((u, t), ...), as `tasks.Path`."""
     null: str = ""
-    given_noise: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
-    frames: Annotated[int, Field(ge=2, le=1000)] = 8
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    """What stands for no text in guidance, learned or empty; by default the model's first."""
+    given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}
+    """Clock -> time in [0, 1) at which a condition is given, itself noisy."""
+    frames: Annotated[Whole, Field(ge=2, le=1000)] = 8
+    """Of an interpolation."""
+    rounds: Annotated[Whole, Field(ge=1, le=1000)] = 5
+    """Of a chain."""
     model: str = "default"
+    """A shipped name, a model folder, a file or folder of published weights, or a hub id."""
 
     def __init__(self, /, **values) -> None:
         try:

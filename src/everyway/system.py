@@ -31,6 +31,7 @@ from everyway.contracts import (
     rows,
     together,
 )
+from everyway.errors import UsageError
 from everyway.nets.precision import computing
 from everyway.placement import CPU, Placement
 from everyway.tasks import Task
@@ -116,7 +117,7 @@ class Condition:
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
         if not self.nulls:
-            raise ValueError(
+            raise UsageError(
                 f"this model has no null {self.name}; draw with a guidance of 1, which is off, "
                 "and train it on with drop=0"
             )
@@ -235,7 +236,7 @@ class System:
         """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
         unknown = set(raw) - self.raws
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
         own = self.modalities.values()

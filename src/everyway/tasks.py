@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Times
+from everyway.errors import UsageError
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -82,7 +83,7 @@ class Role:
         if self.kind not in ("generate", "given", "absent"):
             raise ValueError(f"role {self.kind!r} is unknown; use generate, given or absent")
         if not 0.0 <= self.level < 1.0:
-            raise ValueError(f"given noise level {self.level} is outside [0, 1); 1 means absent")
+            raise UsageError(f"given noise level {self.level} is outside [0, 1); 1 means absent")
         if self.path and self.kind != "generate":
             raise ValueError(f"a {self.kind} clock has no path; generated ones have")
 
@@ -141,12 +142,12 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.generated:
-            raise ValueError(
+            raise UsageError(
                 f"task {self.name!r} generates nothing; give one clock the role GENERATE"
             )
         for name, weight in self.contexts.items():
             if not 0 <= weight <= 1:
-                raise ValueError(
+                raise UsageError(
                     f"task {self.name!r} weighs {name!r} by {weight:g}; give a number from 0 to 1"
                 )
         for branch in self.guidance or ():
@@ -171,7 +172,7 @@ class Task:
         """The same task with some clocks' roles changed."""
         unknown = set(roles) - set(self.roles)
         if unknown:
-            raise ValueError(
+            raise UsageError(
                 f"task {self.name!r} has no clock {sorted(unknown)}; it has {[*self.roles]}"
             )
         return replace(self, roles={**self.roles, **roles})
@@ -179,7 +180,7 @@ class Task:
     def along(self, paths: Mapping[str, Path]) -> Task:
         """The same task with paths for some of its generated clocks."""
         if wrong := sorted(set(paths) - set(self.generated)):
-            raise ValueError(
+            raise UsageError(
                 f"task {self.name!r} does not generate {', '.join(wrong)}; give a path to "
                 f"{', '.join(self.generated)}"
             )
@@ -217,5 +218,5 @@ def drawing(told: str, nulls: bool = True) -> dict[str, Task]:
 def named_task(name: str) -> Task:
     """The task of that name; ValueError lists the names there are."""
     if name not in TASKS:
-        raise ValueError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
+        raise UsageError(f"task {name!r} is unknown; choose one of {', '.join(TASKS)}")
     return TASKS[name]

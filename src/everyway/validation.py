@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from functools import cache
-from typing import TypeVar, get_type_hints
+from typing import Annotated, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from everyway.errors import UsageError
 
 T = TypeVar("T")
 _adapter = cache(TypeAdapter)
+_PLAIN = re.compile(r"[+-]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.I)
+
+
+def plain(value: object) -> object:
+    """A number, or a text that spells it as people do; ValueError for 1_0 and for true."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _PLAIN.fullmatch(value.strip())):
+        raise ValueError("give a number in plain digits")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(plain)]
+Number = Annotated[float, BeforeValidator(plain)]
 
 
 def first_fault(error: ValidationError) -> str:
@@ -23,7 +38,7 @@ def first_fault(error: ValidationError) -> str:
 
 
 def checked(config: T) -> T:
-    """A dataclass as it is; ValueError names a field that is not of the kind of its annotation.
+    """A dataclass as it is; UsageError names a field that is not of the kind of its annotation.
 
     Its numbers are finite and not below 0.
     """
@@ -33,7 +48,7 @@ def checked(config: T) -> T:
         try:
             _adapter(kinds[field.name]).validate_python(value, strict=True)
         except ValidationError:
-            raise ValueError(f"{field.name} cannot be {value!r:.40}") from None
+            raise UsageError(f"{field.name} cannot be {value!r:.40}") from None
         if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-            raise ValueError(f"{field.name} cannot be {value!r}")
+            raise UsageError(f"{field.name} cannot be {value!r}")
     return config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everyway.apps.cli import _exit_code
 from everyway.data.latents import CacheError, Latents, load
 
 
@@ -24,4 +23,4 @@ def test_a_damaged_cache_is_one_line(tmp_path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CacheError, match=r"a\.safetensors .*delete it") as caught:
         load(path)
-    assert "\n" not in str(caught.value) and _exit_code(caught.value) == 1
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 1

@@ -305,9 +305,9 @@ def write_module(path: Path, module: nn.Module, dtype: torch.dtype = torch.float
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file whole, or as it was."""
+    """The file whole, or as it was; what is not Unicode, as in some names of files, is escaped."""
     with writing(path), whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256(path: Path) -> str:

@@ -27,9 +27,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from everyway.errors import EverywayError
 
-class StoreError(RuntimeError):
+
+class StoreError(EverywayError, RuntimeError):
     """A file or folder that could not be written or read; the message is one line."""
+
+    exit_code = 1
 
 
 class LayoutError(ValueError):

@@ -12,6 +12,7 @@ from everyway.codecs.image_vae import ImageVAE
 from everyway.codecs.pca import CellPCA, ThumbnailPCA
 from everyway.codecs.text_latent import TextLatent
 from everyway.codecs.token_table import TokenTable
+from everyway.errors import UsageError
 
 KINDS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
@@ -33,5 +34,5 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, nn.Module]:
 def _codec(name: str, settings: dict[str, Any]) -> nn.Module:
     kind = settings.pop("kind", PUBLISHED[name])
     if kind not in KINDS:
-        raise ValueError(f"codec {kind!r} of {name} is unknown; choose one of {', '.join(KINDS)}")
+        raise UsageError(f"codec {kind!r} of {name} is unknown; choose one of {', '.join(KINDS)}")
     return KINDS[kind](**settings).eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from everyway.codecs.encoders import CLIP_L14_TEXT, TextStates
 from everyway.codecs.published_tokens import ClipTokens
+from everyway.errors import UsageError
 
 
 class ClipStates(nn.Module):
@@ -29,7 +30,7 @@ class ClipStates(nn.Module):
         super().__init__()
         self.tokens = ClipTokens(tokenizer, length)
         if len(self.tokens) != text["vocab_size"]:
-            raise ValueError(
+            raise UsageError(
                 f"the tokenizer has {len(self.tokens)} tokens and the text network "
                 f"{text['vocab_size']}; give the tokenizer that was published with it"
             )

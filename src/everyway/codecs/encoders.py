@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from everyway.codecs.whiten import Whiten
+from everyway.errors import UsageError
 
 T = TypeVar("T", bound=PretrainedConfig)
 SMALL_VISION = {
@@ -71,7 +72,7 @@ def configured(kind: type[T], settings: Mapping[str, Any]) -> T:
     try:
         return kind(**settings)
     except Exception as error:  # transformers has errors of its own
-        raise ValueError(" ".join(str(error).split())) from None
+        raise UsageError(" ".join(str(error).split())) from None
 
 
 class ImageEmbedding(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everyway.codecs.whiten import Whiten
+from everyway.errors import UsageError
 
 SMALL = {
     "in_channels": 48,
@@ -55,7 +56,7 @@ class ImageVAE(nn.Module):
     ) -> None:
         super().__init__()
         if autoencoder["in_channels"] != 3 * fold**2:
-            raise ValueError(f"in_channels is {autoencoder['in_channels']}, not 3 * {fold}^2")
+            raise UsageError(f"in_channels is {autoencoder['in_channels']}, not 3 * {fold}^2")
         self.fold = fold
         self.autoencoder = AutoencoderKL(**autoencoder)
         self.whiten = Whiten(autoencoder["latent_channels"], axis=0)

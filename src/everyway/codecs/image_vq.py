@@ -18,6 +18,8 @@ from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everyway.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantised:
@@ -207,9 +209,9 @@ class Truncation(nn.Module):
         super().__init__()
         code_of = torch.as_tensor(used, dtype=torch.int64, device="cpu")  # in no file
         if code_of.ndim != 1 or not len(code_of) or code_of[0] < 0 or code_of[-1] >= codes:
-            raise ValueError(f"used codes must be a list of numbers from 0 to {codes - 1}")
+            raise UsageError(f"used codes must be a list of numbers from 0 to {codes - 1}")
         if (code_of.diff() <= 0).any():
-            raise ValueError("used codes must be strictly increasing; sort them and drop doubles")
+            raise UsageError("used codes must be strictly increasing; sort them and drop doubles")
         rank_of = torch.zeros(codes, dtype=torch.int64, device="cpu")
         rank_of[code_of] = torch.arange(len(code_of), device="cpu")
         self.register_buffer("code_of", code_of, persistent=False)
@@ -230,14 +232,14 @@ def used_codes(path: Path) -> list[int]:
     """
     path = Path(path)
     if path.suffix not in _READERS:
-        raise ValueError(f"{path} is not a list of codes; give a .json, .npy or .pt file")
+        raise UsageError(f"{path} is not a list of codes; give a .json, .npy or .pt file")
     try:
         table = np.asarray(_READERS[path.suffix](path))
     except Exception as error:  # each reader has errors of its own
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} holds no list of codes ({reason:.200})") from None
+        raise UsageError(f"{path} holds no list of codes ({reason:.200})") from None
     if table.dtype.kind not in "iu" or table.ndim != 1 or not table.size or table.min() < 0:
-        raise ValueError(f"{path} holds no list of codes: whole numbers from 0, in one row")
+        raise UsageError(f"{path} holds no list of codes: whole numbers from 0, in one row")
     table = table.astype(np.int64)
     if path.suffix == ".json" or (np.diff(table) > 0).all():
         return table.tolist()
@@ -259,7 +261,7 @@ def shrinks(encoder: Mapping[str, Any]) -> int:
 def _side(channels: int) -> int:
     """f from 3 f^2 channels."""
     if channels != 3 * isqrt(channels // 3) ** 2:
-        raise ValueError(f"{channels} channels are not 3 f^2; give 3, 12, 48 or 192")
+        raise UsageError(f"{channels} channels are not 3 f^2; give 3, 12, 48 or 192")
     return isqrt(channels // 3)
 
 
@@ -292,7 +294,7 @@ class ImageVQ(nn.Module):
         self.decoder = Decoder(**decoder)
         up = self.unfold * 2 ** (len(self.decoder.up_blocks) - 1)
         if up != self.factor:
-            raise ValueError(f"the encoder shrinks {self.factor} times, the decoder grows {up}")
+            raise UsageError(f"the encoder shrinks {self.factor} times, the decoder grows {up}")
         if isinstance(used, str):
             used = used_codes(Path(used))
         self.truncation = None if used is None else Truncation(used, quantiser["codes"])

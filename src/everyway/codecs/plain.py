@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everyway.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
@@ -69,7 +71,7 @@ class Words:
             words = re.findall(r"\w+", sentence.lower())
             for column, word in enumerate(words[: self.length]):
                 if word not in index:
-                    raise ValueError(f"this model has never read the word {word!r}")
+                    raise UsageError(f"this model has never read the word {word!r}")
                 ids[row, column] = index[word]
         return self.table[ids]
 
@@ -94,5 +96,5 @@ class Labels:
         wrong = [n for n in raw if not 0 <= n < self.classes]
         if wrong:
             known = f"from 0 to {self.classes - 1}"
-            raise ValueError(f"class {wrong[0]} is unknown; give a number {known}")
+            raise UsageError(f"class {wrong[0]} is unknown; give a number {known}")
         return torch.tensor(list(raw), dtype=torch.long)

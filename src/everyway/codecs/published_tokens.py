@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from everyway.codecs.text_tokens import tokenizer_of
+from everyway.errors import UsageError
 
 START, STOP = "<|startoftext|>", "<|endoftext|>"
 END = "<|EOS|>"
@@ -102,7 +103,7 @@ def tokenizer_json(where: str) -> str:
         kind = _clip if START in vocabulary else _gpt2
         return kind(str(path / "vocab.json"), str(path / "merges.txt"))
     except Exception as error:
-        raise ValueError(
+        raise UsageError(
             f"{where} holds no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json, or "
             "a folder with vocab.json and merges.txt"
         ) from None
@@ -123,7 +124,7 @@ def _gpt2(vocabulary: str, merges: str) -> str:
 def _id(tokenizer: Tokenizer, mark: str) -> int:
     found = tokenizer.token_to_id(mark)
     if found is None:
-        raise ValueError(f"the tokenizer has no {mark}; give the published one")
+        raise UsageError(f"the tokenizer has no {mark}; give the published one")
     return found
 
 

@@ -21,6 +21,7 @@ from everyway.codecs.encoders import TextStates, WordStates, configured
 from everyway.codecs.published_tokens import CaptionTokens, ClipTokens
 from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.whiten import Whiten
+from everyway.errors import UsageError
 
 SMALL_DECODER = {
     "n_embd": 128,
@@ -133,7 +134,7 @@ class TextLatent(nn.Module):
 
 def _same_size(name: str, tokens: int, network: str, settings: Mapping[str, Any]) -> None:
     if tokens != settings["vocab_size"]:
-        raise ValueError(
+        raise UsageError(
             f"the {name} has {tokens} tokens and the {network} network {settings['vocab_size']}; "
             "give the tokenizer that was published with it"
         )

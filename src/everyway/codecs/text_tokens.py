@@ -9,11 +9,13 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from everyway.errors import UsageError
+
 PAD, END, UNKNOWN = "[pad]", "[end]", "[unk]"
 SPECIAL = (PAD, END, UNKNOWN)  # ids 0, 1, 2
 
 
-class PromptError(ValueError):
+class PromptError(UsageError):
     """A text that a model cannot read; the message says how to mend it."""
 
 
@@ -22,7 +24,7 @@ def tokenizer_of(spec: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(spec)
     except Exception as error:  # tokenizers raises nothing more precise
-        raise ValueError(f"the tokenizer cannot be read ({error})") from None
+        raise UsageError(f"the tokenizer cannot be read ({error})") from None
 
 
 class Tokens:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from everyway.data.captions import Lexicon, parse, plain, say, some
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
+from everyway.errors import EverywayError, UsageError
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -153,8 +154,10 @@ averaged, and so is a text over its phrasings where only a picture is given; a n
 little else draws and writes averages (docs/LOG.md)."""
 
 
-class MissingFont(FileNotFoundError):
+class MissingFont(EverywayError, FileNotFoundError):
     """The emoji font, or what reads it, is not installed; the message says how to get it."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,14 +186,14 @@ class EmojiScenes:
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "heldout"):
-            raise ValueError(f"split {self.split!r} is unknown; choose train or heldout")
+            raise UsageError(f"split {self.split!r} is unknown; choose train or heldout")
         if self.count not in (None, 1, 2):
-            raise ValueError(f"count is {self.count!r}; choose 1, 2 or None")
+            raise UsageError(f"count is {self.count!r}; choose 1, 2 or None")
         for name in ("single", "portraits", "whole", "plain"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
+                raise UsageError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; choose 0 or more")
+            raise UsageError(f"seed is {self.seed}; choose 0 or more")
 
     def __iter__(self) -> Iterator[Sample]:
         index = 0

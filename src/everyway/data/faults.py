@@ -7,11 +7,13 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from everyway.errors import UsageError
+
 Named = tuple[str, str]
 """(name of a file, or of a line in it; why it is not used)."""
 
 
-class FolderError(ValueError):
+class FolderError(UsageError):
     """Data that cannot be read; the message is one line that names the file."""
 
 

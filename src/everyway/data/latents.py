@@ -19,11 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from everyway.contracts import Bundle
+from everyway.errors import EverywayError
 from everyway.whole import whole
 
 
-class CacheError(OSError):
+class CacheError(EverywayError, OSError):
     """A cache that cannot be read; the message is one line."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,6 +19,7 @@ import torch
 
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, StoreError
+from everyway.errors import UsageError
 from everyway.layouts import file_layout, files
 from everyway.layouts.file_layout import FileLayout, Part
 from everyway.placement import CPU
@@ -117,7 +118,7 @@ def open_model(
         wanted = _inside(path) | wanted
         _unread(path, layout=layout, weights=weights, **told)
         if not wanted:
-            raise ValueError(f"{path} holds no part that is known; get the pipeline anew")
+            raise UsageError(f"{path} holds no part that is known; get the pipeline anew")
     elif is_ours(path):
         config, components, facts = store.open_folder(path)
         begun = Opened(config=config, components=components, facts=facts, folder=path)
@@ -201,7 +202,7 @@ def _check_numbers(config: Any, largest: int, where: str = "") -> None:
     inner = config.items() if isinstance(config, Mapping) else enumerate(config)
     for name, value in inner:
         if isinstance(value, int) and value > largest:
-            raise ValueError(f"{where}{name} is {value:.6g}, which the weights are not of")
+            raise UsageError(f"{where}{name} is {value:.6g}, which the weights are not of")
         if isinstance(value, (Mapping, list)):
             _check_numbers(value, largest, f"{where}{name}.")
 
@@ -209,7 +210,7 @@ def _check_numbers(config: Any, largest: int, where: str = "") -> None:
 def _known(parts: Mapping[str, str]) -> dict[str, str]:
     """ValueError for a part that there is not."""
     if wrong := sorted(set(parts) - set(_in_order(parts))):
-        raise ValueError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(_parts())}")
+        raise UsageError(f"part {wrong[0]!r} is unknown; choose one of {', '.join(_parts())}")
     return dict(parts)
 
 
@@ -256,7 +257,7 @@ def local(where: str) -> Path:
         return folder
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UsageError(
             f"{where!r} is neither a path nor a model of the hub that can be had ({reason})"
         ) from None
 
@@ -351,7 +352,7 @@ def _with_null(model: Opened) -> Opened:
     from everyway.systems import vq_diffusion
 
     if model.config["system"] != "vq_diffusion":
-        raise ValueError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
+        raise UsageError("only networks of VQ-Diffusion learn a null; leave null=fresh out")
     own = model.config["config"]
     network, entries = vq_network.with_null(own["network"], model.components["network"])
     config = asdict(vq_diffusion.full(network, own["codec"], own["text"]))

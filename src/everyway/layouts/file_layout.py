@@ -27,6 +27,7 @@ from everyway.checkpoints.tensor_files import (
     write_pth,
     write_safetensors,
 )
+from everyway.errors import UsageError
 from everyway.whole import whole
 
 Settings = Mapping[str, Any]
@@ -149,7 +150,7 @@ def named(layouts: Sequence[FileLayout], name: str) -> FileLayout:
         if layout.name == name:
             return layout
     known = ", ".join(layout.name for layout in layouts)
-    raise ValueError(f"layout {name!r} is unknown; choose one of {known}")
+    raise UsageError(f"layout {name!r} is unknown; choose one of {known}")
 
 
 def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> FileLayout:

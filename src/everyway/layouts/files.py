@@ -15,6 +15,7 @@ from everyway.checkpoints.tensor_files import (
     open_pth,
     open_safetensors,
 )
+from everyway.errors import UsageError
 
 AVERAGE = re.compile(r"(?<![a-z])(ema|swa|polyak|avg|averaged?|shadow)(?![a-z])", re.IGNORECASE)
 """In what a file calls its averages, which are what is sampled: nnet_ema, ema_model, ema.shadow."""
@@ -49,7 +50,7 @@ def open_tensors(path: Path, weights: str = "") -> Source:
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"there is no file or folder {str(path)!r}; check the path")
+        raise UsageError(f"there is no file or folder {str(path)!r}; check the path")
     if not path.is_dir():
         return _chosen(_opened(path), weights, path)
     place = _weights_of(path)
@@ -61,7 +62,7 @@ def _weights_of(folder: Path) -> Path:
     safetensors."""
     found = [(_order(m), path) for path in folder.iterdir() if (m := PLACES.fullmatch(path.name))]
     if not found:
-        raise ValueError(
+        raise UsageError(
             f"{folder} holds no weights; a folder has {', '.join(NAMES)} as {', '.join(KINDS)}"
         )
     return min(found)[1]

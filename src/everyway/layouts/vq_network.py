@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, held
+from everyway.errors import UsageError
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, shapes_of
 from everyway.layouts.keymap import Table, inside, to_ours, to_theirs
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
@@ -227,7 +228,7 @@ def with_null(settings: Settings, entries: Entries) -> tuple[dict[str, Any], Ent
     their mean, which such networks are told for no class.  ValueError where there is one already.
     """
     if settings["learned_null"] or settings["condition"] == "none":
-        raise ValueError("this network has a null of its own, or is told nothing; leave null out")
+        raise UsageError("this network has a null of its own, or is told nothing; leave null out")
     own = {**settings, "learned_null": True}
     if settings["condition"] == "text":
         shape = (settings["text_length"], settings["text_dim"])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from everyway.errors import UsageError
+
 
 class _AsGiven(nn.Module):
     """Features that were computed before."""
@@ -24,11 +26,11 @@ class _AsGiven(nn.Module):
 def frechet_distance(real: Tensor, made: Tensor) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of features (N, D) and (M, D); N and M above 1."""
     if min(len(real), len(made)) < 2:
-        raise ValueError("a Fréchet distance needs at least 2 pictures on each side")
+        raise UsageError("a Fréchet distance needs at least 2 pictures on each side")
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError:
-        raise ValueError('torchmetrics is missing; pip install "everyway[eval]"') from None
+        raise UsageError('torchmetrics is missing; pip install "everyway[eval]"') from None
     metric = FrechetInceptionDistance(feature=_AsGiven(real.shape[1]))
     metric.update(real.float(), real=True)
     metric.update(made.float(), real=False)

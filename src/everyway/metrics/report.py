@@ -16,6 +16,7 @@ from PIL import Image
 
 from everyway.data.sample import Sample, Scene, to_tensor
 from everyway.data.shapes import Shapes
+from everyway.errors import UsageError
 from everyway.generate import Model, to_image
 from everyway.metrics.frechet import frechet_interval
 from everyway.metrics.judge import JUDGES, Judge, Seen, judge_of
@@ -41,13 +42,13 @@ def evaluate(
     Raises ValueError for an unknown suite or row.
     """
     if suite not in SUITES:
-        raise ValueError(f"suite {suite!r} is unknown; choose one of {', '.join(SUITES)}")
+        raise UsageError(f"suite {suite!r} is unknown; choose one of {', '.join(SUITES)}")
     if n < 1:
-        raise ValueError(f"n is {n}; at least 1 scene is needed")
+        raise UsageError(f"n is {n}; at least 1 scene is needed")
     names, run = SUITES[suite]
     wrong = set(rows) - set(names)
     if wrong:
-        raise ValueError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
+        raise UsageError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
     settings = model.settled(GenerateRequest(kind="image", **(settings or {})))
     settings = {name: getattr(settings, name) for name in SETTINGS}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
@@ -127,7 +128,7 @@ def scenes_suite(
     """
     judge = judge_of(model)
     if judge.unseen is None:
-        raise ValueError("suite scenes is for models of scenes; choose another --suite")
+        raise UsageError("suite scenes is for models of scenes; choose another --suite")
     sets = {
         "one": judge.unseen(seed=seed, count=1),
         "two": judge.unseen(seed=seed, count=2, split="heldout"),

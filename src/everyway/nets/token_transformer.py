@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from everyway.contracts import Bundle, Contexts, ScoreBias, Times
+from everyway.errors import UsageError
 from everyway.nets.attention import CrossAttention
 from everyway.nets.embed import with_null
 from everyway.nets.recompute import run
@@ -64,17 +65,17 @@ class TokenTransformerConfig:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
+            raise UsageError(f"dim {self.dim} cannot be divided among {self.heads} heads")
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
                 told = f"{field} {getattr(self, field)!r} is unknown"
-                raise ValueError(f"{told}; choose {', '.join(known)}")
+                raise UsageError(f"{told}; choose {', '.join(known)}")
         if (self.condition == "class") != (self.labels > 0):
-            raise ValueError(f"labels is {self.labels}; give rows for a class condition, else 0")
+            raise UsageError(f"labels is {self.labels}; give rows for a class condition, else 0")
         if self.learned_null and self.condition == "none":
-            raise ValueError("learned_null needs a condition; choose class or text")
+            raise UsageError("learned_null needs a condition; choose class or text")
         if 0 < self.table_side < self.side:
-            raise ValueError(f"table_side {self.table_side} is below side {self.side}; use 0")
+            raise UsageError(f"table_side {self.table_side} is below side {self.side}; use 0")
 
     @property
     def length(self) -> int:

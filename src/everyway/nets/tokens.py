@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from everyway.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToken:
@@ -81,7 +83,7 @@ class Patches:
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.size % self.patch:
-            raise ValueError(f"patch is {self.patch}; it must divide {self.size}, the state's side")
+            raise UsageError(f"patch is {self.patch}; it must divide {self.size}, the state's side")
 
     @property
     def side(self) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from everyway.contracts import Bundle, Contexts, Times
+from everyway.errors import UsageError
 from everyway.nets.attention import SelfAttention
 from everyway.nets.embed import resize_positions, sinusoid, with_null
 from everyway.nets.recompute import run
@@ -66,19 +67,19 @@ class UViTConfig:
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} cannot be divided among {self.heads} heads")
+            raise UsageError(f"dim {self.dim} cannot be divided among {self.heads} heads")
         if self.norm not in ("pre", "post"):
-            raise ValueError(f"norm {self.norm!r} is unknown; choose pre or post")
+            raise UsageError(f"norm {self.norm!r} is unknown; choose pre or post")
         if self.skip not in ("concat", "add", "none"):
-            raise ValueError(f"skip {self.skip!r} is unknown; choose concat, add or none")
+            raise UsageError(f"skip {self.skip!r} is unknown; choose concat, add or none")
         if self.time not in ("token", "norm"):
-            raise ValueError(f"time {self.time!r} is unknown; choose token or norm")
+            raise UsageError(f"time {self.time!r} is unknown; choose token or norm")
         if self.time == "norm" and sum(isinstance(s, TimeToken) for s in self.layout) != 1:
-            raise ValueError("time 'norm' is for one clock; tell the times of several as tokens")
+            raise UsageError("time 'norm' is for one clock; tell the times of several as tokens")
         if self.conv_first and not self.conv:
-            raise ValueError("conv_first says where the convolution is; it needs conv")
+            raise UsageError("conv_first says where the convolution is; it needs conv")
         if self.init not in ("small", "unit"):
-            raise ValueError(f"init {self.init!r} is unknown; choose small or unit")
+            raise UsageError(f"init {self.init!r} is unknown; choose small or unit")
 
     @property
     def tokens(self) -> TokenLayout:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from everyway.errors import UsageError
 from everyway.process.gaussian import (
     EPS,
     FLOW,
@@ -63,12 +64,12 @@ def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
     own = {"name": settings} if isinstance(settings, str) else dict(settings)
     name = own.pop("name", "")
     if name not in SCHEDULES:
-        raise ValueError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
+        raise UsageError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
     schedule, predicts = SCHEDULES[name]
     predicts = own.pop("predicts", predicts)
     if predicts not in PREDICTIONS:
         known = ", ".join(PREDICTIONS)
-        raise ValueError(f"prediction {predicts!r} is unknown; choose one of {known}")
+        raise UsageError(f"prediction {predicts!r} is unknown; choose one of {known}")
     made = PREDICTIONS[predicts]
     if "sigma_data" in own:
         made = partial(made, sigma_data=own.pop("sigma_data"))
@@ -76,4 +77,4 @@ def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
         with torch.device("cpu"):  # numbers, also where networks are made on the meta device
             return GaussianProcess(schedule=schedule(**own), parameterisation=made())
     except TypeError as error:
-        raise ValueError(f"schedule {name!r} with {predicts!r}: {error}") from None
+        raise UsageError(f"schedule {name!r} with {predicts!r}: {error}") from None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Noise, expand_times
+from everyway.errors import UsageError
 from everyway.process.schedules import Schedule
 
 
@@ -43,7 +44,7 @@ class Noised:
 
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha_sigma(1.0)[0]) == 0.0:
-            raise ValueError(
+            raise UsageError(
                 f"EPS cannot be used with {type(schedule).__name__}: alpha is 0 at t = 1, where "
                 "the noise says nothing about the clean state; predict V or X0 instead"
             )
@@ -145,7 +146,7 @@ class EDMPrecond:
 
     def check(self, schedule: Schedule) -> None:
         if float(schedule.alpha_sigma(1.0)[0]) != 1.0:
-            raise ValueError(
+            raise UsageError(
                 f"EDMPrecond cannot be used with {type(schedule).__name__}: it needs alpha = 1 at "
                 "every t; use EDMSigma"
             )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Noise
+from everyway.errors import UsageError
 
 IMPOSSIBLE = -69.07755278982137
 """log(1e-30): what log-space gives an event that cannot happen, as in the published code."""
@@ -40,7 +41,7 @@ class TokenRates:
     def __post_init__(self) -> None:
         for stay, mask in zip(self.stay, self.mask):
             if not (0 < stay <= 1 and 0 <= mask < 1 and stay + mask <= 1 + 1e-12):
-                raise ValueError(
+                raise UsageError(
                     f"rates stay={stay:g}, mask={mask:g}: 0 < stay, 0 <= mask and a sum of at "
                     "most 1 are needed"
                 )
@@ -80,7 +81,7 @@ class MaskReplace:
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.steps < 2:
-            raise ValueError(
+            raise UsageError(
                 f"classes {self.classes} and steps {self.steps}: both must be 2 or more"
             )
 

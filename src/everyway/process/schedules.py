@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from everyway.errors import UsageError
+
 Time = Tensor | float
 
 
@@ -83,7 +85,7 @@ class Schedule:
 
     def rate(self, t: Time) -> Tensor:
         """beta(t) = -2 d log alpha / dt, for the stochastic equations of variance preservation."""
-        raise ValueError(
+        raise UsageError(
             f"{type(self).__name__} has no finite rate beta(t); "
             "em-sde and em-ode need LinearVP or DiscreteVP"
         )

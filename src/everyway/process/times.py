@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Noise, Times
+from everyway.errors import UsageError
 from everyway.process.schedules import Schedule
 
 LAM_FLOOR = -6.0
@@ -144,7 +145,7 @@ class Within:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
-            raise ValueError(f"times from {self.low:g} to {self.high:g}; give 0 <= low < high <= 1")
+            raise UsageError(f"times from {self.low:g} to {self.high:g}; give 0 <= low < high <= 1")
 
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform in [low, high) for times, in [0, 1) for all else."""
@@ -214,7 +215,7 @@ def quadratic_grid(schedule: Schedule, cells: int, t_start: float, t_end: float)
 def logsnr_grid(schedule: Schedule, cells: int, t_start: float, t_end: float) -> Tensor:
     """Equal steps of log(alpha / sigma); t_end must be above 0."""
     if t_end <= 0:
-        raise ValueError(f"grid 'logsnr' needs t_end above 0, got {t_end:g}; try 0.001")
+        raise UsageError(f"grid 'logsnr' needs t_end above 0, got {t_end:g}; try 0.001")
     first = max(float(schedule.lam(t_start)), LAM_FLOOR)
     lams = torch.linspace(first, float(schedule.lam(t_end)), cells + 1, dtype=torch.float64)
     times = schedule.t_of_lam(lams)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Noise
+from everyway.errors import UsageError
 from everyway.process.schedules import Along, Schedule
 from everyway.process.times import GRIDS, Step, first_time
 from everyway.sampling import gaussian_kernels as kernels
@@ -109,7 +110,7 @@ def plan_heun(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, 
 def plan_to_zero(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """`steps` grid times over the span, then a last step to 0 (Euler-Maruyama's layout)."""
     if steps < 2:
-        raise ValueError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
+        raise UsageError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
     times = GRIDS[grid](lead, steps - 1, *span).tolist()
     return tuple(Step(t, s) for t, s in zip(times, [*times[1:], 0.0], strict=True))
 
@@ -132,7 +133,7 @@ def _above_zero(span: Span, lead: Schedule) -> Span:
     """The span, from where there is some signal to where there is some noise."""
     t_start, t_end = span
     if t_end <= 0:
-        raise ValueError(f"single-step DPM-Solver needs t_end above 0, got {t_end:g}; try 0.001")
+        raise UsageError(f"single-step DPM-Solver needs t_end above 0, got {t_end:g}; try 0.001")
     return min(t_start, first_time(lead)), t_end
 
 
@@ -161,7 +162,7 @@ def plan_single(order: int, fast: bool = False) -> Plan:
     def plan(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
         t_start, t_end = _above_zero(span, lead)
         if not fast and steps < order:
-            raise ValueError(f"a single-step solver of order {order} needs {order} steps or more")
+            raise UsageError(f"a single-step solver of order {order} needs {order} steps or more")
         orders = fast_orders(steps, order) if fast else (order,) * (steps // order)
         cells = _cells(GRIDS[grid](lead, len(orders), t_start, t_end))
         made = []
@@ -430,7 +431,7 @@ def dpm_solver(
         ("order", order, [1, 2, 3]),
     ):
         if value not in known:
-            raise ValueError(f"{what} {value!r} is unknown; choose one of {known}")
+            raise UsageError(f"{what} {value!r} is unknown; choose one of {known}")
     plan, move = methods[method]
     return Sampler(name=name, plan=plan, move=move, grid=grid, t_end=t_end)
 
@@ -507,5 +508,5 @@ SAMPLERS: dict[str, Sampler] = {s.name: s for s in _ALL}
 def named_sampler(name: str) -> Sampler:
     """The sampler of that name; ValueError lists the names there are."""
     if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+        raise UsageError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name]

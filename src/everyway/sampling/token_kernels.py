@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import Bundle, Denoise, Noise, Query
+from everyway.errors import UsageError
 from everyway.process.mask_replace import FLOOR, MaskReplace, sample
 from everyway.process.times import Step
 
@@ -133,9 +134,9 @@ def purity(weight: float = 1.0, tokens_a_call: int | None = None, by_purity: boo
     by_purity: False chooses positions at random.
     """
     if weight < 0:
-        raise ValueError(f"purity weight {weight:g} must be 0 or more")
+        raise UsageError(f"purity weight {weight:g} must be 0 or more")
     if tokens_a_call is not None and tokens_a_call < 1:
-        raise ValueError(f"tokens a step {tokens_a_call} must be 1 or more")
+        raise UsageError(f"tokens a step {tokens_a_call} must be 1 or more")
 
     def plan(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
         times = _on_chain(process, steps, t_start)
@@ -189,7 +190,7 @@ def _on_chain(process: MaskReplace, steps: int, t_start: float) -> list[float]:
     """steps + 1 falling times of the chain, from t_start to 0."""
     start = round(process.steps * t_start)
     if not 1 <= steps <= start:
-        raise ValueError(f"steps must be from 1 to {start}, the chain's own, got {steps}")
+        raise UsageError(f"steps must be from 1 to {start}, the chain's own, got {steps}")
     return [math.floor(start * k / steps + 0.5) / process.steps for k in range(steps, -1, -1)]
 
 
@@ -231,7 +232,7 @@ class Truncated:
     def __post_init__(self) -> None:
         for name, rate in self.rates.items():
             if not 0 < rate <= 1:
-                raise ValueError(f"truncation of {name!r} is {rate:g}; it must be in (0, 1]")
+                raise UsageError(f"truncation of {name!r} is {rate:g}; it must be in (0, 1]")
 
     def forwards(self, query: Query) -> int:
         """How many network forwards the answer to `query` costs."""

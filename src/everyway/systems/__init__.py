@@ -20,11 +20,13 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
 
+from everyway.errors import UsageError
+
 SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 
 
-class Lacking(ValueError):
+class Lacking(UsageError):
     """A model without some of its parts.  parts: as PART=FILE."""
 
     def __init__(self, parts: list[str], what: str = "codecs") -> None:
@@ -33,9 +35,9 @@ class Lacking(ValueError):
 
 
 def system_module(name: str) -> ModuleType:
-    """The module of a system; ValueError lists the names there are."""
+    """The module of a system; UsageError lists the names there are, ImportError what it misses."""
     if name not in SYSTEMS:
-        raise ValueError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
+        raise UsageError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
     return import_module(SYSTEMS[name])
 
 

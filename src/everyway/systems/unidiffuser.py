@@ -19,6 +19,7 @@ from torch import Tensor
 
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.data.captions import language
+from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.config import gaussian
@@ -93,11 +94,11 @@ class UniDiffuserConfig:
         checked(self)
         gaussian(self.schedule)
         if self.codecs not in CODECS:
-            raise ValueError(
+            raise UsageError(
                 f"codecs {self.codecs!r} is unknown; choose one of {', '.join(CODECS)}"
             )
         if self.drawn_size < 0 or self.drawn_size % self.patch:
-            raise ValueError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
+            raise UsageError(f"drawn_size {self.drawn_size} is no multiple of patch {self.patch}")
 
     @property
     def side(self) -> int:

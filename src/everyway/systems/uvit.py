@@ -18,6 +18,7 @@ from torch import nn
 
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
+from everyway.errors import UsageError
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.config import gaussian
@@ -228,7 +229,7 @@ def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
 
     codec = ClipStates(length=told.length, **own).eval().requires_grad_(False)
     if codec.dim != told.dim:
-        raise ValueError(
+        raise UsageError(
             f"the network is told texts of width {told.dim}, and the text encoder's have "
             f"{codec.dim}; give the encoder that it was trained with"
         )

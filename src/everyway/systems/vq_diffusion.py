@@ -22,6 +22,7 @@ from everyway.codecs.image_vq import ImageVQ, shrinks
 from everyway.codecs.plain import Labels
 from everyway.codecs.text_latent import TextLatent
 from everyway.contracts import Context
+from everyway.errors import UsageError
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
@@ -73,7 +74,7 @@ class VQDiffusionConfig:
         for name, known in (("kind", NETWORKS), ("rates", RATES), ("text_kind", TEXTS)):
             if getattr(self, name) not in known:
                 told = f"{name} {getattr(self, name)!r} is unknown"
-                raise ValueError(f"{told}; choose {', '.join(known)}")
+                raise UsageError(f"{told}; choose {', '.join(known)}")
 
     @property
     def told(self) -> str:
@@ -131,7 +132,7 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     picture = ImageVQ(**config.codec).eval().requires_grad_(False)
     side, codes = grid_of(network.config)
     if codes != picture.classes:
-        raise ValueError(f"the network is of {codes} codes, the codec of {picture.classes}")
+        raise UsageError(f"the network is of {codes} codes, the codec of {picture.classes}")
     process = MaskReplace(
         classes=codes, steps=config.steps, rates=RATES[config.rates], auxiliary=config.auxiliary
     )
@@ -304,7 +305,7 @@ def published(
     the released purity sampling.  For a zero-shot null ask for guidance 3 (5 of ithq).
     """
     if name not in CODECS:
-        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(CODECS)}")
+        raise UsageError(f"model {name!r} is unknown; choose one of {', '.join(CODECS)}")
     text = {"tokenizer": tokenizer, "text": CLIP_B32_TEXT, "projection": 512}
     codec = CODECS[name] if used is None else {**CODECS[name], "used": used}
     made = full(PRESETS[name].to_json(), codec, text)

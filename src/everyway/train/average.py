@@ -16,6 +16,7 @@ import torch
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import write_card
+from everyway.errors import EverywayError, UsageError
 from everyway.generate import Model, load
 
 
@@ -26,13 +27,13 @@ def average(former: Path, later: Path, share: float, out: Path) -> None:
     training, StoreError for folders that are no models, or cannot be written.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"--share {share}: it is from 0 to 1")
+        raise UsageError(f"--share {share}: it is from 0 to 1")
     a, b = (_opened(folder) for folder in (former, later))
     if not b.facts.get("history"):
-        raise ValueError(f"{later} was not trained here; give one trained on from {former}")
+        raise UsageError(f"{later} was not trained here; give one trained on from {former}")
     theirs, weights = a.system.network.state_dict(), b.system.network.state_dict()
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in weights.items()}:
-        raise ValueError(f"{former} and {later} have networks of other sizes; give two of one size")
+        raise UsageError(f"{former} and {later} have networks of other sizes; give two of one size")
     with torch.no_grad():
         mean = {k: theirs[k].float().lerp(v.float(), share) for k, v in weights.items()}
     facts = {k: v for k, v in b.facts.items() if k not in ("scores", "losses")}
@@ -59,7 +60,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         average(args.former, args.later, args.share, args.out)
-    except (ValueError, store.StoreError) as error:
+    except EverywayError as error:
         parser.error(str(error))
     print(json.dumps({"model": str(args.out), "share": args.share}))
     return 0

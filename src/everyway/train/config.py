@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from everyway.errors import UsageError
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
 from everyway.systems import SYSTEMS
+from everyway.validation import plain
 
 LEAST: dict[str, int] = dict(
     steps=1, batch=1, cache=1, log_every=1, sample_every=0, warmup=0, patch=0, depth=0,
@@ -36,7 +39,7 @@ BOTH_CLOCKS = ("unidiffuser",)
 """Systems with the clocks `image` and `text`, whose times may lie on the lines of tasks."""
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A training configuration that cannot be used; the message says how to mend it."""
 
 
@@ -234,7 +237,7 @@ def typed(name: str, value: object) -> int | float | str:
     try:
         if broken or isinstance(value, bool) or (kind is str and not isinstance(value, str)):
             raise TypeError
-        return kind(value)
+        return kind(value if kind is str else plain(value))
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name}={value!r} is not {_spoken[kind]}") from None
 

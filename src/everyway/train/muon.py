@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from everyway.errors import UsageError
 from everyway.nets.precision import fast
 from everyway.train.parallel import ALONE, World
 
@@ -37,7 +38,7 @@ class Muon(torch.optim.AdamW):
         self.world, self.momentum = world, momentum
         self.matrices = hidden_matrices(network)
         if not self.matrices:
-            raise ValueError("this network has no block in ins, mid, outs or blocks; use adamw")
+            raise UsageError("this network has no block in ins, mid, outs or blocks; use adamw")
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from everyway.errors import UsageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -31,7 +33,7 @@ class World:
     def share(self, batch: int) -> int:
         """This process's part of a batch."""
         if batch % self.size:
-            raise ValueError(f"batch {batch} cannot be divided among {self.size} processes")
+            raise UsageError(f"batch {batch} cannot be divided among {self.size} processes")
         return batch // self.size
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -21,6 +21,7 @@ from everyway.data.latents import Latents
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import to_tensor
+from everyway.errors import UsageError
 from everyway.layouts import convert
 from everyway.system import System
 from everyway.systems import builder, system_module, unidiffuser
@@ -60,7 +61,7 @@ def started_from(model: str, **other: int) -> System:
             raise ConfigError(f"{model} keeps its own {' and '.join(other)}; leave them out")
         try:
             system = builder(former.name)({**former.config, **other})
-        except ValueError as error:
+        except UsageError as error:
             raise ConfigError(str(error)) from None
         for name, codec in former.codecs.items():
             system.codecs[name].load_state_dict(codec.state_dict())
@@ -253,7 +254,7 @@ def _fingerprint(system: System, config: TrainConfig, data) -> str:
     A decoder that was trained on behind its latent does not make a cache stale.
     """
     flipped = " flipped" if config.flip else ""
-    digest = hashlib.sha256(f"{config.data} {config.seed} {config.cache}{flipped}".encode())
+    digest = hashlib.sha256(os.fsencode(f"{config.data} {config.seed} {config.cache}{flipped}"))
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
     first = list(_samples(data, 4, bool(config.flip)))

@@ -15,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from everyway.errors import EverywayError
 from everyway.train.ema import EMA
 from everyway.whole import whole
 
 
-class StateError(RuntimeError):
+class StateError(EverywayError, RuntimeError):
     """A training state that cannot be used; the message says how to mend it."""
+
+    exit_code = 1
 
 
 def diverged(step: int) -> StateError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from everyway.checkpoints.tensor_files import Entries, check
+from everyway.errors import UsageError
 from everyway.layouts import convert
 from everyway.nets.tokens import Label, Patches
 from everyway.nets.uvit import UViTConfig
@@ -45,7 +46,7 @@ def network_of(config: TrainConfig) -> UViTConfig:
     try:
         made = replace(made, **{k: v for k, v in options.items() if v != ""})
         return _with(made, Patches, patch=config.patch) if config.patch else made
-    except ValueError as error:
+    except UsageError as error:
         raise ConfigError(str(error)) from None
 
 

@@ -1,0 +1,99 @@
+"""Make pictures, captions or both, from a text, a picture, or nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from everyway.apps.cli.flags import Parser, described, level, share
+from everyway.apps.cli.making import add_sampling, make, settings
+from everyway.errors import UsageError
+from everyway.request import GenerateRequest, known
+
+WHAT = ("image", "text", "both")
+INPUTS = ("text", "label", "mask", "strength")
+"""Fields of a request that are flags of this command alone, under their own names."""
+
+
+def add_flags(p: Parser) -> None:
+    p.add_argument("what", help="image, text or both", among=WHAT)
+    p.add_argument("--image", help="a picture to describe, or to draw on")
+    noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
+    p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
+    said = "a file of requests, a line each: a JSON object, a prompt, or for text a picture's path"
+    p.add_argument("--prompts", help=said)
+    said = "of --prompts every N-th line from the K-th on, for N commands at once; by default all"
+    p.add_argument("--shard", type=share, metavar="K/N", help=said)
+    add_sampling(p, *INPUTS)
+    p.set_defaults(strength=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    known("output", args.what, WHAT)
+    if args.prompts is not None:
+        return _prompts(args)
+    if args.shard:
+        raise UsageError("--shard is of the lines of --prompts; give both")
+    drawn_on = {"inpaint": args.mask, "image-to-image": args.strength}
+    told = [kind for kind, value in drawn_on.items() if value is not None]
+    if told and (args.what != "image" or args.image is None or len(told) > 1):
+        raise UsageError("--mask or --strength goes with generate image --image; give one of them")
+    unused = {"image": "" if told else "image", "text": "text"}.get(args.what, "")
+    if unused and getattr(args, unused) is not None:
+        more = "; --mask or --strength goes with it" if unused == "image" else ""
+        raise UsageError(f"generate {args.what} takes no --{unused} alone{more}")
+    if args.what == "both" and (args.text is not None or args.image is not None):
+        raise UsageError("generate both draws a picture and its caption; it takes no input")
+    kind = _kind(args.what, args.text is not None, args.image is not None)
+    if args.what == "image" and args.label is not None:
+        kind = "class-to-image"
+    request = GenerateRequest(
+        kind=told[0] if told else kind,
+        images=(args.image,) if args.image else (),
+        given_noise=dict(args.given_noise),
+        **{name: value for name in INPUTS if (value := getattr(args, name)) is not None},
+        **settings(args),
+    )
+    return make(args, [request])
+
+
+def _kind(what: str, text: bool, image: bool) -> str:
+    """The kind of request that makes this, given a text or an image or not."""
+    drawn, said = "text-to-image" if text else "image", "image-to-text" if image else "text"
+    return {"image": drawn, "text": said, "both": "joint"}[what]
+
+
+def _prompts(args: argparse.Namespace) -> int:
+    """A request a line over the flags' settings; results that exist are not made again."""
+    path, requests = Path(args.prompts), []
+    if not path.is_file():
+        raise UsageError(f"there is no file {args.prompts!r}")
+    for flag in ("image", "given_noise", *INPUTS):
+        if getattr(args, flag) not in (None, []):
+            raise UsageError(f"--{flag.replace('_', '-')} goes into the lines of {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(args.what, line.strip())
+            kind = _kind(args.what, row.get("text") is not None, bool(row.get("images")))
+            requests.append(GenerateRequest(**{**settings(args), "kind": kind, **row}))
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}, line {number}: {error}") from None
+    k, n = args.shard or (1, 1)
+    return make(args, requests[k - 1 :: n], skip=True)
+
+
+def _row(what: str, line: str) -> dict[str, Any]:
+    """The settings in a line: a JSON object, or what the command makes a result from."""
+    if line.startswith("{"):
+        return json.loads(line)
+    if what == "both":
+        raise UsageError("generate both takes no input; a JSON object is needed")
+    return {"text": line} if what == "image" else {"images": (line,)}

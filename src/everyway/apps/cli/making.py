@@ -1,0 +1,153 @@
+"""What the commands that make something share: their flags, the run, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from everyway.apps import files
+from everyway.apps.cli import mute
+from everyway.apps.cli.flags import Parser, folder, pair
+from everyway.request import SETTINGS, GenerateRequest, read_image
+
+SAMPLING = ("model", "n", "seed", *SETTINGS)
+"""Fields of a request that every such command has as flags."""
+
+
+def add_loading(p: Parser) -> None:
+    """How a model is loaded."""
+    many: dict[str, Any] = {"action": "append", "default": [], "type": pair}
+    p.add_argument("--part", **many, metavar="NAME=PATH", help="what the model's file lacks")
+    p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as null=fresh")
+    dtypes, memory = ("auto", "fp32", "bf16", "fp16"), ("auto", "full", "offload", "low")
+    said = "of the weights: fp32, bf16 or fp16; by default fp32 on a CPU, bf16 on a GPU"
+    p.add_argument("--dtype", default="auto", among=dtypes, help=said)
+    said = "full, offload or low; by default the first that fits"
+    p.add_argument("--memory", default="auto", among=memory, help=said)
+    p.add_argument("--device", default="auto", help="cpu, cuda, ...; by default a GPU if there is")
+
+
+def add_sampling(p: Parser, *fields: str) -> None:
+    """These fields of a request, and all that a request of any kind has."""
+    p.add_fields(GenerateRequest, *fields, *SAMPLING)
+    add_loading(p)
+    p.add_argument("--out", type=folder, default="out", help="for pictures and results.jsonl")
+    p.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    p.add_argument("--quiet", action="store_true", help="say nothing of what is made")
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of SAMPLING, for a request."""
+    return {name: getattr(args, name) for name in SAMPLING}
+
+
+def load(args: argparse.Namespace, name: str):
+    """The model as the flags say."""
+    from everyway.generate import load
+
+    return load(name, args.device, args.dtype, args.memory, dict(args.part), dict(args.set))
+
+
+def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bool = False) -> int:
+    """Run requests, write what they make, say what was written.
+
+    skip: results that are in the folder are not made again, and no model is loaded for them.
+    """
+    began, out = time.monotonic(), files.Folder(Path(args.out))
+    done = out.parts() if skip else {}
+    wanted = [request for request in requests if _left(args, done, request)]
+    for path in dict.fromkeys(path for request in wanted for path in request.paths):
+        read_image(path)  # a bad picture is told before a model loads
+    models, rows = dict[str, Any](), []
+    for request in wanted:
+        if request.model not in models:
+            models = {request.model: load(args, request.model)}  # one at a time
+            if models[request.model].system.placement.memory != "full":
+                say(args, models[request.model].note)
+        model = models[request.model]
+        settled = model.settled(request)
+        for result in results(model, _left(args, done, request, settled)):
+            if result.part in _parts(done, result.seed, request, settled):
+                continue
+            rows.append(out.save(result, settled, request))
+            say(args, _line(args.out, rows[-1], time.monotonic() - began))
+    if args.json:
+        show_json({"out": args.out, "results": rows, "peak_bytes": _peak(models)})
+    return 0
+
+
+def results(model, requests: Iterable[GenerateRequest]) -> Iterator[Any]:
+    """What a model makes of requests, as it is done."""
+    from everyway.generate import Result
+
+    events = chain.from_iterable(model.run(request) for request in requests)
+    return (event for event in events if isinstance(event, Result))
+
+
+def _left(
+    args: argparse.Namespace, done: dict[str, set[int]], *forms: GenerateRequest
+) -> list[GenerateRequest]:
+    """A request for its samples whose results are not all there, one a run of seeds.
+
+    forms: the request as it was asked for and, where that is known, as the model settles it.
+    """
+    request = forms[-1]
+    seeds = [
+        seed
+        for seed in range(request.seed, request.seed + request.n)
+        if len(_parts(done, seed, *forms)) < request.parts
+    ]
+    if not seeds:
+        say(args, f"skipped, as it exists: {request.text or request.kind}")
+    runs = groupby(enumerate(seeds), lambda pair: pair[1] - pair[0])
+    found = [[seed for _, seed in run] for _, run in runs]
+    return [request.model_copy(update={"seed": run[0], "n": len(run)}) for run in found]
+
+
+def _parts(done: dict[str, set[int]], seed: int, *forms: GenerateRequest) -> set[int]:
+    """Which results of one sample are there, under any form of its request."""
+    if not done:
+        return set()
+    keys = [files.key(form.model_copy(update={"seed": seed})) for form in forms]
+    return set[int]().union(*(done.get(key, ()) for key in keys))
+
+
+def _line(out: str, row: dict[str, Any], seconds: float) -> str:
+    """Path and text, seed, and the seconds since the command began."""
+    made = [str(Path(out) / row["image"])] if "image" in row else []
+    made += [row["text"]] if "text" in row else []
+    return "  ".join([*made, f"seed {row['seed']}", f"{seconds:.1f} s"])
+
+
+def _peak(models: dict[str, Any]) -> int | None:
+    """The most bytes that were in use, where that is known."""
+    if not models:
+        return None
+    from everyway.placement import peak_memory
+
+    (model,) = models.values()
+    return peak_memory(model.system.device)
+
+
+def say(args: argparse.Namespace, line: str) -> None:
+    """A line for a person: on standard error beside JSON, nowhere if quiet."""
+    if getattr(args, "quiet", False):
+        return
+    try:
+        stream = sys.stderr if getattr(args, "json", False) else sys.stdout
+        print(line.strip(), file=stream, flush=True)
+    except BrokenPipeError:  # nobody reads it any more; the work goes on
+        args.quiet = True
+        mute()
+
+
+def show_json(value: Any, indent: int | None = None) -> None:
+    """Plain data on standard output, valid in whatever encoding that has."""
+    every = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not every, indent=indent))

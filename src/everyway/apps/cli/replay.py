@@ -1,0 +1,67 @@
+"""Make a picture again from its own record, bit for bit, or say why it cannot be."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from everyway.apps import files
+from everyway.apps.cli.flags import Parser, pair
+from everyway.apps.cli.making import results
+from everyway.errors import UsageError
+from everyway.request import GenerateRequest
+
+
+def add_flags(p: Parser) -> None:
+    asis, many = "by default as in the record", {"action": "append", "default": []}
+    p.add_argument("picture", help="a PNG that everyway made")
+    p.add_argument("--model", help=f"where the model is now, if it moved; {asis}")
+    said = f"where a part of it is now; {asis}"
+    p.add_argument("--part", **many, type=pair, metavar="NAME=PATH", help=said)
+    p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
+    p.add_argument("--mask", help=f"where its mask is now; {asis}")
+
+
+def run(args: argparse.Namespace) -> int:
+    path = Path(args.picture)
+    record = files.read_record(path)
+    if record.request.n != 1 or record.part >= record.request.parts:
+        raise UsageError(f"{path} carries a request that is not of this picture alone")
+    request = _with_inputs(record, tuple(args.image), args.mask)
+    loaded = record.facts.loaded.model_dump()
+    loaded["parts"] |= dict(args.part)
+    from everyway.generate import load
+
+    model = load(args.model or request.model, **loaded)
+    if model.hash != record.facts.model_hash:
+        made_by = record.facts.model_hash
+        raise UsageError(
+            f"{path} was made by model {made_by}, this one is {model.hash}; give it with --model"
+        )
+    made = next(result for result in results(model, [request]) if result.part == record.part)
+    if files.same_pixels(path, made.image):
+        print(f"{path}: the same picture, bit for bit")
+        return 0
+    import torch
+
+    then, now = record.facts.torch, torch.__version__
+    why = f"made with torch {then}, this is torch {now}" if then != now else "it was edited"
+    print(f"{path}: not the same; {why}")
+    return 1
+
+
+def _with_inputs(
+    record: files.Record, images: tuple[str, ...], mask: str | None
+) -> GenerateRequest:
+    """The request with the given pictures where they are now; UsageError if one has changed."""
+    was = record.request
+    request = was.model_copy(update={"images": images or was.images, "mask": mask or was.mask})
+    if len(request.images) != len(was.images) or (request.mask is None) != (was.mask is None):
+        raise UsageError(f"it was made from {len(was.paths)} picture(s): {', '.join(was.paths)}")
+    for before, now in zip(was.paths, request.paths):
+        if not Path(now).is_file():
+            flag = "--mask" if now == request.mask else "--image"
+            raise UsageError(f"the picture {now!r} that it was made from is gone; give {flag} PATH")
+        if record.inputs.get(before, files.digest(now)) != files.digest(now):
+            raise UsageError(f"{now!r} is not the picture that it was made from any more")
+    return request

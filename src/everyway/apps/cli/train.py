@@ -1,0 +1,76 @@
+"""Train a model, or go on training it: the same command again resumes the run in --out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import contextmanager
+
+from everyway.apps.cli.flags import Parser, folder, seconds
+from everyway.errors import UsageError
+from everyway.train.config import PRESETS, TrainConfig, resolve
+
+
+def add_flags(p: Parser) -> None:
+    p.add_argument("preset", help="a preset's name or a TOML file", among=PRESETS)
+    own = "by default the preset's own"
+    p.add_argument("--data", help=f"emoji, shapes, or a folder of pictures with captions; {own}")
+    p.add_argument("--out", type=folder, help=f"the run folder; {own}")
+    said = "time, such as 90s, 30m or 2h; by default all the steps"
+    p.add_argument("--budget", type=seconds, help=said)
+    said = f"another value of a setting below; {own}"
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=said)
+    p.add_argument("--quiet", action="store_true", help="show no progress")
+    p.epilog = f"presets: {', '.join(PRESETS)}\n\nsettings for --set and TOML files:\n{_settings()}"
+
+
+def _settings() -> str:
+    """A line a setting: its default, and what it is."""
+    fields = getattr(TrainConfig, "model_fields", None) or TrainConfig.__dataclass_fields__
+    width = max(map(len, fields)) + 2
+    lines = []
+    for name, field in fields.items():
+        line = f"  {name:{width}}{field.default!s:10} {getattr(field, 'description', None) or ''}"
+        lines.append(line.replace("%", "%%").rstrip())
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    if odd := [word for word in args.set if "=" not in word]:
+        raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
+    told = {key: value for key, _, value in (word.partition("=") for word in args.set)}
+    if args.data:
+        told["data"] = args.data
+    config = resolve(args.preset, told, args.out, args.budget)
+    from everyway.train.loop import train
+    from everyway.train.parallel import join
+
+    first = join().first  # of several processes one speaks
+    with _progress(config.steps, args.quiet or not first) as progress:
+        facts = train(config, progress)
+    if first:
+        print(json.dumps(facts))
+    return 130 if facts["stopped"] else 0
+
+
+@contextmanager
+def _progress(steps: int, quiet: bool):
+    """A bar on a terminal, plain lines elsewhere, nothing if quiet."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    def losses(p) -> str:
+        return "  ".join(f"{k} {v:.4f}" for k, v in p.losses.items())
+
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+    elif not console.is_terminal:
+        yield lambda p: print(
+            f"step {p.step}  {losses(p)}  {p.samples_a_second:.0f} samples/s", flush=True
+        )
+    else:
+        columns = (TextColumn("step {task.completed}"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.description}"), console=console) as bar:
+            job = bar.add_task("", total=steps)
+            yield lambda p: bar.update(job, completed=p.step, description=losses(p))
