@@ -210,6 +210,8 @@ def test_requests_reach_interval_thresholds_and_paths():
     assert plain.tobytes() != clipped.tobytes()
     assert forwards(clock_paths={"image": "first"}) == 4  # at rest in the second half
     assert forwards(clock_paths={"image": ((0, 0), (0.4, 0.6), (1, 1))}) == 6
+    asked = GenerateRequest(**one, clock_paths={"image": ((0, 0), (1, 1))}, thresholds={"image": 1})
+    assert GenerateRequest.model_validate_json(asked.model_dump_json()) == asked
     for wrong, said in (
         ({"thresholds": {"sound": 0.9}}, "thresholds are of image here"),
         ({"guidance_interval": (0.5, 0.1)}, "from the lower time"),

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from everyway import objective
 from everyway.data.folder import write_folder
 from everyway.data.shapes import COLOURS, PLACES, SHAPES, Shapes
 from everyway.generate import load
@@ -20,7 +21,7 @@ from everyway.nets.uvit import UViT
 from everyway.process.times import knot_times
 from everyway.sampling.noise import StreamNoise
 from everyway.systems import unidiffuser, uvit
-from everyway.train import loop, sources
+from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.loop import train
 from everyway.train.uvit import network_of, system_of
@@ -215,7 +216,7 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
     assert system.network.config.layout[0].classes == 4
     noise = StreamNoise(torch.Generator().manual_seed(0))
     batch = {"told.label": torch.arange(600) % 3}
-    told = loop._contexts(system, batch, noise, 0.4, 600)["label"].tokens
+    told = objective.contexts_of(system, batch, noise, 0.4, 600)["label"].tokens
     dropped = told == 3
     assert torch.equal(told[~dropped], batch["told.label"][~dropped])
     assert 0.34 < dropped.float().mean() < 0.46
@@ -232,7 +233,7 @@ def test_without_dropped_conditions_there_is_no_null_class(classes, tmp_path):
     model = load(str(tmp_path / "model"), device="cpu")
     assert model.system.network.config.layout[0].classes == 3
     model.generate(kind="class-to-image", label=2, steps=4)
-    with pytest.raises(ValueError, match="no null class"):
+    with pytest.raises(ValueError, match="no null label"):
         model.generate(kind="class-to-image", label=2, steps=4, guidance=2.0)
 
 
@@ -320,7 +321,7 @@ def test_a_unidiffuser_with_a_data_type_trains_on_data_that_tell_none(words, tmp
     facts = train(resolve("nano", rest, out=str(tmp_path)))
     assert facts["step"] == 3
     system, _ = sources.prepare(resolve("nano", rest, out=str(tmp_path)))
-    told = loop._contexts(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
+    told = objective.contexts_of(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
     assert told["data_type"].tokens.tolist() == [1] * 4  # the cleaner kind
     config = json.loads((tmp_path / "model" / "config.json").read_text())["config"]["config"]
     assert config["data_type"] is True
