@@ -51,6 +51,7 @@ def test_picture_k_is_the_picture_of_seed_s_plus_k(run, tmp_path):
     "words",
     [
         ["generate", "both"],
+        ["generate", "both", "--clock-paths", "text=first", "--clock-paths", "image=0:0,.5:1,1:1"],
         ["generate", "image"],
         ["generate", "text"],
         ["generate", "text", "--image", "PICTURE"],
@@ -122,6 +123,21 @@ MISTAKES = {
     "unreadable picture": (["generate", "text", "--image", "bad.png"], "not a picture"),
     "wrong input": (["generate", "image", "--image", "bad.png"], "takes no --image"),
     "noise": (["generate", "image", "--text", "a", "--given-noise", "text=x"], "CLOCK=LEVEL"),
+    "path": (["generate", "both", "--clock-paths", "text"], "CLOCK=PATH"),
+    "path by no name": (["generate", "both", "--clock-paths", "text=slow"], "'first' or 'last'"),
+    "path down": (["generate", "both", "--clock-paths", "text=0:0,1:.5", *FAST], "must rise"),
+    "path of what is given": (
+        [
+            "generate",
+            "image",
+            "--text",
+            "a red ring top on blue",
+            "--clock-paths",
+            "text=first",
+            *FAST,
+        ],
+        "does not generate text",
+    ),
     "noise of nothing": (
         [
             "generate",

@@ -128,3 +128,15 @@ def level(text: str) -> tuple[str, str]:
     if not (clock and re.fullmatch(r"[0-9.]+", value)):
         raise ArgumentTypeError(f"{text!r} is not CLOCK=LEVEL, as in text=0.3")
     return clock, value
+
+
+def clock_path(text: str) -> tuple[str, str | list[list[str]]]:
+    """ "CLOCK=first", "CLOCK=last" or "CLOCK=U:T,U:T,..." -> (CLOCK, the path of a request)."""
+    clock, _, value = text.partition("=")
+    if clock and re.fullmatch(r"[a-z]+", value):
+        return clock, value
+    if not (clock and re.fullmatch(r"[0-9.]+:[0-9.]+(,[0-9.]+:[0-9.]+)+", value)):
+        raise ArgumentTypeError(
+            f"{text!r} is not CLOCK=PATH, as in text=first or text=0:0,.5:0,1:1"
+        )
+    return clock, [knot.split(":") for knot in value.split(",")]

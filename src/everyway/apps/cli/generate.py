@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from everyway.apps.cli.flags import Parser, described, level, share
+from everyway.apps.cli.flags import Parser, clock_path, described, level, share
 from everyway.apps.cli.making import add_sampling, make, settings
 from everyway.errors import UsageError
 from everyway.request import GenerateRequest, known
@@ -22,6 +22,8 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--image", help="a picture to describe, or to draw on")
     noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
     p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
+    ways = {"action": "append", "default": [], "type": clock_path, "metavar": "CLOCK=PATH"}
+    p.add_argument("--clock-paths", **ways, help=described(GenerateRequest, "clock_paths"))
     said = "a file of requests, a line each: a JSON object, a prompt, or for text a picture's path"
     p.add_argument("--prompts", help=said)
     said = "of --prompts every N-th line from the K-th on, for N commands at once; by default all"
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         kind=told[0] if told else kind,
         images=(args.image,) if args.image else (),
         given_noise=dict(args.given_noise),
+        clock_paths=dict(args.clock_paths),
         **{name: value for name in INPUTS if (value := getattr(args, name)) is not None},
         **settings(args),
     )
@@ -70,7 +73,7 @@ def _prompts(args: argparse.Namespace) -> int:
     path, requests = Path(args.prompts), []
     if not path.is_file():
         raise UsageError(f"there is no file {args.prompts!r}")
-    for flag in ("image", "given_noise", *INPUTS):
+    for flag in ("image", "given_noise", "clock_paths", *INPUTS):
         if getattr(args, flag) not in (None, []):
             raise UsageError(f"--{flag.replace('_', '-')} goes into the lines of {path}")
     try:
