@@ -7,6 +7,7 @@ import shutil
 from everyway.checkpoints import store
 from everyway.checkpoints.card import ABOUT, add_scores, write_card
 from everyway.data.emoji import LESSONS
+from everyway.data.lattice import LATTICES
 from everyway.generate import load
 from everyway.library import SHIPPED
 from everyway.train.config import resolve
@@ -45,4 +46,4 @@ def test_scores_are_kept_and_the_model_is_the_same(tmp_path):
 
 
 def test_every_built_in_set_is_told_about():
-    assert ABOUT.keys() == {"shapes", *LESSONS}
+    assert ABOUT.keys() == {"shapes", *LATTICES, *LESSONS}

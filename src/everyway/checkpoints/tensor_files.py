@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from everyway.errors import EverywayError
+from everyway.errors import EverywayError, UsageError
 
 
 class StoreError(EverywayError, RuntimeError):
@@ -36,7 +36,7 @@ class StoreError(EverywayError, RuntimeError):
     exit_code = 1
 
 
-class LayoutError(ValueError):
+class LayoutError(UsageError):
     """Tensors that do not fit a layout; the message lists them on one line."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from everyway.data.faults import FolderError, Named, printable, reason, text_fault
 from everyway.data.listing import MOST_TEXT, TEXTS, File, Found, Listing, listed
+from everyway.errors import EverywayError
 
 NAMED = ("file_name", "filename", "file", "image", "image_path", "filepath", "path")
 SAID = ("captions", "text", "caption", "texts", "prompt", "description", "sentences", "sentence")
@@ -155,7 +156,7 @@ def _refusal(reads: Callable[[str], object], caption: str) -> str:
     """Why a model does not read a caption; "" where it does."""
     try:
         reads(caption)
-    except ValueError as error:
+    except EverywayError as error:
         return reason(error)
     return ""
 

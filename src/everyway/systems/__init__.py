@@ -4,11 +4,14 @@ Another package adds its own without an edit here, as an entry point of the grou
 "everyway.systems".  Each is a module with
 
     build(config) -> System           with fresh weights
+    lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet
+    image_size(config) -> int         side in pixels of the pictures that it reads and draws
+
+and, where there are published weights of it,
+
     read(config) -> its own dataclass of such a config
     assembled(settings, former, codecs) -> dict
                                       the config of a network of published sizes with its codecs
-    lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet
-    image_size(config) -> int         side in pixels of the pictures that it reads and draws
 
 where a config is plain data, as in the model folder.
 """
@@ -24,6 +27,8 @@ from everyway.errors import UsageError
 
 SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
+FUNCTIONS = ("build", "lacking", "image_size")
+"""Those that every system has."""
 
 
 class Lacking(UsageError):
@@ -38,9 +43,12 @@ def system_module(name: str) -> ModuleType:
     """The module of a system; UsageError lists the names there are, ImportError what it misses."""
     if name not in SYSTEMS:
         raise UsageError(f"system {name!r} is unknown; choose one of {', '.join(SYSTEMS)}")
-    return import_module(SYSTEMS[name])
+    module = import_module(SYSTEMS[name])
+    if missing := [function for function in FUNCTIONS if not hasattr(module, function)]:
+        raise ImportError(f"{module.__name__} has no function {', '.join(missing)}")
+    return module
 
 
 def builder(name: str) -> Callable:
-    """The `build` function of a system; ValueError lists the names there are."""
+    """The `build` function of a system; UsageError lists the names there are."""
     return system_module(name).build
