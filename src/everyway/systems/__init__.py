@@ -9,6 +9,11 @@ Another package adds its own without an edit here, as an entry point of the grou
                                       the config of a network of published sizes with its codecs
     lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet
     image_size(config) -> int         side in pixels of the pictures that it reads and draws
+    TRAININGS, Training               the presets of its trainings, and the settings that they read:
+                                      name -> settings other than the defaults; a Settings class
+                                      with `init`, `times`, `drop` and two methods,
+                                      system(data: TrainingData) -> System, with a fresh network,
+                                      and started(former: System) -> System, from that of `init`
 
 where a config is plain data, as in the model folder.
 """
@@ -19,6 +24,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any, Protocol
 
 from everyway.errors import UsageError
 
@@ -32,6 +38,24 @@ class Lacking(UsageError):
     def __init__(self, parts: list[str], what: str = "codecs") -> None:
         told = " ".join(f"--part {part}" for part in parts)
         super().__init__(f"this model lacks {what}; give them: {told}")
+
+
+class TrainingData(Protocol):
+    """What a fresh system may ask of the data that it will be trained on."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every word of its captions, sorted."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Raises ConfigError where it has none."""
+        ...
+
+    def opened(self, source: str) -> Any:
+        """A model or file whose codecs it may take (`layouts.convert.Opened`)."""
+        ...
 
 
 def system_module(name: str) -> ModuleType:
