@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 
 from everyway import objective
-from everyway.data.latents import Latents
 from everyway.generate import load
 from everyway.sampling.noise import StreamNoise
 from everyway.train import sources
 from everyway.train.config import TrainConfig, resolve
-from everyway.train.loop import TIMES, train
+from everyway.train.loop import train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "uvit-nano.toml"
 CHOICES = {
@@ -71,9 +70,8 @@ def table(steps: int, out: Path, only: str = "") -> list[dict]:
 
 def share_cache(out: Path, folder: Path) -> None:
     """The encoded pictures of another choice, which are the same for all."""
-    for path in [*out.glob("*/latents-*.safetensors")][:1]:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / path.name)
+    for path in [*out.glob("*/latents-*")][:1]:
+        shutil.copytree(path, folder / path.name)
 
 
 def parameters(folder: Path) -> int:
@@ -85,11 +83,11 @@ def parameters(folder: Path) -> int:
 def unseen_loss(folder: Path, config: TrainConfig) -> float:
     """The averaged weights' loss on pictures of another seed, the same for every choice."""
     system = load(str(folder / "model"), device="cpu").system
-    data = sources.open_data(config.data, UNSEEN_SEED)
+    data = sources.open_data(config.source.data, UNSEEN_SEED)
     samples = [data.sample(k) for k in range(UNSEEN)]
-    x0 = Latents(states=sources.encode(system, samples), facts={}).states["image"][:, 0].float()
+    x0 = sources.encode(system, samples)["image"][:, 0].half().float()  # as they are cached
     noise = StreamNoise(torch.Generator().manual_seed(UNSEEN_SEED))
-    times = TIMES[config.times](noise, ("image",), UNSEEN)
+    times = config.model.times.draw(noise, system.processes, UNSEEN)
     return round(float(objective.losses(system, {"image": x0}, times, noise)["image"].mean()), 5)
 
 

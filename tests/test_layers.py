@@ -17,6 +17,7 @@ LAYERS = {
     "contracts": 0,
     "whole": 0,
     "validation": 0,
+    "settings": 0.5,
     "tasks": 1,
     "process": 1,
     "nets": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ import torch
 from everyway.data.emoji import HEADS, EmojiScenes, parse_caption, targets
 from everyway.metrics.scenes import classes, features, load, read, score
 from everyway.nets.recogniser import Recogniser
-from everyway.train.recogniser import TEST_SEED, look_loss, loss_of, soften, train_recogniser
+from everyway.train import train
+from everyway.train.recogniser import TEST_SEED, look_loss, loss_of, soften
 
 
 def test_logits_and_features():
@@ -49,9 +52,11 @@ def test_only_what_is_stated_is_scored():
 
 
 def test_it_trains_saves_goes_on_and_loads(tmp_path):
-    first = train_recogniser(tmp_path, minutes=0.03, batch=16, test=20)
-    again = train_recogniser(tmp_path, minutes=0.06, batch=16, test=0)
-    assert again["steps"] > first["steps"] > 0 and 0 <= first["accuracy"]["all_correct"] <= 1
+    told = dict(out=str(tmp_path), batch=16, test=20, budget_s=0)
+    assert train("recogniser", steps=2, **told)["step"] == 2
+    assert train("recogniser", steps=3, **told)["step"] == 3
+    facts = json.loads((tmp_path / "recogniser.json").read_text(encoding="utf-8"))
+    assert facts["steps"] == 3 and 0 <= facts["accuracy"]["all_correct"] <= 1
     net = load(tmp_path)
     pictures = [EmojiScenes(seed=3).sample(i).image for i in range(3)]
     assert len(read(net, pictures)) == 3

@@ -6,12 +6,12 @@ import shutil
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import ABOUT, add_scores, write_card
-from everyway.data.emoji import LESSONS
-from everyway.data.lattice import LATTICES
+from everyway.data.folder import write_folder
+from everyway.data.shapes import Shapes
 from everyway.generate import load
 from everyway.library import SHIPPED
-from everyway.train.config import resolve
-from everyway.train.loop import train
+from everyway.train import train
+from everyway.train.sources import BUILT_IN
 
 CELL = {"value": 0.25, "low": 0.2, "high": 0.3, "n": 40}
 REPORT = {
@@ -23,14 +23,28 @@ REPORT = {
 
 def test_a_training_leaves_a_card(tmp_path):
     overrides = {"cache": "64", "batch": "8", "steps": "2"}
-    facts = train(resolve("nano", overrides, out=str(tmp_path / "a")))
+    facts = train("nano", **overrides, out=str(tmp_path / "a"))
     text = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
     assert "unidiffuser: nano" in text and "coloured shapes" in text
     assert "| transformer | shapes | 2 | 8 | 16 |" in text
-    again = {**overrides, "init": facts["model"], "seed": "1"}
-    train(resolve("nano", again, out=str(tmp_path / "b")))
+    assert "from nothing; no pretrained part" in text and "Licence: Apache-2.0." in text
+    train("nano", **overrides, init=facts["model"], seed=1, out=str(tmp_path / "b"))
     text = (tmp_path / "b/model/README.md").read_text(encoding="utf-8")
     assert text.count("| transformer | shapes | 2 | 8 | 16 |") == 2
+    assert "Trained on from `a`." in text and "Licence: Apache-2.0." in text
+
+
+def test_a_card_states_only_what_is_known(tmp_path):
+    """Of somebody's pictures, and of a start from a shipped model."""
+    write_folder(tmp_path / "mine", (Shapes(seed=1, languages=("en",)).sample(k) for k in range(4)))
+    told = dict(data=str(tmp_path / "mine"), init="nano", batch=4, steps=1, out=str(tmp_path / "a"))
+    train("nano", **told)
+    text = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
+    assert "Trained on from `nano`." in text and "Licence: not stated" in text
+    assert "Apache" not in text and "from nothing" not in text and str(tmp_path) not in text
+    train("nano", **told | {"steps": 2, "licence": "CC-BY-4.0"})
+    text = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
+    assert "Licence: CC-BY-4.0." in text
 
 
 def test_scores_are_kept_and_the_model_is_the_same(tmp_path):
@@ -46,4 +60,4 @@ def test_scores_are_kept_and_the_model_is_the_same(tmp_path):
 
 
 def test_every_built_in_set_is_told_about():
-    assert ABOUT.keys() == {"shapes", *LATTICES, *LESSONS}
+    assert ABOUT.keys() == set(BUILT_IN)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import StoreError
 from everyway.codecs import bundle
 from everyway.codecs.encoders import (
@@ -22,7 +23,6 @@ from everyway.codecs.text_latent import GPT2_SMALL, TextLatent, exact_share
 from everyway.codecs.text_tokens import PromptError, Tokens, train_tokens
 from everyway.codecs.whiten import Whiten
 from everyway.data.emoji import EmojiScenes
-from everyway.train.codecs import config_of, restore
 from tiny import DECODER, TEXT
 
 VISION = {
@@ -149,16 +149,19 @@ def test_a_folder_of_codecs_is_read_back(tmp_path, config, codecs):
         (tmp_path / f"{name}.json").write_text(json.dumps(config[name]))
         weights = {k: v.contiguous().clone() for k, v in codec.state_dict().items()}
         save_file(weights, tmp_path / f"{name}.safetensors")
-    again = bundle.build(config_of(tmp_path))
-    restore(tmp_path, again)
+    again = bundle.build({name: codec_folder.settings(tmp_path, name) for name in codecs})
+    for name, codec in again.items():
+        codec_folder.fill(tmp_path, name, codec)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     assert torch.equal(again["image"].encode(x), codecs["image"].encode(x))
     assert torch.equal(again["text"].encode(["a fox"]), codecs["text"].encode(["a fox"]))
     (tmp_path / "text.safetensors").unlink()
-    with pytest.raises(StoreError, match="train the codecs first"):
-        restore(tmp_path, again)
-    with pytest.raises(StoreError, match="train the codecs first"):
-        config_of(tmp_path / "nowhere")
+    with pytest.raises(
+        StoreError, match="text.safetensors is missing; make it first: everyway train"
+    ):
+        codec_folder.fill(tmp_path, "text", again["text"])
+    with pytest.raises(StoreError, match="everyway train codec-image"):
+        codec_folder.settings(tmp_path / "nowhere", "image")
 
 
 def test_full_sizes_plug_into_the_same_classes():

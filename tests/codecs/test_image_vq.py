@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from dataclasses import replace
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import StoreError
 from everyway.checkpoints.tensor_files import held
 from everyway.codecs.image_vq import (
@@ -25,11 +24,11 @@ from everyway.codecs.image_vq import (
     Truncation,
     used_codes,
 )
-from everyway.data.folder import FolderError
 from everyway.layouts.vq_codec import from_authors, from_diffusers, to_authors
 from everyway.systems.vq_diffusion import codec_of
-from everyway.train import fit, vq
-from everyway.train.state import StateError
+from everyway.train import sources, train
+from everyway.train.codec_vq import Critic, VQLearner, adversarial_loss
+from everyway.train.config import ConfigError, resolve
 from formula import filled, normal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vq_codec"
@@ -309,83 +308,81 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def half_seconds(monkeypatch):
-    """A clock by which every step of a training takes half a second."""
-    ticks = itertools.count()
-    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: 0.5 * next(ticks)))
+def settings(folder: Path, out: Path, **changed):
+    own = dict(data=str(folder), size=32, batch=8, budget_s=0, log_every=10, codec=TINY)
+    return resolve("codec-vq", own | changed, out=str(out))
 
 
-def settings(folder: Path, minutes: float, **changed) -> vq.VQTraining:
-    return vq.VQTraining(
-        data=str(folder), minutes=minutes, size=32, batch=8, lr=3e-3, config=TINY, **changed
-    )
+def load_tokens(folder: Path) -> ImageVQ:
+    codec = ImageVQ(**codec_folder.settings(folder, "image_vq"))
+    return codec_folder.fill(folder, "image_vq", codec).eval()
 
 
-def test_a_training_learns_and_resumes_exactly(tmp_path, folder, half_seconds):
-    """120 steps at once, and the same in two sessions, give the same weights bit for bit."""
-    wanted = settings(folder, minutes=1)
-    lines: list[str] = []
-    whole = vq.train(wanted, tmp_path / "whole", report=lines.append)
-    losses = [float(line.split()[-1]) for line in lines]
-    assert whole["steps"] == 120 and losses[1] < 0.8 * losses[0]
-    fresh = vq.measure(ImageVQ(**TINY).eval(), vq.sources(wanted)[1], 10)
-    assert whole["psnr_db"] > fresh["psnr_db"] + 5
+def test_a_training_learns_and_resumes_exactly(tmp_path, folder):
+    """60 steps at once, and the same in two sessions, give the same weights bit for bit."""
+    losses: list[float] = []
+    train(settings(folder, tmp_path / "whole", steps=60), lambda p: losses.append(p.losses["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    whole = codec_folder.facts(tmp_path / "whole")["image_vq"]
+    fresh = VQLearner(settings(folder, tmp_path / "none")).eval().measure(10)
+    assert whole["steps"] == 60 and whole["psnr_db"] > fresh["psnr_db"] + 3
     assert 0 < whole["codes_used"] <= 1 < whole["perplexity"] <= 32
     assert (tmp_path / "whole" / "image_vq.png").stat().st_size > 1000
 
-    def stop(line: str) -> None:
-        if "step 100 " in line:
-            raise KeyboardInterrupt
+    def stop(progress):
+        if progress.step == 30:
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        vq.train(wanted, tmp_path / "parts", report=stop)
+    assert train(settings(folder, tmp_path / "parts", steps=60), stop)["stopped"]
     assert not (tmp_path / "parts" / "image_vq.safetensors").exists()
-    later: list[str] = []
-    assert vq.train(wanted, tmp_path / "parts", report=later.append)["steps"] == 120
-    assert "step 100 " in later[0]  # it went on from what was saved between 50 and 100
-    one, two = (vq.load(tmp_path / n).state_dict() for n in ("whole", "parts"))
+    assert train(settings(folder, tmp_path / "parts", steps=60))["step"] == 60
+    one, two = (load_tokens(tmp_path / n).state_dict() for n in ("whole", "parts"))
     assert set(one) == set(two) and all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_what_a_training_refuses(tmp_path, folder):
-    vq.train(settings(folder, minutes=0.001), tmp_path / "run", report=str)
-    with pytest.raises(StateError, match="other settings"):
-        vq.train(settings(folder, minutes=1, seed=3), tmp_path / "run", report=str)
-    with pytest.raises(FolderError, match="not a folder"):
-        vq.train(settings(tmp_path / "nowhere", minutes=1), tmp_path / "b", report=str)
-    with pytest.raises(StateError, match="multiple of 8"):
-        vq.train(replace(settings(folder, minutes=1), size=30), tmp_path / "c", report=str)
-    with pytest.raises(StoreError, match="python -m everyway.train.vq"):
-        vq.load(tmp_path / "b")
+    train(settings(folder, tmp_path / "run", steps=1))
+    with pytest.raises(ConfigError, match="another codec"):
+        train(settings(folder, tmp_path / "run", codec=TINY | {"used": [0, 1]}))
+    with pytest.raises(ConfigError, match="another seed"):
+        train(settings(folder, tmp_path / "run", steps=1, seed=3))
+    with pytest.raises(ConfigError, match="data .*nowhere' is unknown"):
+        train(settings(tmp_path / "nowhere", tmp_path / "b"))
+    with pytest.raises(ConfigError, match="multiple of 8"):
+        train(settings(folder, tmp_path / "c", size=30))
+    with pytest.raises(StoreError, match="everyway train codec-vq"):
+        load_tokens(tmp_path / "b")
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
 
 
-def test_a_folder_is_seen_whole_before_it_is_seen_again(folder):
-    seen, unseen = vq.sources(settings(folder, minutes=1))
-    one, two = (seen(range(n, n + 18)).flatten(1) for n in (0, 18))
+def test_a_folder_is_seen_whole_before_it_is_seen_again(folder, tmp_path):
+    seen, unseen = (
+        lambda at, stream=stream: sources.pictures(stream(at)).flatten(1)
+        for stream in sources.streams(settings(folder, tmp_path), 32)
+    )
+    one, two = (seen(range(n, n + 18)) for n in (0, 18))
     assert len(one.unique(dim=0)) == 18 and not torch.equal(one, two)
     assert torch.equal(one.unique(dim=0), two.unique(dim=0))
-    assert len(torch.cat([one, unseen(range(2)).flatten(1)]).unique(dim=0)) == 20
+    assert len(torch.cat([one, unseen(range(2))]).unique(dim=0)) == 20
 
 
 def test_the_critic_and_the_codec_are_moved_by_their_own_terms(tmp_path, folder):
     torch.manual_seed(0)
-    critic, wanted = vq.Critic(8), torch.randn(2, 3, 16, 16)
+    critic, wanted = Critic(8), torch.randn(2, 3, 16, 16)
     made = torch.randn(2, 3, 16, 16, requires_grad=True)
-    vq.adversarial_loss(critic, made, wanted, 0.5).backward()
+    adversarial_loss(critic, made, wanted, 0.5).backward()
     (wish,) = torch.autograd.grad(-0.5 * critic(made).mean(), made)
     torch.testing.assert_close(made.grad, wish)
     hinge = 0.5 * ((1 - critic(wanted)).relu().mean() + (1 + critic(made.detach())).relu().mean())
     for p, slope in zip(critic.parameters(), torch.autograd.grad(hinge, critic.parameters())):
         torch.testing.assert_close(p.grad, slope)
-    facts = vq.train(
-        settings(folder, minutes=0.01, adversarial=0.1, adversarial_from=0), tmp_path, report=str
-    )
-    assert facts["steps"] > 0 and np.isfinite(facts["loss"])
+    facts = train(settings(folder, tmp_path, steps=2, adversarial=0.1, adversarial_from=1))
+    assert facts["step"] == 2 and np.isfinite(facts["losses"]["loss"])
 
 
 @pytest.mark.slow
 def test_the_small_codec_on_emoji_scenes(tmp_path):
     """Two minutes of the real thing: far above a flat mean picture, most codes in use."""
-    facts = vq.train(vq.VQTraining(minutes=2, batch=16), tmp_path, report=str)
+    train(resolve("codec-vq", {"batch": 16}, out=str(tmp_path), budget_s=120))
+    facts = codec_folder.facts(tmp_path)["image_vq"]
     assert facts["psnr_db"] > 17 and facts["codes_used"] > 0.5 and facts["perplexity"] > 100

@@ -16,6 +16,10 @@ def _network() -> UViT:
     return UViT(UViTConfig(layout=LAYOUT, dim=32, depth=2, heads=2))
 
 
+def _muon(network: UViT) -> Muon:
+    return Muon(network.parameters(), network.blocks, lr=2e-3)
+
+
 def test_singular_values_are_near_one():
     torch.manual_seed(0)
     for rows, columns in ((64, 32), (32, 64), (32, 32)):
@@ -36,7 +40,7 @@ def test_a_fused_matrix_is_orthogonalised_block_by_block():
 def test_hidden_matrices_and_nothing_else():
     network = _network()
     named = {id(p): name for name, p in network.named_parameters()}
-    picked = {named[id(p)]: n for p, n in hidden_matrices(network)}
+    picked = {named[id(p)]: n for p, n in hidden_matrices(network.blocks)}
     assert picked["ins.0.attn.qkv.weight"] == 3 and picked["outs.0.skip_linear.weight"] == 1
     assert not [n for n in picked if "embed" in n or "head" in n or "norm" in n]
     assert len(picked) == 3 * 4 + 1
@@ -54,10 +58,10 @@ def test_it_trains_and_a_state_goes_on_exactly():
         return loss.item()
 
     whole, halves = _network(), _network()
-    a, b = Muon(whole, lr=2e-3), Muon(halves, lr=2e-3)
+    a, b = _muon(whole), _muon(halves)
     first = steps(whole, a, 1)
     steps(halves, b, 1)
-    again = Muon(halves, lr=2e-3)
+    again = _muon(halves)
     again.load_state_dict(b.state_dict())
     assert steps(whole, a, 30) < 0.5 * first
     steps(halves, again, 30)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 import everyway
+from everyway import objective
 from everyway.checkpoints import card, store
-from everyway.train import loop, sources
+from everyway.train import folder, loop, train
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.ema import EMA
-from everyway.train.loop import train
+from everyway.train.learner import Learner
+from everyway.train.sources import Data
 from everyway.train.state import StateError, TrainState
+from everyway.train.systems import COUNTS, HISTORY, SystemLearner
 
 SMALL = dict(cache="64", batch="8", warmup="2", log_every="50")
 SCORES = {"suite": "shapes", "protocol": {"n": 1}, "rows": {}}
@@ -51,6 +54,10 @@ def copied(finished, tmp_path) -> Path:
 
 def facts_of(out: Path) -> dict:
     return store.document(out / "model")["facts"]
+
+
+def exported(out: Path) -> int:
+    return SystemLearner.exported(None, out)
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -89,15 +96,17 @@ def test_a_setting_out_of_its_range_is_named(name, value):
     ("preset", "overrides", "said"),
     [
         ("nano", {"system": "foo"}, "choose uvit, unidiffuser, vq_diffusion"),
-        ("nano", {"system": "vq_diffusion"}, "choose mini-vq"),
-        ("nano", {"system": "uvit"}, "uvit has one; choose uniform"),
+        ("nano", {"system": "vq_diffusion"}, "preset is 'nano'; it should be 'mini-vq'"),
+        ("nano", {"system": "uvit", "shift": "2"}, "there is no setting 'shift'"),
+        ("nano", {"times": "importance"}, "times is 'importance'; choose 'tasks', 'uniform'"),
         ("nano", {"patch": "3"}, "patch=3 has no effect on preset 'nano'"),
-        ("nano", {"depth": "-1"}, "depth is -1"),
+        ("nano", {"depth": "-1"}, "depth is '-1'; it should be greater than or equal to 0"),
         ("nano", {"depth": "2"}, "depth=2 has no effect"),
-        ("nano", {"skip": "zz"}, "skip='zz' has no effect"),
+        ("nano", {"skip": "zz"}, "there is no setting 'skip'"),
         ("nano", {"codecs": "nope"}, "codecs='nope' has no effect"),
-        ("mini", {"tokens": "nope"}, "tokens='nope' has no effect"),
-        ("nano", {"times": "uniform", "to_text": "0.2"}, "to_text=0.2 has no effect"),
+        ("mini", {"tokens": "nope"}, "there is no setting 'tokens'"),
+        ("nano", {"times": "uniform", "to_text": "0.2"}, "to_text='0.2' has no effect"),
+        ("codec-vq", {"init": "mini"}, "there is no setting 'init'"),
         ("mini", {"init": "mini", "codecs": "nope"}, "a training that starts from init"),
     ],
 )
@@ -106,22 +115,30 @@ def test_a_setting_that_would_not_be_read_is_refused(preset, overrides, said):
 
 
 def test_codecs_that_were_not_made_yet_say_how(tmp_path):
-    from everyway.train import uvit
-
     recipe = Path(__file__).parents[2] / "recipes" / "uvit-mscoco-small.toml"
-    config = replace(resolve(str(recipe), {}), codecs="runs/none")
-    said = refused(uvit.system_of, config)
+    config = resolve(str(recipe), {"codecs": "runs/none"})
+    said = refused(config.model.system, Data("shapes", 0))
     assert "everyway convert autoencoder_kl.pth --out runs/none --part text_states=" in said
 
 
 def test_what_a_preset_has_of_its_own_goes_with_init():
-    assert resolve("mini", {"init": "mini", "patch": "1"}).codecs == "runs/codecs"
-    assert resolve("nano", {"system": "uvit", "times": "uniform", "skip": "add"}).skip == "add"
+    assert resolve("mini", {"init": "mini", "patch": "1"}).model.codecs == "runs/codecs"
+    told = {"system": "uvit", "times": "uniform", "skip": "add"}
+    assert resolve("nano", told).model.skip == "add"
+
+
+def test_a_setting_goes_by_its_path_or_its_last_word_and_tables_nest(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('system = "unidiffuser"\nlr = 1\n[model.times]\nshift = 3\n[run]\nout = "x"\n')
+    config = resolve(str(path), {"optim.lr": "0.5", "to_text": "0.1"})
+    assert (config.optim.lr, config.run.out) == (0.5, "x")
+    assert (config.model.times.shift, config.model.times.to_text) == (3, 0.1)
+    assert resolve("nano", {"times": "uniform"}).model.times.law == "uniform"
 
 
 @pytest.mark.parametrize(
     "line",
-    ["steps = 1.9", "steps = true", "lr = true", "steps = inf", "data = 3", 'skip = "add"'],
+    ["steps = 1.9", "steps = true", "lr = true", "steps = inf", "data = 3"],
 )
 def test_a_toml_value_of_another_kind_is_refused(line, tmp_path):
     path = tmp_path / "mine.toml"
@@ -133,7 +150,8 @@ def test_whole_numbers_of_toml_may_be_written_as_floats(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("steps = 1e6\nlr = 1\n")
     config = resolve(str(path))
-    assert (config.steps, config.lr) == (1_000_000, 1.0) and isinstance(config.lr, float)
+    assert (config.steps, config.optim.lr) == (1_000_000, 1.0)
+    assert isinstance(config.optim.lr, float)
 
 
 @pytest.mark.parametrize("name", ["gpu", "foo", "meta", "cuda:99"])
@@ -150,17 +168,54 @@ def test_a_refused_training_claims_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_only_the_system_refuses_claims_no_folder(copied):
+def test_a_deleted_config_binds_as_the_state_does(copied):
     (copied / "config.json").unlink()
-    assert "tokens alone" in refused(train, small(copied, times="importance"))
+    assert "another lr" in refused(train, small(copied, lr="0.5"))
     assert not (copied / "config.json").exists()
+    assert train(small(copied, steps="4"))["step"] == 4
 
 
 def test_the_settings_of_a_training_that_never_began_bind_nothing(tmp_path):
     (tmp_path / "config.json").write_text(small(tmp_path, lr="0.5").to_json())
-    loop._compare(tmp_path, small(tmp_path))
+    folder.compare(small(tmp_path))
     (tmp_path / "log.jsonl").touch()
-    assert "another lr" in refused(loop._compare, tmp_path, small(tmp_path))
+    assert "another lr" in refused(folder.compare, small(tmp_path))
+
+
+def test_one_training_a_folder(copied):
+    """Of two at once the second is refused, and leaves all as it was."""
+    before = contents(copied)
+    with folder.locked(copied):
+        assert f"another training runs in {copied}" in refused(train, small(copied, steps="4"))
+    assert contents(copied) == before
+
+
+def test_a_killed_training_leaves_no_lock(copied):
+    def hold(ready):
+        with folder.locked(copied):
+            ready.set()
+            signal.pause()
+
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(ready,))
+    process.start()
+    assert ready.wait(20)
+    assert "another training runs" in refused(train, small(copied, steps="4"))
+    process.kill()
+    process.join()
+    assert train(small(copied, steps="4"))["step"] == 4
+
+
+def test_a_run_of_a_former_version_is_one_line(copied):
+    from safetensors.torch import save_file
+
+    save_file({"network.x": torch.zeros(1)}, copied / "state.safetensors", {"facts": "{}"})
+    with pytest.raises(
+        StateError,
+        match="state.safetensors is of another version; delete it to start this run again",
+    ):
+        train(small(copied))
 
 
 @pytest.mark.parametrize("text", ["[]", "no JSON", '{"steps": "x"}', '{"steps": true}', "\xff"])
@@ -210,7 +265,7 @@ def test_a_model_that_is_missing_or_of_other_steps_is_exported_again(copied):
     assert [facts_of(copied)[k] for k in ("losses", "history")] == [
         told[k] for k in ("losses", "history")
     ]
-    assert loop._exported(copied / "model") == 3
+    assert exported(copied) == 3
     older = {**told, "history": [{**told["history"][-1], "steps": 1}]}
     store.set_facts(copied / "model", older)
     train(small(copied))
@@ -221,7 +276,7 @@ def test_a_second_interrupt_is_let_pass_until_all_is_saved(tmp_path, monkeypatch
     save = TrainState.save
 
     def interrupted(self, *args):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         save(self, *args)
 
     def twice(progress):
@@ -232,7 +287,7 @@ def test_a_second_interrupt_is_let_pass_until_all_is_saved(tmp_path, monkeypatch
     former = signal.getsignal(signal.SIGINT)  # a background job of a script ignores it
     facts = train(small(tmp_path, steps="9", log_every="2"), progress=twice)
     assert facts["stopped"] and facts["step"] == 2
-    assert loop._exported(tmp_path / "model") == 2
+    assert exported(tmp_path) == 2
     assert signal.getsignal(signal.SIGINT) is former
 
 
@@ -251,12 +306,12 @@ def test_an_interrupt_while_the_last_state_is_saved_is_no_stop(tmp_path, monkeyp
 @pytest.mark.parametrize("log_every", ["1", "50"])
 def test_a_training_that_diverges_stops_and_keeps_what_was(copied, monkeypatch, log_every):
     before = contents(copied)
-    losses = loop.objective.losses
+    losses = objective.losses
 
     def broken(*args):
         return {k: v * torch.nan for k, v in losses(*args).items()}
 
-    monkeypatch.setattr(loop.objective, "losses", broken)
+    monkeypatch.setattr(objective, "losses", broken)
     with pytest.raises(StateError, match="diverged by step .* smaller lr"):
         train(small(copied, steps="5", log_every=log_every))
     after = contents(copied)
@@ -264,42 +319,34 @@ def test_a_training_that_diverges_stops_and_keeps_what_was(copied, monkeypatch, 
     assert kept and all(before[k] == after[k] for k in kept)
 
 
-def test_weights_that_are_not_finite_are_not_saved(copied, tmp_path):
-    network = nn.Linear(2, 2)
-    state = TrainState(network, torch.optim.AdamW(network.parameters()), EMA(network, 0.9))
-    state.save(tmp_path / "state", "{}")
-    network.weight.data[0, 0] = torch.inf
-    for call in (
-        lambda: state.save(tmp_path / "state", "{}"),
-        lambda: loop.export(None, state, small(copied), {}),
-        lambda: loop.show(None, state, small(copied)),
-    ):
+class One(Learner):
+    def __init__(self, width: int = 2) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+
+def state_of(learner: Learner) -> TrainState:
+    return TrainState(learner, torch.optim.AdamW(learner.parameters()), EMA(learner, 0.9))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    state = state_of(One())
+    state.save(tmp_path / "state", {})
+    state.learner.layer.weight.data[0, 0] = torch.inf
+    for call in (lambda: state.save(tmp_path / "state", {}), lambda: loop._average(state)):
         with pytest.raises(StateError, match="diverged by step 0"):
             call()
-    other = nn.Linear(3, 3)
-    wrong = TrainState(other, torch.optim.AdamW(other.parameters()), EMA(other, 0.9))
     with pytest.raises(StateError, match="is of another network"):
-        wrong.restore(tmp_path / "state")
+        state_of(One(3)).restore(tmp_path / "state")
+    assert state.step == state_of(One()).step == 0
 
 
-def test_an_importance_of_losses_that_are_not_finite(monkeypatch):
+def test_an_importance_of_losses_that_are_not_finite():
     """Where times are drawn by the losses, the very step is named."""
-    network = nn.Linear(2, 2)
-    state = TrainState(network, torch.optim.AdamW(network.parameters()), EMA(network, 0.9), 10)
-    config = TrainConfig(system="vq_diffusion", preset="mini-vq", times="importance")
-
-    class System:
-        clocks = {"image": "image"}
-
-    source = torch.Generator().manual_seed(0)
-    *_, learn = loop._times(state, System, config, source, None, 4)
+    learner = SystemLearner.__new__(SystemLearner)
+    Learner.__init__(learner)
+    learner.memory = {HISTORY: torch.zeros(10), COUNTS: torch.zeros(10)}
+    learner.index = torch.arange(4)
     with pytest.raises(StateError, match="diverged by step 1"):
-        learn({"image": torch.tensor([1.0, torch.nan, 1.0, 1.0])})
-    assert torch.isfinite(state.history).all()
-
-
-def test_sources_are_not_made_for_a_batch_that_cannot_be_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "join", lambda: loop.World(rank=0, size=3))
-    monkeypatch.setattr(sources, "prepare", lambda *_: pytest.fail("it was prepared"))
-    with pytest.raises(ValueError, match="cannot be divided among 3"):
-        train(small(tmp_path))
+        learner.learn(0, {"image": torch.tensor([1.0, torch.nan, 1.0, 1.0])})
+    assert torch.isfinite(learner.memory[HISTORY]).all()

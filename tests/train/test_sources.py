@@ -10,23 +10,51 @@ import torch
 
 from everyway.data.folder import Folder, write_folder
 from everyway.data.shapes import Shapes
-from everyway.train import sources
-from everyway.train.config import ConfigError, TrainConfig
+from everyway.train import devices, sources
+from everyway.train.config import ConfigError, resolve
+from everyway.train.systems import prepared
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    devices.joined("cpu")
+
+
+def keys(data, count: int) -> list[str]:
+    return [sources.sample_at(data, row, count).key for row in range(count)]
+
+
+def latents(**settings):
+    config = resolve("nano", settings)
+    system, lines = prepared(config), []
+    return system, config, sources.cached(system, config, lines.append), lines
 
 
 def test_of_a_larger_folder_the_pictures_are_spread_evenly(tmp_path):
     shapes = Shapes(seed=1)
     write_folder(tmp_path, (replace(shapes.sample(k), key=f"{k}") for k in range(6)))
     folder = Folder(tmp_path)
-    assert [s.key for s in sources._samples(folder, 3, flip=False)] == ["0", "2", "4"]
-    assert [s.key for s in sources._samples(folder, 6, flip=False)] == [
-        "0",
-        "1",
-        "2",
-        "3",
-        "4",
-        "5",
-    ]
+    assert keys(folder, 3) == ["0", "2", "4"]
+    assert keys(folder, 6) == [*"012345"]
+
+
+def test_how_many_of_a_folder_are_taken_is_told(tmp_path):
+    shapes = Shapes(seed=1)
+    write_folder(tmp_path / "data", (shapes.sample(k) for k in range(6)))
+    *_, lines = latents(data=str(tmp_path / "data"), out=str(tmp_path / "run"), cache=3)
+    assert lines[0] == "encoded 3 of 3 samples"
+    assert lines[1].startswith("3 of the 6 pictures of") and "cache=6 takes all" in lines[1]
+
+
+def test_a_picture_that_moves_to_another_class_is_seen(tmp_path):
+    """Names and order stay: only the folders differ."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / "a", (replace(Shapes(seed=1).sample(k), key=f"{k}") for k in range(3)))
+    before = Folder(tmp_path).stamp()
+    for path in (tmp_path / "a").glob("2.*"):
+        path.rename(tmp_path / "b" / path.name)
+    assert Folder(tmp_path).stamp() != before
 
 
 def test_another_picture_or_caption_of_the_same_name_is_seen(tmp_path):
@@ -43,30 +71,30 @@ def test_another_picture_or_caption_of_the_same_name_is_seen(tmp_path):
 
 def test_endless_data_is_taken_from_its_start():
     shapes = Shapes(seed=1)
-    keys = [s.key for s in sources._samples(shapes, 3, flip=False)]
-    assert keys == [shapes.sample(k).key for k in range(3)]
+    assert keys(shapes, 3) == [shapes.sample(k).key for k in range(3)]
 
 
 def test_a_mirrored_picture_is_a_sample_of_its_own():
-    own, mirrored, *others = sources._samples(Shapes(seed=1), 2, flip=True)
-    assert len(others) == 2 and own.captions == mirrored.captions
+    shapes = Shapes(seed=1)
+    own, mirrored, other = (sources.sample_at(shapes, row, 2, flip=True) for row in range(3))
+    assert other.key == shapes.sample(1).key and own.captions == mirrored.captions
     assert np.array_equal(mirrored.image[:, ::-1], own.image)
 
 
 def test_pictures_whose_captions_say_left_are_not_mirrored(tmp_path):
     with pytest.raises(ConfigError, match="captions of shapes say left and right"):
-        sources.prepare(TrainConfig(out=str(tmp_path), cache=3, flip=1))
+        latents(out=str(tmp_path), cache=3, flip=1)
 
 
 def test_every_state_of_a_mirrored_sample_is_of_the_mirrored_picture(tmp_path):
     write_folder(tmp_path / "data", (Shapes(seed=1).sample(k) for k in range(3)))
-    config = TrainConfig(data=str(tmp_path / "data"), out=str(tmp_path), cache=3, flip=1)
-    system, latents = sources.prepare(config)
-    assert len(latents) == 6
+    told = dict(data=str(tmp_path / "data"), out=str(tmp_path), cache=3, flip=1)
+    system, config, made, _ = latents(**told)
+    assert len(made) == 6
     data = sources.data_of(system, config)
-    for row, sample in enumerate(sources._samples(data, 3, flip=True)):
+    for row in range(6):
+        sample = sources.sample_at(data, row, 3, flip=True)
         picture = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)[None] / 127.5 - 1
         for name, state in system.encode({"image": picture}).items():
-            torch.testing.assert_close(
-                latents.states[name][row].float(), state, rtol=1e-3, atol=1e-3
-            )
+            found = made.parts[0][name][row].float()
+            torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-3)

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from everyway.nets.embed import resize_positions
-from everyway.train.config import ConfigError
-from everyway.train.sources import started_from
+from everyway.train.config import ConfigError, resolve
+from everyway.train.systems import prepared
+
+
+def started_from(model: str, **other: int):
+    return prepared(resolve("nano", {"init": model, **other}))
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,11 @@ def test_of_a_deeper_network_the_outer_blocks_are_taken(nano):
         assert parts
         assert all(torch.equal(own[k], former[whence + k[len(name) :]]) for k in parts)
     assert not any(k.startswith(("ins.1", "outs.1")) for k in own)
+
+
+def test_a_model_of_another_system_is_named():
+    with pytest.raises(ConfigError, match="init='nano' is a unidiffuser; set system=unidiffuser"):
+        prepared(resolve("mini-vq", {"init": "nano"}))
 
 
 @pytest.mark.parametrize("patch", [3, 5])

@@ -12,19 +12,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from everyway import objective
 from everyway.data.folder import write_folder
 from everyway.data.shapes import COLOURS, PLACES, SHAPES, Shapes
 from everyway.generate import load
 from everyway.layouts import convert
 from everyway.nets.uvit import UViT
+from everyway.objective import contexts_of
 from everyway.process.times import knot_times
 from everyway.sampling.noise import StreamNoise
 from everyway.systems import unidiffuser, uvit
-from everyway.train import sources
-from everyway.train.config import ConfigError, TrainConfig, resolve
-from everyway.train.loop import train
-from everyway.train.uvit import network_of, system_of
+from everyway.train import devices, sources, train
+from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
+from everyway.train.systems import prepared
 from published import CLIP_TOKENS, tiny_autoencoder, tiny_clip
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -35,7 +34,21 @@ SMALL = dict(
 
 
 def small(out: Path, **options) -> TrainConfig:
-    return TrainConfig(**{**SMALL, "out": str(out), **options})
+    return parsed(SMALL, {"out": str(out), **options})
+
+
+def network_of(config: TrainConfig):
+    return config.model.network()
+
+
+def system_of(config: TrainConfig):
+    return config.model.system(sources.Data(config.source.data, config.seed))
+
+
+def cached(config: TrainConfig):
+    devices.joined("cpu")
+    system = prepared(config)
+    return system, sources.cached(system, config)
 
 
 # -- recipes ----------------------------------------------------------------------------------
@@ -64,7 +77,7 @@ def recipe(name: str) -> TrainConfig:
 
 def test_every_recipe_is_a_published_one():
     assert {path.stem for path in RECIPES.glob("*.toml")} == {*PUBLISHED, "uvit-nano"}
-    assert {recipe(name).preset for name in PUBLISHED} == {*uvit.PRESETS}
+    assert {recipe(name).model.preset for name in PUBLISHED} == {*uvit.PRESETS}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -72,14 +85,17 @@ def test_recipe(name):
     c = recipe(name)
     with torch.device("meta"):
         network = UViT(network_of(c))
-    betas = (c.beta1, c.beta2)
-    found = (c.steps, c.batch, c.lr, betas, c.warmup, c.drop, c.times)
+    own, times = c.optim, c.model.times.law
+    betas = (own.beta1, own.beta2)
+    found = (c.steps, c.batch, own.lr, betas, own.warmup, c.model.drop, times)
     assert (sum(p.numel() for p in network.parameters()), *found) == PUBLISHED[name]
-    assert (c.system, c.optimiser, c.weight_decay, c.ema) == ("uvit", "adamw", 0.03, 0.9999)
-    assert (c.clip, c.cooldown, c.out) == (0, 0, f"runs/{name}")
+    assert (c.system, own.optimiser, own.weight_decay, own.ema) == ("uvit", "adamw", 0.03, 0.9999)
+    assert (own.clip, own.cooldown, c.run.out) == (0, 0, f"runs/{name}")
     discrete = uvit.as_released(network.config.to_json())["schedule"] == "discrete"
-    assert (c.times == "knots") is discrete
-    assert bool(c.codecs) is (network.config.time_scale == 1000 or "256-l" in name or "512" in name)
+    assert (times == "knots") is discrete
+    assert bool(c.model.codecs) is (
+        network.config.time_scale == 1000 or "256-l" in name or "512" in name
+    )
 
 
 def test_the_page_has_the_figures_of_every_recipe():
@@ -91,10 +107,12 @@ def test_the_page_has_the_figures_of_every_recipe():
     for name, count, _, _, rate, warmup, size, drop, sampled, _ in rows:
         c = recipe(name.strip("`"))
         assert abs(int(count[:-1]) * 1e6 - PUBLISHED[name.strip("`")][0]) < 0.51e6
-        assert rate == f"{c.lr * 1e4:.0f}e-4, ({c.beta1}, {c.beta2})" and int(warmup) == c.warmup
+        optim = c.optim
+        assert rate == f"{optim.lr * 1e4:.0f}e-4, ({optim.beta1}, {optim.beta2})"
+        assert int(warmup) == optim.warmup
         batch, steps = size.split(" x ")
         assert (int(batch), int(steps[:-1]) * units[steps[-1]]) == (c.batch, c.steps)
-        assert drop == (f"{c.drop:g}" if c.drop else "–")
+        assert drop == (f"{c.model.drop:g}" if c.model.drop else "–")
         own = uvit.as_released(network_of(c).to_json())
         guided = f", guidance {own['guidance']:g}" if own["guidance"] > 1 else ""
         assert sampled == f"`{own['sampler']}`, {own['steps']}{guided}", name
@@ -123,12 +141,12 @@ CHOICES = {
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     """Cached pictures of shapes."""
-    return sources.prepare(small(tmp_path_factory.mktemp("shapes")))[1]
+    return cached(small(tmp_path_factory.mktemp("shapes")))[1]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_design_choice_trains(choice, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "cached", lambda system, config: shapes)
+    monkeypatch.setattr(sources, "cached", lambda system, config, note: shapes)
     config, losses = small(tmp_path, **CHOICES[choice]), []
     train(config, progress=lambda p: losses.append(p.losses["image"]))
     assert len(losses) == 3 and losses[0] > losses[1] > losses[2], losses
@@ -147,7 +165,7 @@ def test_the_choices_are_of_the_network():
     """Where the convolution is, and that a time in the norms bears on every block."""
     states = {"image": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
     torch.manual_seed(0)
-    network = UViT(network_of(small(Path(), told_time="norm", conv="before"))).eval()
+    network = UViT(network_of(small(Path("run"), told_time="norm", conv="before"))).eval()
     seen = []
     for block in (network.ins[0], network.mid, network.outs[-1]):
         block.register_forward_hook(lambda module, inputs, out: seen.append(out))
@@ -169,8 +187,13 @@ def test_the_choices_are_of_the_network():
     [
         ({"skip": "odd"}, "skip 'odd' is unknown"),
         ({"told_time": "odd"}, "time 'odd' is unknown"),
-        ({"conv": "odd"}, "conv is 'odd'"),
+        ({"conv": "odd"}, "conv is 'odd'; it should be '', 'after', 'before' or 'none'"),
         ({"patch": 3}, "patch is 3; it must divide 16"),
+        ({"size": 0, "patch": 5, "preset": "imagenet256_huge"}, "patch is 5; it must divide 32"),
+        (
+            {"size": 100, "preset": "imagenet256_huge"},
+            "size is 100; of latents it is a multiple of 8",
+        ),
         ({"preset": "nanoo"}, "preset 'nanoo' is unknown; choose one of nano, "),
         ({"preset": "nano-class"}, "data 'shapes' has no classes; give a folder"),
         ({"preset": "mscoco_small"}, r"codecs='' lacks image=autoencoder_kl.pth, text_states="),
@@ -178,7 +201,7 @@ def test_the_choices_are_of_the_network():
 )
 def test_wrong_choices_are_one_line(options, said):
     with pytest.raises(ConfigError, match=said) as caught:
-        system_of(small(Path(), **options))
+        system_of(small(Path("run"), **options))
     assert "\n" not in str(caught.value)
 
 
@@ -208,15 +231,16 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
     losses = []
     train(config, progress=lambda p: losses.append(p.losses["image"]))
     assert losses[-1] < losses[0]
-    system, latents = sources.prepare(config)
-    labels, shades = latents.states["told.label"], latents.states["image"]
+    system, latents = cached(config)
+    (part,) = latents.parts
+    labels, shades = part["told.label"], part["image"]
     assert len(latents) == 24 and labels[:, 0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
     expected = (labels.float() * 127 / 127.5 - 1)[..., None, None, None].expand(shades.shape)
     torch.testing.assert_close(shades.float(), expected, rtol=0, atol=1e-3)
     assert system.network.config.layout[0].classes == 4
     noise = StreamNoise(torch.Generator().manual_seed(0))
     batch = {"told.label": torch.arange(600) % 3}
-    told = objective.contexts_of(system, batch, noise, 0.4, 600)["label"].tokens
+    told = contexts_of(system, batch, noise, 0.4, 600)["label"].tokens
     dropped = told == 3
     assert torch.equal(told[~dropped], batch["told.label"][~dropped])
     assert 0.34 < dropped.float().mean() < 0.46
@@ -229,7 +253,7 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
 def test_without_dropped_conditions_there_is_no_null_class(classes, tmp_path):
     config = small(tmp_path, preset="nano-class", data=str(classes), drop=0.0, steps=2, flip=1)
     train(config)
-    assert sources.prepare(config)[1].states["image"].shape[:2] == (48, 1)
+    assert cached(config)[1].parts[0]["image"].shape[:2] == (48, 1)
     model = load(str(tmp_path / "model"), device="cpu")
     assert model.system.network.config.layout[0].classes == 3
     model.generate(kind="class-to-image", label=2, steps=4)
@@ -241,6 +265,16 @@ def test_samples_of_every_class_are_shown_on_the_way(classes, tmp_path):
     config = small(tmp_path, preset="nano-class", data=str(classes), steps=2, sample_every=2)
     train(config)
     assert Image.open(tmp_path / "samples" / "0000002.png").width > 6 * 16
+
+
+def test_pictures_of_another_size_than_the_preset_has(tmp_path):
+    config = small(tmp_path, size=32, steps=2, cache=8, batch=4)
+    train(config)
+    model = load(str(tmp_path / "model"), device="cpu")
+    assert model.image_size == 32 and cached(config)[1].parts[0]["image"].shape[-1] == 32
+    assert (
+        small(tmp_path, preset="imagenet256_huge", size=512).model.network().layout[-1].size == 64
+    )
 
 
 def test_a_picture_outside_the_folders_of_classes_is_named(classes, tmp_path):
@@ -259,7 +293,7 @@ def test_a_picture_outside_the_folders_of_classes_is_named(classes, tmp_path):
 def words(monkeypatch) -> tuple[str, ...]:
     """All words of shapes, without reading the captions of two thousand."""
     known = ("a", "on", *SHAPES, *COLOURS, *PLACES)
-    monkeypatch.setattr(sources, "vocabulary", lambda config: known)
+    monkeypatch.setattr(sources.Data, "words", known)
     return known
 
 
@@ -296,8 +330,8 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
     assert sources.image_size(model.system) == 32
     own, theirs = model.system.codecs["image"].state_dict(), opened.components["image"]
     assert own.keys() == theirs.keys()
-    for name, value in own.items():  # a model that was trained is kept in bf16
-        torch.testing.assert_close(value, theirs[name].read(torch.float32), rtol=2**-8, atol=0)
+    for name, value in own.items():
+        assert torch.equal(value, theirs[name].read(torch.float32)), name
     assert model.image_size == 32 and model.system.guidance == 2.0
     (made,) = model.generate(kind="text-to-image", text="a fox", steps=4)
     assert made.image.size == (32, 32) and made.facts["forwards"] == 8
@@ -313,15 +347,15 @@ def test_pictures_of_shipped_models_are_read_in_their_size(model):
 
 
 def test_a_unidiffuser_with_a_data_type_trains_on_data_that_tell_none(words, tmp_path, monkeypatch):
-    def with_type(config):
+    def with_type(self, data):
         return unidiffuser.build(replace(unidiffuser.nano(words), data_type=True))
 
-    monkeypatch.setattr(sources, "build_system", with_type)
+    monkeypatch.setattr(unidiffuser.Training, "system", with_type)
     rest = {"cache": "16", "batch": "4", "log_every": "1", "steps": "3", "precision": "fp32"}
     facts = train(resolve("nano", rest, out=str(tmp_path)))
     assert facts["step"] == 3
-    system, _ = sources.prepare(resolve("nano", rest, out=str(tmp_path)))
-    told = objective.contexts_of(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
+    system = prepared(resolve("nano", rest, out=str(tmp_path)))
+    told = contexts_of(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
     assert told["data_type"].tokens.tolist() == [1] * 4  # the cleaner kind
     config = json.loads((tmp_path / "model" / "config.json").read_text())["config"]["config"]
     assert config["data_type"] is True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         f"# {config['system']}: {facts.get('name', 'a model')}",
         "",
         f"Data: {ABOUT.get(data, 'a folder of pictures')}.",
-        *_begun_from(facts.get("source")),
+        *_begun_from(facts),
+        *_licence(facts, history),
         "",
         "| part | data | steps | batch | samples | hours | hardware |",
         "|---|---|---|---|---|---|---|",
@@ -94,10 +95,24 @@ def _published(config: Mapping[str, Any], source: Mapping[str, Mapping[str, Any]
     return "\n".join(lines) + "\n"
 
 
-def _begun_from(source: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
-    if not source:
-        return ["Trained by Everyway from nothing; no pretrained part. Licence: Apache-2.0."]
-    return ["Trained on from the files below, whose own licences hold.", *_files(source)]
+def _begun_from(facts: Mapping[str, Any]) -> list[str]:
+    if "source" in facts:
+        return [
+            "Trained on from the files below, whose own licences hold.",
+            *_files(facts["source"]),
+        ]
+    if "init" in facts:
+        return [f"Trained on from `{facts['init']}`."]
+    return ["Trained by Everyway from nothing; no pretrained part."]
+
+
+def _licence(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was said; else of what we made all of it is known, and of other data nobody else is."""
+    if "licence" in facts:
+        return [f"Licence: {facts['licence']}."]
+    if "source" not in facts and all(row["data"] in ABOUT for row in history):
+        return ["Licence: Apache-2.0."]
+    return ["Licence: not stated; whoever trained it can say it (`--set licence=...`)."]
 
 
 def _files(source: Mapping[str, Mapping[str, Any]]) -> list[str]:

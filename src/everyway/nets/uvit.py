@@ -229,6 +229,11 @@ class UViT(nn.Module):
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Every block in order: what is sharded and checkpointed, and whose matrices Muon moves."""
+        return [*self.ins, self.mid, *self.outs]
+
     @torch.no_grad()
     def take(self, other: UViT) -> list[str]:
         """Starts from another network's weights; returns the names of those it has no start for.

@@ -13,6 +13,14 @@ and, where there are published weights of it,
     assembled(settings, former, codecs) -> dict
                                       the config of a network of published sizes with its codecs
 
+and, where it is trained here,
+
+    TRAININGS, Training               the presets of its trainings, and the settings that they read:
+                                      name -> settings other than the defaults; a Settings class
+                                      with `init`, `times`, `drop` and two methods,
+                                      system(data: TrainingData) -> System, with a fresh network,
+                                      and started(former: System) -> System, from that of `init`
+
 where a config is plain data, as in the model folder.
 """
 
@@ -22,6 +30,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any, Protocol
 
 from everyway.errors import UsageError
 
@@ -37,6 +46,24 @@ class Lacking(UsageError):
     def __init__(self, parts: list[str], what: str = "codecs") -> None:
         told = " ".join(f"--part {part}" for part in parts)
         super().__init__(f"this model lacks {what}; give them: {told}")
+
+
+class TrainingData(Protocol):
+    """What a fresh system may ask of the data that it will be trained on."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every word of its captions, sorted."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Raises ConfigError where it has none."""
+        ...
+
+    def opened(self, source: str) -> Any:
+        """A model or file whose codecs it may take (`layouts.convert.Opened`)."""
+        ...
 
 
 def system_module(name: str) -> ModuleType:

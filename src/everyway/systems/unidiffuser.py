@@ -12,19 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from everyway.checkpoints import codec_folder
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.data.captions import language
 from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.config import gaussian
+from everyway.process.training_times import Tasks, TwoClocks
+from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, System, labelled
-from everyway.systems import Lacking
+from everyway.systems import Lacking, TrainingData
 from everyway.tasks import TASKS
 from everyway.validation import checked
 
@@ -363,3 +368,66 @@ def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
     if parts := lacking(config):
         raise Lacking(parts)
     return bundle.build(config.codec_config)
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+class Training(Settings):
+    """What a training of this system reads.
+
+    codecs: the folder of trained codecs.  init: a model to start from, codecs and weights.
+    patch, depth: of its network, other than it has them; what does not fit then starts afresh.
+    times: a law of `process.training_times`.  drop: share of the samples without their conditions.
+    """
+
+    preset: Literal["nano", "mini"] = "nano"
+    init: str = ""
+    codecs: str = "runs/codecs"
+    patch: int = Field(0, ge=0)
+    depth: int = Field(0, ge=0)
+    times: TwoClocks = Tasks()
+    drop: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Training:
+        if self.init:
+            self.unread(("codecs",), "a training that starts from init")
+        else:
+            whose = f"preset {self.preset!r} of unidiffuser without init"
+            self.unread(("patch", "depth") + ("codecs",) * (self.preset == "nano"), whose)
+        return self
+
+    def system(self, data: TrainingData) -> System:
+        """Raises StoreError where a codec is missing."""
+        if self.preset == "nano":
+            return build(nano(data.words))
+        folder = Path(self.codecs)
+        made = build(mini({name: codec_folder.settings(folder, name) for name in NEEDED}))
+        for name, codec in made.codecs.items():
+            codec_folder.fill(folder, name, codec)
+        return made
+
+    def started(self, former: System) -> System:
+        """Raises ConfigError for a patch or depth that cannot be."""
+        other = {k: v for k in ("patch", "depth") if (v := getattr(self, k))}
+        if not other:
+            return former
+        try:
+            made = build({**former.config, **other})
+        except UsageError as error:
+            raise ConfigError(str(error)) from None
+        for name, codec in former.codecs.items():
+            made.codecs[name].load_state_dict(codec.state_dict())
+        made.network.take(former.network)
+        return made
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "nano": dict(preset="nano", data="shapes", steps=1500, lr=5e-3, shift=2.0, out="runs/nano"),
+    "mini": dict(
+        preset="mini", data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0,
+        ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
+        codecs="runs/codecs", out="runs/mini",
+    ),
+}  # fmt: skip

@@ -11,19 +11,25 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from pydantic import Field, model_validator
 from torch import nn
 
+from everyway.checkpoints.tensor_files import Entries, check
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.errors import UsageError
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.config import gaussian
+from everyway.process.training_times import OneClock, Uniform
+from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, Null, System, labelled
-from everyway.systems import Lacking
+from everyway.systems import Lacking, TrainingData
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -291,3 +297,140 @@ PRESETS: dict[str, UViTConfig] = {
 def preset_of(config: UViTConfig) -> str:
     """The name of the published model of this config, or ""."""
     return next((name for name, preset in PRESETS.items() if preset == config), "")
+
+
+# -- training ---------------------------------------------------------------------------------
+
+_NANO: dict[str, Any] = dict(
+    size=16, patch=4, channels=3, dim=128, depth=4, heads=4, time_scale=999.0, init="unit"
+)
+NANO = {
+    "nano": network(**_NANO),
+    "nano-class": network(**_NANO, classes=2),
+    "nano-text": network(**_NANO, context=(10, 16)),
+}
+"""Sizes for tests and first steps: 16x16 pixels, a few minutes of training."""
+NANO_SAMPLING: dict[str, Any] = dict(sampler="dpm-fast", steps=50, guidance=1.5)
+RUNS = "runs/"
+"""Where recipes keep the codecs that were made for them; nobody on the hub is called so."""
+READ = {"image": ("", ("autoencoder", "fold", "scale")), "text": ("states.", ("text", "tokenizer"))}
+"""Component -> what is read of it from other models: how tensors' names begin, and settings."""
+
+
+class Training(Settings):
+    """What a training of this system reads.
+
+    preset: a name in PRESETS or NANO.  codecs: a model or file that holds the codecs of latents.
+    size: side in pixels of the pictures; skip, told_time, conv, patch: of the network; all other
+    than the preset has them.  skip is "concat", "add" or "none", told_time "token" or "norm", conv
+    "after", "before" or "none".
+    init: a model to start from, codecs and weights.  times: a law of `process.training_times`.
+    drop: share of the samples without their condition; where it is 0 a network of classes has no
+    null class.
+    """
+
+    preset: str = "nano"
+    init: str = ""
+    codecs: str = ""
+    size: int = Field(0, ge=0)
+    skip: str = ""
+    told_time: str = ""
+    conv: Literal["", "after", "before", "none"] = ""
+    patch: int = Field(0, ge=0)
+    times: OneClock = Uniform()
+    drop: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Training:
+        if self.init:
+            read = ("size", "skip", "told_time", "conv", "patch")
+            self.unread(read, "a training that starts from init")
+        elif self.preset not in {**NANO, **PRESETS}:
+            known = ", ".join({**NANO, **PRESETS})
+            raise ConfigError(f"preset {self.preset!r} is unknown; choose one of {known}")
+        elif self.preset in NANO:
+            self.unread(("codecs",), f"preset {self.preset!r} of uvit")
+        return self
+
+    def network(self) -> UViTConfig:
+        """The preset's with these options; classes are the preset's own.  ConfigError if none."""
+        made = {**NANO, **PRESETS}[self.preset]
+        options: dict[str, Any] = {"skip": self.skip, "time": self.told_time}
+        if self.conv:
+            options |= {"conv": self.conv != "none", "conv_first": self.conv == "before"}
+        shrinks = 1 if any(getattr(s, "channels", 0) == 3 for s in made.layout) else 8
+        if self.size % shrinks:
+            raise ConfigError(f"size is {self.size}; of latents it is a multiple of {shrinks}")
+        picture = {"size": self.size // shrinks, "patch": self.patch}
+        try:
+            made = replace(made, **{k: v for k, v in options.items() if v != ""})
+            return _with(made, Patches, **{k: v for k, v in picture.items() if v})
+        except UsageError as error:
+            raise ConfigError(str(error)) from None
+
+    def system(self, data: TrainingData) -> System:
+        """Its classes are those of the data, with a null class where conditions are dropped.
+
+        Raises ConfigError for codecs that are missing, ValueError for codecs that do not fit.
+        """
+        made = self.network()
+        told, drops = told_of(made), self.drop > 0
+        if told == "label":
+            made = _with(made, Label, classes=data.classes + drops)
+        settings, weights = self._codecs(told, data)
+        own = replace(full(made, settings), null_class=told == "label" and drops)
+        if self.preset in NANO:
+            own = replace(own, **NANO_SAMPLING)
+        if told == "label" and not drops:
+            own = replace(own, guidance=1.0)
+        if parts := lacking(own):
+            raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
+        system = build(own)
+        for name, entries in weights.items():
+            _fill(system.codecs[name], entries)
+        return system
+
+    def started(self, former: System) -> System:
+        return former
+
+    def _codecs(self, told: str, data: TrainingData) -> tuple[dict[str, Any], dict[str, Entries]]:
+        """(settings, tensors) by component, of the codecs that are told of."""
+        if self.preset in NANO:
+            return ({"text": {"vocabulary": list(data.words)}} if told == "text" else {}), {}
+        if not self.codecs:
+            return {}, {}
+        if not Path(self.codecs).exists() and self.codecs.startswith(RUNS):
+            parts = lacking(full(self.network()))
+            raise ConfigError(f"there is no folder {self.codecs!r}; {_how(parts, self.codecs)}")
+        opened = data.opened(self.codecs)
+        had = opened.config["config"].get("codec_config", {})
+        settings: dict[str, Any] = {}
+        weights: dict[str, Entries] = {}
+        for name, (start, fields) in READ.items():
+            if fields[0] in had.get(name, {}) and name in ("image", told):
+                settings[name] = {k: v for k, v in had[name].items() if k in fields}
+                tensors = opened.components[name].items()
+                weights[name] = {k: entry for k, entry in tensors if k.startswith(start)}
+        return settings, weights
+
+
+def _with(network: UViTConfig, kind: type, **changes: Any) -> UViTConfig:
+    """The network with its stream of that kind changed."""
+    layout = (replace(s, **changes) if isinstance(s, kind) else s for s in network.layout)
+    return replace(network, layout=tuple(layout))
+
+
+def _how(parts: list[str], folder: str = "DIR") -> str:
+    """The command that makes a folder of the codecs that are missing."""
+    rest = "".join(f" --part {part}" for part in parts[1:])
+    return f"give one: everyway convert {parts[0].partition('=')[2]} --out {folder}{rest}"
+
+
+def _fill(codec: nn.Module, entries: Entries) -> None:
+    wanted = {k: tuple(v.shape) for k, v in codec.state_dict().items()}
+    check({k: e.shape for k, e in entries.items()}, wanted)
+    codec.load_state_dict({k: e.read(torch.float32) for k, e in entries.items()})
+
+
+TRAININGS: dict[str, dict[str, Any]] = {}
+"""Trainings of this system are recipes: recipes/uvit-*.toml."""

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.tensor_files import LayoutError
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.image_vq import ImageVQ, shrinks
@@ -27,8 +31,10 @@ from everyway.nets.token_transformer import TokenTransformer, TokenTransformerCo
 from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
+from everyway.process.training_times import Importance, Tokens
+from everyway.settings import Settings
 from everyway.system import Condition, Modality, Null, System, dropped, labelled
-from everyway.systems import Lacking
+from everyway.systems import Lacking, TrainingData
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -370,3 +376,60 @@ def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
         few = config.network["codes"] < config.codec["quantiser"]["codes"]
         needed += ["used=used-codes.npy"] if few else []
     return needed
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+class Training(Settings):
+    """What a training of this system reads.
+
+    tokens: the folder of the trained image tokens.  codecs: the folder of the text codec, or "" for
+    that of `mini`, whose weights are then shared.  init: a model to start from, codecs and weights.
+    times: a law of `process.training_times`.  drop: share of the samples without their conditions.
+    """
+
+    preset: Literal["mini-vq"] = "mini-vq"
+    init: str = ""
+    tokens: str = "runs/vq"
+    codecs: str = ""
+    times: Tokens = Importance()
+    drop: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Training:
+        if self.init:
+            self.unread(("tokens", "codecs"), "a training that starts from init")
+        return self
+
+    def system(self, data: TrainingData) -> System:
+        """Raises StoreError where a codec is missing."""
+        tokens = codec_folder.settings(Path(self.tokens), "image_vq")
+        if self.codecs:
+            made = build(mini(tokens, codec_folder.settings(Path(self.codecs), "text"), {}))
+            codec_folder.fill(Path(self.codecs), "text", made.codecs["text"])
+        else:
+            text, weights, shared = _text_of_mini(data)
+            made = build(mini(tokens, text, {"text": shared}))
+            made.codecs["text"].load_state_dict(weights)
+        codec_folder.fill(Path(self.tokens), "image_vq", made.codecs["image"])
+        return made
+
+    def started(self, former: System) -> System:
+        return former
+
+
+def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Settings and weights of the text codec of `mini`, and how a config names it."""
+    opened = data.opened("mini")
+    settings = opened.config["config"]["codec_config"]["text"]
+    weights = {k: e.read(torch.float32) for k, e in opened.components["text"].items()}
+    digest = store.document(Path(__file__).parents[1] / "shipped" / "mini")["sha256"]["text"]
+    return settings, weights, f"mini@{digest}"
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "mini-vq": dict(
+        data="emoji", cache=24_000, steps=200_000, lr=5e-3, weight_decay=0.0, out="runs/mini-vq"
+    )
+}

@@ -41,7 +41,7 @@ def average(former: Path, later: Path, share: float, out: Path) -> None:
     facts["history"] = [*before, {**last, "averaged": share}]
     tensors = b.system.weights(mean)
     config = {"system": b.system.name, "config": dict(b.system.config)}
-    store.save(out, config, tensors, facts)
+    store.save(out, config, tensors, facts, None)
     write_card(out)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class EMA:
-    """weights: name -> the average of a float32 tensor; others as they were.
+    """weights: name -> the average of a float tensor; others as they were.
 
     After n updates the decay is min(decay, (1+n)/(10+n)).
     """

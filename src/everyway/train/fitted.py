@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from everyway.checkpoints.store import write_module, write_text
+from everyway.checkpoints import codec_folder
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.pca import CellPCA, ThumbnailPCA
 from everyway.codecs.text_latent import exact_share
@@ -24,7 +24,6 @@ from everyway.codecs.text_tokens import word_tokens
 from everyway.codecs.token_table import TokenTable
 from everyway.data.lattice import LEXICON, Lattice
 from everyway.data.sample import to_tensor
-from everyway.train.fit import say
 from everyway.train.looks import codes_of_words, effects_of_words
 
 CELLS = {"cell": 32, "channels": 192}
@@ -67,7 +66,8 @@ def fit_codecs(out: Path, scenes: int = 12_000) -> dict[str, dict[str, Any]]:
         ("image_embed", embed, THUMBNAILS),
         ("text", text, settings),
     ):
-        _save(out, name, codec, {"kind": type(codec).__name__, **config}, facts[name])
+        config = {"kind": type(codec).__name__, **config}
+        codec_folder.write(out, name, codec, config, facts[name])
     return facts
 
 
@@ -95,20 +95,13 @@ def _pictures(data: Lattice, indices: range) -> Tensor:
     return to_tensor([data.sample(i).image for i in indices])
 
 
-def _save(out: Path, name: str, codec: nn.Module, config: dict, facts: dict) -> None:
-    write_module(out / f"{name}.safetensors", codec)
-    write_text(out / f"{name}.json", json.dumps(config, ensure_ascii=False))
-    write_text(out / f"{name}.facts.json", json.dumps(facts))
-
-
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="fit the codecs of mini to Emoji Lattice")
     parser.add_argument("--out", type=Path, default=Path("runs/codecs"))
     parser.add_argument("--scenes", type=int, default=12_000)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    say(json.dumps(fit_codecs(args.out, args.scenes)))
+    print(json.dumps(fit_codecs(args.out, args.scenes)))
     return 0
 
 

@@ -1,209 +1,211 @@
-"""The training loop: cached latents in, an EMA model folder out.  Run it again to resume.
+"""The one training loop, on Accelerate: a learner in, an EMA model out.  Run it again to resume.
 
-Everything random in step k comes from generators seeded by (seed, k), so an interrupted run ends
-with the same weights as an uninterrupted one, given the same number of steps and of processes.
+Everything random in step k comes from generators seeded by (seed, k), and every process takes its
+rows of it, so an interrupted run ends with the same weights as an uninterrupted one, and several
+processes with those of one but for rounding.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
-from everyway import objective
 from everyway.checkpoints import store
-from everyway.checkpoints.card import hardware, write_card
-from everyway.contracts import Times
-from everyway.data.latents import Latents
-from everyway.nets.precision import fast
-from everyway.process.times import (
-    importance,
-    knot_times,
-    mixture_times,
-    remember,
-    task_lines,
-    uniform_times,
-)
-from everyway.sampling.noise import StreamNoise
-from everyway.system import System
-from everyway.train import sources
-from everyway.train.config import ConfigError, TrainConfig, typed
+from everyway.checkpoints.card import hardware
+from everyway.systems import SYSTEMS
+from everyway.train import devices, folder, sources
+from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
+from everyway.train.folder import Log, Progress
+from everyway.train.learner import Learner, Share
 from everyway.train.muon import Muon
-from everyway.train.parallel import World, join
-from everyway.train.state import TrainState, diverged
+from everyway.train.sealed import gathered
+from everyway.train.state import TrainState, diverged, facts_of
 from everyway.train.stopping import polite_stop
-
-OPTIMISERS = {
-    "adamw": lambda network, world, **settings: torch.optim.AdamW(network.parameters(), **settings),
-    "muon": Muon,
-}
-RESUMABLE = {"budget_s", "steps", "out", "save_every_s", "sample_every", "log_every"}
-"""Settings that a resumed run may change: of them only the end bears on what a step does, since the
-rate falls before it."""
-TIMES = {"uniform": uniform_times, "knots": knot_times}
-"""How times of several clocks are drawn: over the whole square, or on its knots.  `_times` has the
-two other ways, which have settings or a memory."""
+from everyway.train.systems import SystemLearner, prepared
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """step of steps (at most, under a time budget); losses: modality -> running mean."""
-
-    step: int
-    steps: int
-    losses: dict[str, float]
-    samples_a_second: float
-
-
-def train(config: TrainConfig, progress: Callable[[Progress], None] | None = None) -> dict:
+def train(
+    config: TrainConfig,
+    progress: Callable[[Progress], None] | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Train, or go on training, what `config` says.
 
-    Returns facts: step, seconds, losses, model (the folder), stopped (True after Ctrl-C).
-    Raises ConfigError when the run folder holds another configuration or is no run folder, or the
-    device cannot be used, and StateError when the training diverges; then the run folder holds
+    progress: is told every `log_every` steps.  note: is told, in a line, what else is to be known.
+    Returns facts: step, seconds, losses, model (where it was exported to), stopped (True after a
+    signal).  Raises ConfigError when the run folder is in use or holds another configuration, or
+    the device cannot be used, and StateError when the training diverges; then the run folder holds
     what it held, or was last saved.
     """
-    world, out = join(), Path(config.out)
-    world.share(config.batch)  # refused before anything is made
-    device = _device(config.device)
-    if world.first:
-        _compare(out, config)
-    system, latents = sources.prepare(config, world)
-    network = system.network.to(device)
-    if config.recompute:
-        network.checkpointing = True
-    optimiser = OPTIMISERS[config.optimiser](
-        network,
-        world,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    state = TrainState(network, optimiser, EMA(network, config.ema), chain_of(system, config))
-    path, model = out / "state.safetensors", out / "model"
-    if path.exists():
+    process = devices.joined(config.run.device)
+    parts = config.accumulate * process.num_processes
+    if config.batch % parts:
+        raise ConfigError(f"batch {config.batch} cannot be divided among {parts} parts")
+    if config.run.shard and process.device.type == "cpu":
+        raise ConfigError("shard is for several GPUs; leave it out")
+    if not process.is_main_process:
+        note = _silent
+    else:
+        folder.compare(config)
+    build = _builder(config, note)
+    with folder.locked(config.folder) if process.is_main_process else nullcontext():
+        return _trained(build(), config, progress, note)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _builder(config: TrainConfig, note: Callable[[str], None]) -> Callable[[], Learner]:
+    """What makes the learner once the run folder is locked; settings are refused before."""
+    if config.system not in SYSTEMS:
+        return lambda: config.model.learner(config)
+    system = prepared(config)
+    sources.data_of(system, config)
+    return lambda: SystemLearner(system, sources.cached(system, config, note), config)
+
+
+def _trained(
+    learner: Learner,
+    config: TrainConfig,
+    progress: Callable[[Progress], None] | None,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    path = config.folder / folder.STATE
+    former = facts_of(path) if path.exists() else {}
+    half = former["half"] if former else devices.half_precision(config.run.precision)
+    engine = devices.accelerator(config, half, learner.skips)
+    model, optimiser = _placed(learner, engine, config, half)
+    state = TrainState(learner, optimiser, EMA(learner, config.optim.ema))
+    facts = {
+        "half": half,
+        "config": config.model_dump(mode="json"),
+        "machine": folder.circumstances(engine.device, engine.num_processes),
+    }
+    if former:
         state.restore(path)
+        if told := folder.changed(former["machine"], facts["machine"]):
+            note(told)
         if _early(state, config):
             state.cooldown_from = -1  # cooled down before, and now asked to go on
-    half = _half(config.precision, device) if state.half is None else state.half
-    state.half = bool(world.agreed(half))
-    if isinstance(optimiser, Muon):
-        optimiser.half = state.half
-    if world.first:
-        store.write_text(out / "config.json", config.to_json())
-    log = _Log(out, config.log_every, world.first)
-    begun, halted, saved = state.step, False, time.monotonic()
+    first = engine.is_main_process
+    if first:
+        store.write_text(config.folder / "config.json", config.to_json())
+    log, begun, halted = Log(config, first), state.step, False
+    saved = time.monotonic()
     with polite_stop() as asked:
-        for facts in _steps(state, system, latents, config, world):
-            log.add(state, facts, config, progress)
-            if world.first and time.monotonic() - saved > config.save_every_s:
-                state.save(path, config.to_json())
+        for losses in _steps(state, model, engine, config):
+            log.add(state, losses, progress)
+            late = time.monotonic() - saved > config.run.save_every_s
+            halted, late = _told(engine, bool(asked), late)
+            if late:
+                state.save(path, facts, first)
                 saved = time.monotonic()
-            if config.sample_every and world.first and state.step % config.sample_every == 0:
-                show(system, state, config)
-            if halted := bool(world.agreed(len(asked))):
+            if config.run.sample_every and state.step % config.run.sample_every == 0:
+                _show(state, config, engine)
+            if halted:
                 break
         log.write(state)
-        if world.first and state.step > begun:
-            state.save(path, config.to_json())
-        if world.first and (state.step > begun or _exported(model) != state.step):
-            export(system, state, config, log.means)
-        world.agreed(0.0)  # the others wait for the files
+        if state.step > begun:
+            state.save(path, facts, first)
+        if not halted or learner.partial:
+            _export(state, config, engine, log.means, fresh=state.step > begun)
     return {
         "step": state.step,
         "seconds": round(state.seconds, 1),
         "losses": log.means,
-        "model": str(model),
+        "model": str(config.folder / "model" if config.system in SYSTEMS else config.folder),
         "stopped": halted,
     }
 
 
+def _placed(
+    learner: Learner, engine: Accelerator, config: TrainConfig, half: bool
+) -> tuple[torch.nn.Module, Any]:
+    """The learner as processes call it, and its optimiser, on the device."""
+    own = config.optim
+    for module in learner.modules():
+        if config.run.recompute and hasattr(module, "checkpointing"):
+            module.checkpointing = True
+    if config.run.compile:
+        for block in learner.blocks:
+            block.compile()
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    settings: dict[str, Any] = {
+        "lr": own.lr,
+        "betas": (own.beta1, own.beta2),
+        "weight_decay": own.weight_decay,
+        "fused": True,
+    }
+    learner.to(engine.device)
+    if own.optimiser == "muon":
+        optimiser: torch.optim.Optimizer = Muon(trained, learner.blocks, half=half, **settings)
+    else:
+        optimiser = torch.optim.AdamW(trained, **settings)
+    return engine.prepare(learner, optimiser)
+
+
 def _steps(
-    state: TrainState, system: System, latents: Latents, config: TrainConfig, world: World
-) -> Iterator[dict[str, torch.Tensor]]:
-    """One optimiser step an item; yields its detached per-modality mean losses."""
-    state.network.train()
-    parameters = list(state.network.parameters())
-    device, share = parameters[0].device, world.share(config.batch)
-    bf16 = partial(torch.autocast, device.type, torch.bfloat16)
-    autocast = bf16 if state.half else nullcontext
+    state: TrainState, model: torch.nn.Module, engine: Accelerator, config: TrainConfig
+) -> Iterator[dict[str, Tensor]]:
+    """One optimiser step an item; yields the losses of its whole batch."""
+    model.train()
     while not _finished(state, config):
         began = time.monotonic()
-        rate = config.lr * rate_factor(state.step, state.cooldown_from, config)
+        rate = config.optim.lr * rate_factor(state.step, state.cooldown_from, config)
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        seed = config.seed * 1_000_003 + state.step * world.size + world.rank
-        source = torch.Generator().manual_seed(seed)
-        batch = {k: v.to(device) for k, v in latents.batch(share, source).items()}
-        x0 = {k: v for k, v in batch.items() if k in system.modalities}
-        noise = StreamNoise(_on(device, source, seed))
-        times, weights, learn = _times(state, system, config, source, noise, share)
-        contexts = objective.contexts_of(system, batch, noise, config.drop, share)
-        with autocast():
-            per_modality = objective.losses(system, x0, times, noise, contexts)
-            loss = objective.total(system, per_modality, weights)
-        learn(per_modality)
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        world.average(parameters)
-        if config.clip:
-            torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        state.optimiser.step()
-        state.ema.update(state.network, state.step)
+        found: list[dict[str, Tensor]] = []
+        for share in _shares(state.step, engine, config):
+            with engine.accumulate(model):
+                loss, losses = model(state.learner.batch(share))
+                engine.backward(loss)
+                if engine.sync_gradients and config.optim.clip:
+                    engine.clip_grad_norm_(model.parameters(), config.optim.clip)
+                state.optimiser.step()
+                state.optimiser.zero_grad()
+            found.append({k: v.detach().expand(share.count) for k, v in losses.items()})
+        losses = _gathered(found, engine)
+        state.learner.learn(state.step, losses)
+        state.ema.update(state.learner, state.step)
         state.step += 1
-        state.seconds = world.agreed(state.seconds + time.monotonic() - began)
-        yield {k: v.detach().mean() for k, v in per_modality.items()}
+        state.seconds += time.monotonic() - began
+        yield losses
 
 
-def _times(
-    state: TrainState,
-    system: System,
-    config: TrainConfig,
-    source: torch.Generator,
-    noise: StreamNoise,
-    share: int,
-) -> tuple[Times, torch.Tensor | None, Callable[[dict[str, torch.Tensor]], None]]:
-    """(times, weight of each sample or None, what takes in the losses at these times)."""
-    clocks = tuple(dict.fromkeys(system.clocks.values()))
-    if config.times != "importance":
-        lines = task_lines(config.to_image, config.to_text, config.joint)
-        laws = {**TIMES, "tasks": partial(mixture_times, lines=lines, shift=config.shift)}
-        return laws[config.times](noise, clocks, share), None, lambda losses: None
-    law = importance(state.history, state.counts)
-    index = torch.multinomial(law, share, replacement=True, generator=source)
-    weights = 1 / (len(law) * law[index])
-
-    def learn(losses: dict[str, torch.Tensor]) -> None:
-        found = sum(losses.values()).cpu()
-        if not found.isfinite().all():
-            raise diverged(state.step + 1)  # no time could be drawn by such a history
-        remember(state.history, state.counts, index, found)
-
-    return {c: (index.double() + 1) / len(law) for c in clocks}, weights, learn
+def _shares(step: int, engine: Accelerator, config: TrainConfig) -> Iterator[Share]:
+    """This process's rows of a step's batch, in its parts."""
+    size = config.batch // (config.accumulate * engine.num_processes)
+    first = engine.process_index * config.accumulate * size
+    for start in range(first, first + config.accumulate * size, size):
+        rows, seed = slice(start, start + size), config.seed
+        yield Share(seed=seed, step=step, size=config.batch, rows=rows, device=engine.device)
 
 
-def chain_of(system: System, config: TrainConfig) -> int:
-    """Steps of the token chain whose times are drawn by importance; 0 where they are not."""
-    if config.times != "importance":
-        return 0
-    steps = {process.steps for process in system.tokens.values()}
-    if len(system.tokens) < len(system.modalities) or len(steps) != 1:
-        raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
-    return steps.pop()
+def _gathered(found: list[dict[str, Tensor]], engine: Accelerator) -> dict[str, Tensor]:
+    """name -> the losses (batch,) of all processes, in the order of the rows, on the CPU."""
+    own = torch.stack([torch.cat([part[name] for part in found]).float() for name in found[0]], 1)
+    return dict(zip(found[0], engine.gather(own).cpu().unbind(1)))
+
+
+def _told(engine: Accelerator, asked: bool, late: bool) -> tuple[bool, bool]:
+    """(whether any process was asked to stop, whether the first one wants to save)."""
+    told = torch.tensor([asked, late and engine.is_main_process], device=engine.device)
+    stop, save = engine.reduce(told.float()).tolist()
+    return stop > 0, save > 0
 
 
 def _finished(state: TrainState, config: TrainConfig) -> bool:
     """Counts steps; under a time budget, moves the cool-down to where the budget wants it."""
+    if config.budget_s:
+        state.seconds = devices.agreed(state.seconds)  # clocks differ
     if state.cooldown_from < 0 and not _early(state, config):
         state.cooldown_from = state.step
     return state.step >= config.steps or 0 < config.budget_s <= state.seconds
@@ -211,9 +213,10 @@ def _finished(state: TrainState, config: TrainConfig) -> bool:
 
 def _early(state: TrainState, config: TrainConfig) -> bool:
     """Whether so much of the budget, or else of the steps, is left that no cool-down is due."""
+    kept = 1 - config.optim.cooldown
     if config.budget_s:
-        return state.seconds <= config.budget_s * (1 - config.cooldown)
-    return state.step < config.steps * (1 - config.cooldown)
+        return state.seconds <= config.budget_s * kept
+    return state.step < config.steps * kept
 
 
 def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
@@ -221,178 +224,48 @@ def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
 
     Under a time budget the cool-down's length in steps is foretold from the steps before it.
     """
-    warm = min(1.0, (step + 1) / max(1, config.warmup))
-    if cooldown_from < 0 or config.cooldown == 0:
+    own = config.optim
+    warm = min(1.0, (step + 1) / max(1, own.warmup))
+    if cooldown_from < 0 or own.cooldown == 0:
         return warm
     if config.budget_s:
-        length = cooldown_from * config.cooldown / (1 - config.cooldown)
+        length = cooldown_from * own.cooldown / (1 - own.cooldown)
     else:
-        length = config.steps * config.cooldown
+        length = config.steps * own.cooldown
     return warm * max(0.02, 1 - (step - cooldown_from) / max(1.0, length))
 
 
-def show(system: System, state: TrainState, config: TrainConfig) -> Path:
-    """A sheet of samples in every direction, OUT/samples/STEP.png."""
-    from everyway.train.samples import samples
-
+def _average(state: TrainState) -> dict[str, Tensor]:
+    """The averaged weights, whole; StateError if they diverged."""
     if not state.finite():
         raise diverged(state.step)
-    path = Path(config.out) / "samples" / f"{state.step:07d}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = sources.data_of(system, config)
-    samples(system, state.ema, data, {"training": {"data": config.data}}).save(path)
-    return path
+    return {name: gathered(value) for name, value in state.ema.weights.items()}
 
 
-def export(system: System, state: TrainState, config: TrainConfig, losses: dict) -> Path:
-    """The EMA weights and codecs as a model folder, OUT/model; StateError if they diverged."""
-    if not state.finite():
-        raise diverged(state.step)
-    folder = Path(config.out) / "model"
-    tensors = system.weights(state.ema.weights)
-    run = {
-        "data": config.data,
-        "steps": state.step,
-        "batch": config.batch,
-        "samples": state.step * config.batch,
-        "seconds": round(state.seconds),
-        "hardware": hardware(),
-    }
-    begun = sources.origins(config)
-    facts = {
-        **begun,
-        "name": config.preset,
-        "image_size": sources.image_size(system),
-        "losses": losses,
-        "history": [*begun["history"], run],
-        "training": json.loads(config.to_json()),
-    }
-    store.save(folder, {"system": system.name, "config": dict(system.config)}, tensors, facts)
-    write_card(folder)
-    return folder
+def _show(state: TrainState, config: TrainConfig, engine: Accelerator) -> None:
+    """A sheet of samples of the average, OUT/samples/STEP.png, where the learner shows any."""
+    weights = _average(state)
+    if engine.is_main_process:
+        path = config.folder / "samples" / f"{state.step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state.learner.show(weights, path)
+    engine.wait_for_everyone()
 
 
-def _exported(model: Path) -> int:
-    """Steps of the run that the model folder is of, or -1 where there is no whole one."""
-    try:
-        held = store.document(model)
-        files = [store.component(model, name, digest) for name, digest in held["sha256"].items()]
-        return held["facts"]["history"][-1]["steps"] if all(f.is_file() for f in files) else -1
-    except (store.StoreError, LookupError, TypeError):
-        return -1
-
-
-def _half(precision: str, device: torch.device) -> bool:
-    """Whether the network computes in bf16; "auto" measures."""
-    return precision == "bf16" or (precision == "auto" and fast(torch.bfloat16, device.type))
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name, tried; ConfigError where it holds no numbers."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); leave it out") from None
-    return torch.device(name)
-
-
-def _on(device: torch.device, source: torch.Generator, seed: int) -> torch.Generator:
-    """The batch's own generator on a CPU; on a GPU one that draws there."""
-    return source if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
-
-
-def _compare(out: Path, config: TrainConfig) -> None:
-    """ConfigError where the run folder is no place for this run; nothing is written."""
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ConfigError(f"out is {out}, but {place} is no folder to write to; choose another")
-    path = out / "config.json"
-    if not path.exists():
-        return
-    former = asdict(TrainConfig()) | _former(path)
-    marks = ("state.safetensors", "log.jsonl", "latents-*.safetensors")
-    if not any(found for mark in marks for found in out.glob(mark)):
-        return  # of a training that never began
-    mine = asdict(config)
-    other = [k for k, v in former.items() if v != mine[k] and k not in RESUMABLE]
-    if other:
-        raise ConfigError(
-            f"{out} holds a run with another {', '.join(other)}; choose another --out, "
-            "or use the settings in its config.json to resume"
-        )
-
-
-def _former(path: Path) -> dict:
-    """The settings in a run folder's config.json."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(held, dict):
-            raise ConfigError("it holds no settings")
-        return {name: typed(name, value) for name, value in held.items()}
-    except (OSError, ValueError) as error:
-        reason = str(error).partition(";")[0]
-        raise ConfigError(
-            f"{path} is not the config of a training ({reason}); choose another --out"
-        ) from None
-
-
-class _Log:
-    """Running means of the losses, as JSON lines and (where installed) TensorBoard scalars."""
-
-    def __init__(self, out: Path, every: int, first: bool = True) -> None:
-        self.path, self.every, self.first, self.board = out / "log.jsonl", every, first, None
-        self.sums: dict[str, torch.Tensor] = {}
-        self.count, self.since, self.means = 0, time.monotonic(), {}
-        if not first:
-            return
-        self.means = _last(self.path)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(out / "tensorboard"))
-        except ImportError:
-            pass  # an extra; the JSON lines hold the same numbers
-
-    def add(self, state: TrainState, losses: dict[str, torch.Tensor], config, progress) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        self.count += 1
-        if state.step % self.every:
-            return
-        speed = self.count * config.batch / (time.monotonic() - self.since)
-        self.write(state)
-        if self.first and progress:
-            steps = config.steps
-            progress(
-                Progress(step=state.step, steps=steps, losses=self.means, samples_a_second=speed)
-            )
-
-    def write(self, state: TrainState) -> None:
-        """A row of the means since the last one, if a step was made; StateError if not finite."""
-        sums, count = self.sums, self.count
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
-        if not (self.first and count):
-            return
-        means = {k: round(float(v) / count, 5) for k, v in sums.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise diverged(state.step)
-        self.means = means
-        row = {"step": state.step, "seconds": round(state.seconds, 1), **means}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.board:
-            for name, value in means.items():
-                self.board.add_scalar(f"loss/{name}", value, state.step)
-
-
-def _last(path: Path) -> dict[str, float]:
-    """The losses in the last row of a log; none where there is no such row."""
-    try:
-        row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        losses = {k: v for k, v in row.items() if k not in ("step", "seconds")}
-        return losses if all(map(math.isfinite, losses.values())) else {}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return {}
+def _export(
+    state: TrainState, config: TrainConfig, engine: Accelerator, means: dict, fresh: bool
+) -> None:
+    """What was learned, by the first process, where it is not exported yet."""
+    weights = _average(state)
+    if engine.is_main_process and (fresh or state.learner.exported(config.folder) != state.step):
+        run = {
+            "data": config.source.data,
+            "steps": state.step,
+            "batch": config.batch,
+            "samples": state.step * config.batch,
+            "seconds": round(state.seconds),
+            "hardware": hardware(),
+            "losses": means,
+        }
+        state.learner.export(weights, run, config.folder)
+    engine.wait_for_everyone()

@@ -10,51 +10,53 @@ slower than float32; here it is bf16 where that is fast.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from everyway.errors import UsageError
 from everyway.nets.precision import fast
-from everyway.train.parallel import ALONE, World
+from everyway.train.sealed import gathered
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that drives singular values towards 1
 ITERATIONS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """matrices: 2-D weights for Muon, each with the number of square-ish blocks stacked in it.
+    """Everything that is no matrix of `blocks` is left to AdamW.
 
-    Everything else of `network` is left to AdamW.  momentum: of the matrices (Nesterov).
-    world: the processes of one training, which share out the matrices; the sums are the same.
+    momentum: of the matrices (Nesterov).
     half: whether it computes in bf16; None measures whether that is fast.
+    The processes of one training share out the matrices; the sums are the same.
     """
 
-    half: bool | None = None
-
     def __init__(
-        self, network: nn.Module, world: World = ALONE, *, momentum: float = 0.95, **adamw
+        self,
+        parameters: Iterable[nn.Parameter],
+        blocks: Sequence[nn.Module],
+        *,
+        momentum: float = 0.95,
+        half: bool | None = None,
+        **adamw,
     ) -> None:
-        super().__init__(network.parameters(), **adamw)
-        self.world, self.momentum = world, momentum
-        self.matrices = hidden_matrices(network)
-        if not self.matrices:
-            raise UsageError("this network has no block in ins, mid, outs or blocks; use adamw")
+        parameters = [*parameters]
+        super().__init__(parameters, **adamw)
+        self.momentum, self.half = momentum, half
+        stacked = {id(weight): count for weight, count in hidden_matrices(blocks)}
+        self.stacked = {n: stacked[id(p)] for n, p in enumerate(parameters) if id(p) in stacked}
+        if not self.stacked:
+            raise UsageError("this network has no blocks with linear layers; use adamw")
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        group = self.param_groups[0]
-        moved = [(p, stacked) for p, stacked in self.matrices if p.grad is not None]
-        updates = []
-        for number, (p, stacked) in enumerate(moved):
-            update = self._nesterov(p)
-            if self.world.owns(number):
-                updates.append(orthogonalised(update, stacked, self.half))
-            else:
-                updates.append(torch.zeros_like(update))  # another process's, added below
-        self.world.sum(updates)
-        for (p, _), update in zip(moved, updates):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        group = self.param_groups[0]  # wrappers put other parameters in place: they go by number
+        named = [(group["params"][n], stacked) for n, stacked in self.stacked.items()]
+        moved = [(p, stacked) for p, stacked in named if p.grad is not None]
+        updates = [(gathered(self._nesterov(p)), stacked) for p, stacked in moved]
+        for (p, _), update in zip(moved, self._shared_out(updates)):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.sub_(update, alpha=group["lr"])
+            p.sub_(_in_shards_of(p, update), alpha=group["lr"])
             p.grad = None  # AdamW passes over parameters without a gradient
         super().step()
 
@@ -68,18 +70,44 @@ class Muon(torch.optim.AdamW):
         state["momentum"].lerp_(p.grad, 1 - self.momentum)
         return p.grad.lerp(state["momentum"], self.momentum)
 
+    def _shared_out(self, updates: list[tuple[Tensor, int]]) -> list[Tensor]:
+        """Orthogonalised by the processes in turn, and added up."""
+        processes, rank = 1, 0
+        if distributed.is_initialized():
+            processes, rank = distributed.get_world_size(), distributed.get_rank()
+        made = [
+            orthogonalised(update, stacked, self.half)
+            if number % processes == rank
+            else torch.zeros_like(update)
+            for number, (update, stacked) in enumerate(updates)
+        ]
+        if processes == 1:
+            return made
+        flat = torch.cat([update.flatten() for update in made])
+        distributed.all_reduce(flat)
+        parts = flat.split([update.numel() for update in made])
+        return [part.view_as(update) for part, update in zip(parts, made)]
 
-def hidden_matrices(network: nn.Module) -> list[tuple[nn.Parameter, int]]:
-    """(weight, blocks stacked in it) of every linear layer inside a transformer's blocks.
+
+def _in_shards_of(p: Tensor, update: Tensor) -> Tensor:
+    if not hasattr(p, "placements"):
+        return update
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(update, p.device_mesh, p.placements)
+
+
+def hidden_matrices(blocks: Iterable[nn.Module]) -> list[tuple[nn.Parameter, int]]:
+    """(weight, blocks stacked in it) of every trained linear layer inside a network's blocks.
 
     A fused qkv holds three.  Embeddings and heads are not hidden layers.
     """
-    out: list[tuple[nn.Parameter, int]] = []
-    for name, module in network.named_modules():
-        inside = name.split(".")[0] in ("ins", "mid", "outs", "blocks")
-        if inside and isinstance(module, nn.Linear):
-            out.append((module.weight, 3 if name.endswith("qkv") else 1))
-    return out
+    layers = [pair for block in blocks for pair in block.named_modules()]
+    return [
+        (layer.weight, 3 if name.endswith("qkv") else 1)
+        for name, layer in layers
+        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+    ]
 
 
 def orthogonalised(update: Tensor, stacked: int = 1, half: bool | None = None) -> Tensor:

@@ -1,76 +1,99 @@
-"""Trains the recogniser of Emoji Scenes on endless real scenes; run it again to go on.
-
-python -m everyway.train.recogniser --out runs/recogniser --minutes 25
-"""
+"""`everyway train recogniser`: what reads Emoji Scenes, trained on endless real scenes."""
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from everyway.checkpoints.store import write_module, write_text
 from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
 from everyway.data.sample import to_tensor
+from everyway.layouts import convert
 from everyway.nets.recogniser import Recogniser
-from everyway.train.fit import Report, fit, say
-from everyway.train.stopping import stoppable
+from everyway.settings import ConfigError, Settings
+from everyway.train.codec import SETTINGS
+from everyway.train.config import TrainConfig
+from everyway.train.learner import Learner, Share
 
 TEST_SEED = 900_001  # of the scenes that accuracy is measured on, used for nothing else
 
 
-def train_recogniser(
-    out: Path,
-    minutes: float = 25.0,
-    seed: int = 77,
-    batch: int = 32,
-    lr: float = 2e-3,
-    test: int = 2000,
-    report: Report = say,
-) -> dict[str, Any]:
-    """Trains until `out` has had `minutes` in all and returns the facts, accuracy among them.
+class Training(Settings):
+    """test: real scenes of each kind to measure on."""
 
-    Writes recogniser.safetensors and recogniser.json beside the training state, each whole or not
-    at all.  Like every model, it never sees a held-out pair.  Precision is float32: batch norm and
-    small logits gain nothing from less on a CPU.  test: real scenes of each kind to measure on.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)  # initial weights only
-    net = Recogniser(HEADS).to(memory_format=torch.channels_last)
-    data = EmojiScenes(seed=seed)
+    test: int = Field(2000, ge=0)
 
-    def loss_at(step: int) -> Tensor:
-        images, wanted, centres = _tensors(data, range(step * batch, (step + 1) * batch))
-        images = soften(images, np.random.default_rng((seed, step, 9)))
-        logits, look = net.logits_and_look(images)
-        return loss_of(logits, wanted) + look_loss(look, centres)
+    def learner(self, config: TrainConfig) -> RecogniserLearner:
+        return RecogniserLearner(config)
 
-    done = fit(
-        net,
-        loss_at,
-        out / "state.safetensors",
-        minutes=minutes,
-        lr=lr,
-        weight_decay=0.02,
-        report=report,
+
+TRAININGS = {
+    "recogniser": dict(
+        SETTINGS, seed=77, batch=32, lr=2e-3, weight_decay=0.02, budget_s=1500.0,
+        out="runs/recogniser",
     )
-    facts = done | {
-        "seed": seed,
-        "heads": HEADS,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "accuracy": test_accuracy(net, test) if test else None,
-        "test_seed": TEST_SEED,
-    }
-    write_module(out / "recogniser.safetensors", net, torch.bfloat16)
-    write_text(out / "recogniser.json", json.dumps(facts, indent=2))
-    return facts
+}  # fmt: skip
+
+
+class RecogniserLearner(Learner):
+    """Like every model, it never sees a held-out pair.
+
+    Precision is float32: batch norm and small logits gain nothing from less on a CPU.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        if config.source.data != "emoji":
+            raise ConfigError(f"data is {config.source.data!r}; the recogniser reads emoji alone")
+        torch.manual_seed(config.seed)  # initial weights only
+        self.config, self.data = config, EmojiScenes(seed=config.seed)
+        self.net = Recogniser(HEADS).to(memory_format=torch.channels_last)
+
+    def batch(self, share: Share) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        images, wanted, centres = _tensors(self.data, share.samples)
+        seed = (self.config.seed, share.samples.start, 9)
+        images = soften(images, np.random.default_rng(seed)).to(share.device)
+        wanted = {k: v.to(share.device) for k, v in wanted.items()}
+        return images, wanted, centres.to(share.device)
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        images, wanted, centres = batch
+        logits, look = self.net.logits_and_look(images)
+        names, looks = loss_of(logits, wanted), look_loss(look, centres)
+        return names + looks, {"names": names, "looks": looks}
+
+    def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
+        """recogniser.safetensors and recogniser.json, each whole or as it was."""
+        self.load_state_dict(weights)
+        self.to("cpu")
+        test = self.config.model.test
+        facts = {
+            "steps": run["steps"],
+            "minutes": round(run["seconds"] / 60, 1),
+            **run["losses"],
+            "seed": self.config.seed,
+            "heads": HEADS,
+            "parameters": sum(p.numel() for p in self.net.parameters()),
+            "accuracy": test_accuracy(self.net, test) if test else None,
+            "test_seed": TEST_SEED,
+        }
+        dtype = convert.DTYPES[self.config.run.weights]
+        write_module(out / "recogniser.safetensors", self.net, dtype)
+        write_text(out / "recogniser.json", json.dumps(facts, indent=2))
+
+    def exported(self, out: Path) -> int:
+        try:
+            return json.loads((out / "recogniser.json").read_text(encoding="utf-8"))["steps"]
+        except (OSError, ValueError, LookupError):
+            return -1
 
 
 def loss_of(logits: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
@@ -92,7 +115,7 @@ def look_loss(look: Tensor, centres: Tensor) -> Tensor:
     look: (B, 2, 64) log shares of an 8 x 8 grid.  centres: (B, 2, 2) as x, y in [0, 1], NaN where
     there is no object.  The target of a centre is spread linearly over its four nearest cells.
     """
-    cells = (torch.arange(8) + 0.5) / 8
+    cells = (torch.arange(8, device=look.device) + 0.5) / 8
     inside = centres.nan_to_num(0.5).clamp(1 / 16, 15 / 16)  # a NaN would reach the gradient
     near = (1 - 8 * (inside[..., None] - cells).abs()).clamp(min=0)
     target = (near[..., 1, :, None] * near[..., 0, None, :]).flatten(2)  # (B, 2, 64) rows first
@@ -158,19 +181,3 @@ def _tensors(data: EmojiScenes, indices: range) -> tuple[Tensor, dict[str, Tenso
     rows = [targets(scene) for scene in scenes]
     wanted = {name: torch.tensor([row[name] for row in rows]) for name in HEADS}
     return images, wanted, torch.from_numpy(centres)
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="train the recogniser of Emoji Scenes")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--minutes", type=float, default=25.0, help="in all, over every session")
-    parser.add_argument("--seed", type=int, default=77)
-    args = parser.parse_args()
-    facts = train_recogniser(args.out, args.minutes, args.seed)
-    say(json.dumps(facts["accuracy"], indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(stoppable(main))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from PIL import Image
+from torch import Tensor
 
 from everyway.generate import Model
 from everyway.sheet import Cell, Section, sheet
 from everyway.system import System
-from everyway.train.ema import EMA
 
 COUNT = 6
 FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come from
 
 
-def samples(system: System, ema: EMA, data, facts: dict, steps: int = 15) -> Image.Image:
-    """One row a task of the system; the same prompts, pictures and seeds every time."""
+def samples(
+    system: System, weights: Mapping[str, Tensor], data, facts: dict, steps: int = 15
+) -> Image.Image:
+    """One row a task of the system, its network with these weights; the same prompts, pictures and
+    seeds every time."""
     network = system.network
     live = {k: v.clone() for k, v in network.state_dict().items()}
     mode = network.training
-    network.load_state_dict(ema.weights)
+    network.load_state_dict(weights)
     network.eval()
     try:
         model = Model(name="training", hash="", system=system, facts=facts)

@@ -1,158 +1,67 @@
-"""From a TrainConfig to what the loop needs: a system with frozen codecs, and cached latents."""
+"""What a training learns from: data by name, as samples, as pictures, and as cached latents."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from everyway.contracts import flat
-from everyway.data import latents as cache
 from everyway.data.emoji import LESSONS, EmojiScenes
 from everyway.data.folder import Folder
-from everyway.data.latents import Latents
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
-from everyway.data.sample import to_tensor
-from everyway.errors import UsageError
+from everyway.data.sample import Sample, to_tensor
 from everyway.layouts import convert
 from everyway.system import System
-from everyway.systems import builder, system_module, unidiffuser
+from everyway.systems import system_module
+from everyway.train import latents as cache
 from everyway.train.config import ConfigError, TrainConfig
-from everyway.train.parallel import World
+from everyway.train.devices import PartialState, agreed
+from everyway.train.latents import Latents
 
 CAPTIONS = 4
 """Captions of a sample that are cached, again from the first where it has fewer."""
+WORDS_OF = 2000
+"""Samples whose captions a vocabulary of whole words is collected from."""
+TEST_SEED = 700_001
+"""Of the samples that codecs are measured on, used for nothing else."""
+KEPT = 20_000
+"""Pictures of a folder that stay in memory while a codec trains on it."""
+BUILT_IN = ("shapes", *LATTICES, *LESSONS)
+Note = Callable[[str], None]
 
 
-def prepare(config: TrainConfig, world: World | None = None) -> tuple[System, Latents]:
-    """The system to train, its network seeded by config.seed or taken from config.init."""
-    torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
-    if config.init:
-        system = started_from(config.init, patch=config.patch, depth=config.depth)
-    else:
-        system = build_system(config)
-    if world and world.size > 1:
-        if world.first:
-            cached(system, config)
-        world.agreed(0.0)  # the others wait for the file
-    return system, cached(system, config)
+@dataclass(frozen=True)
+class Data:
+    """What a fresh system asks of its data (`systems.TrainingData`)."""
 
+    name: str
+    seed: int
 
-def started_from(model: str, **other: int) -> System:
-    """A model's own system, codecs and all, its network ready to be trained on.
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        data = open_data(self.name, self.seed)
+        said = getattr(data, "captions", lambda index: data.sample(index).captions)
+        captions = (caption for index in range(WORDS_OF) for caption in said(index))
+        return tuple(sorted({word for c in captions for word in re.findall(r"\w+", c.lower())}))
 
-    other: patch and depth that the network shall have; 0 is its own.  What does not fit then starts
-    afresh.  Raises ConfigError for what it cannot have.
-    """
-    from everyway.generate import load
+    @cached_property
+    def classes(self) -> int:
+        found = getattr(open_data(self.name, self.seed, captioned=False), "classes", ())
+        if not found:
+            raise ConfigError(f"data {self.name!r} has no classes; give a folder of a folder each")
+        return len(found)
 
-    system = load(model, device="cpu").system
-    if other := {name: value for name, value in other.items() if value}:
-        former = system
-        if not other.keys() <= former.config.keys():
-            raise ConfigError(f"{model} keeps its own {' and '.join(other)}; leave them out")
-        try:
-            system = builder(former.name)({**former.config, **other})
-        except UsageError as error:
-            raise ConfigError(str(error)) from None
-        for name, codec in former.codecs.items():
-            system.codecs[name].load_state_dict(codec.state_dict())
-        system.network.take(former.network)
-    system.network.requires_grad_(True)
-    return system
-
-
-def origins(config: TrainConfig) -> dict[str, Any]:
-    """What a run starts from, for its model's card: history and codecs, and the source of weights
-    that others published."""
-    if config.init:
-        from everyway.library import facts_of
-
-        facts = {"history": [], "codecs": {}, **facts_of(config.init)}
-        return {k: v for k, v in facts.items() if k in ("history", "codecs", "source")}
-    files = sorted(Path(config.codecs).glob("*.facts.json")) if config.codecs else []
-    codecs = {p.name.split(".")[0]: json.loads(p.read_text("utf-8")) for p in files}
-    source = {} if files or not config.codecs else convert.open_model(config.codecs).facts
-    published = {k: v for k, v in source.get("source", {}).items() if k != "network"}
-    return {"history": [], "codecs": codecs} | ({"source": published} if published else {})
-
-
-def build_system(config: TrainConfig) -> System:
-    """The preset's system; trained codecs are read from config.codecs."""
-    if config.system == "uvit":
-        from everyway.train import uvit
-
-        return uvit.system_of(config)
-    if config.preset == "nano":
-        return unidiffuser.build(unidiffuser.nano(vocabulary(config)))
-    if config.preset == "mini":
-        from everyway.train.codecs import config_of, restore
-
-        folder = Path(config.codecs)
-        system = unidiffuser.build(unidiffuser.mini(config_of(folder)))
-        restore(folder, {n: m.codec for n, m in system.modalities.items()})
-        return system
-    if config.preset == "mini-vq":
-        return mini_vq(config)
-    raise ConfigError(f"preset {config.preset!r} is unknown; choose nano, mini or mini-vq")
-
-
-def mini_vq(config: TrainConfig) -> System:
-    """The codec of config.tokens, told by the text codec of config.codecs, or of `mini`, whose
-    weights it then shares."""
-    from everyway.checkpoints import store
-    from everyway.generate import load
-    from everyway.library import SHIPPED
-    from everyway.systems import vq_diffusion
-    from everyway.train import vq
-    from everyway.train.codecs import config_of, restore
-
-    picture, shared = vq.load(Path(config.tokens)), {}
-    if config.codecs:
-        text = config_of(Path(config.codecs))["text"]
-    else:
-        mini = load("mini", device="cpu").system
-        text = mini.config["codec_config"]["text"]
-        shared = {"text": f"mini@{store.document(SHIPPED / 'mini')['sha256']['text']}"}
-    tokens = vq.config_of(Path(config.tokens))
-    system = vq_diffusion.build(vq_diffusion.mini(tokens, text, shared))
-    system.codecs["image"].load_state_dict(picture.state_dict())
-    if config.codecs:
-        restore(Path(config.codecs), {"text": system.codecs["text"]})
-    else:
-        system.codecs["text"].load_state_dict(mini.codecs["text"].state_dict())
-    return system
-
-
-def vocabulary(config: TrainConfig) -> tuple[str, ...]:
-    """Every word of the first 2,000 samples' captions, sorted."""
-    import re
-
-    words: set[str] = set()
-    data = open_data(config.data, config.seed)
-    for index in range(2000):
-        said = data.captions(index) if isinstance(data, Folder) else data.sample(index).captions
-        words |= {word for caption in said for word in re.findall(r"\w+", caption.lower())}
-    return tuple(sorted(words))
-
-
-def data_of(system: System, config: TrainConfig):
-    """The data that a system is trained on, a folder's in its size."""
-    reads = system.reads if "text" in system.raws else None
-    return open_data(config.data, config.seed, image_size(system), "text" in system.raws, reads)
-
-
-def image_size(system: System) -> int:
-    """Side in pixels of the pictures that it reads."""
-    return system_module(system.name).image_size(system.config)
+    def opened(self, source: str) -> convert.Opened:
+        return convert.open_model(source)
 
 
 def open_data(
@@ -177,41 +86,114 @@ def open_data(
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if os.path.isdir(name) or are_shards(name):
         return Folder(name, size, captioned, reads)
-    known = ", ".join(["shapes", *LATTICES, *LESSONS])
+    known = ", ".join(BUILT_IN)
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 
 
-def cached(system: System, config: TrainConfig) -> Latents:
-    """config.cache samples through the codecs, kept in the run folder for the next session."""
+def data_of(system: System, config: TrainConfig):
+    """The data that a system is trained on, a folder's in its size."""
+    texts = "text" in system.raws
+    reads = system.reads if texts else None
+    return open_data(config.source.data, config.seed, image_size(system), texts, reads)
+
+
+def image_size(system: System) -> int:
+    """Side in pixels of the pictures that it reads."""
+    return system_module(system.name).image_size(system.config)
+
+
+# -- samples in order, for codecs ---------------------------------------------------------------
+
+Samples = Callable[[range], list[Sample]]
+"""Numbers -> samples, the same for the same number, without end."""
+
+
+def streams(
+    config: TrainConfig, size: int = 64, captioned: bool = False
+) -> tuple[Samples, Samples]:
+    """(samples to learn from, samples to be measured on), fitted to `size` pixels.
+
+    Of a folder every tenth picture is for measuring, and the others come in a new order each turn.
+    """
+    name = config.source.data
+    if name in BUILT_IN:
+        learn, test = (open_data(name, seed) for seed in (config.seed, TEST_SEED))
+        return (lambda at: [learn.sample(i) for i in at]), (lambda at: [test.sample(i) for i in at])
+    data = open_data(name, config.seed, size, captioned)
+    read = lru_cache(maxsize=KEPT)(data.sample)
+    numbers = np.arange(len(data))
+    held_out = numbers % 10 == 9
+    test_numbers = numbers[held_out] if held_out.any() else numbers
+    return _turns(read, numbers[~held_out], config.seed), _turns(read, test_numbers, config.seed)
+
+
+def _turns(read: Callable[[int], Sample], numbers: np.ndarray, seed: int) -> Samples:
+    @lru_cache(maxsize=2)
+    def order(turn: int) -> np.ndarray:
+        return np.random.default_rng((seed, turn)).permutation(numbers)
+
+    return lambda at: [read(int(order(i // len(numbers))[i % len(numbers)])) for i in at]
+
+
+def pictures(samples: list[Sample]) -> Tensor:
+    """(B, 3, H, W) in [-1, 1]."""
+    return to_tensor([s.image for s in samples])
+
+
+# -- latents, for systems -----------------------------------------------------------------------
+
+
+def cached(system: System, config: TrainConfig, note: Note = lambda line: None) -> Latents:
+    """config.source.cache samples through the codecs, kept in the run folder.
+
+    Encoded on the training's device, by all processes in turn; told about by `note`.
+    """
+    state, source = PartialState(), config.source
     data = data_of(system, config)
-    key = _fingerprint(system, config, data)
-    path = Path(config.out) / f"latents-{key}.safetensors"
-    if path.exists():
-        return cache.load(path)
-    if config.flip and "text" in system.raws and not isinstance(data, Folder):
+    if source.flip and "text" in system.raws and not isinstance(data, Folder):
         raise ConfigError(
-            f"flip mirrors pictures, and captions of {config.data} say left and right"
+            f"flip mirrors pictures, and captions of {source.data} say left and right"
         )
-    count = min(config.cache, len(data)) if isinstance(data, Folder) else config.cache
-    made = cache.encode_all(
-        lambda part: encode(system, part),
-        _samples(data, count, bool(config.flip)),
-        count * (1 + config.flip),
-        {"data": config.data, "seed": str(config.seed), "codecs": key},
-    )
-    made.save(path)
-    if isinstance(data, Folder) and (data.faults or data.broken or count < data.total):
-        logging.getLogger(__name__).warning(data.usage(count))
-    return made
+    count = source.cache
+    if isinstance(data, Folder):
+        count = min(count, len(data))
+    key = agreed(_fingerprint(system, config, data, count) if state.is_main_process else "")
+    folder, total = config.folder / f"latents-{key}", count * (1 + source.flip)
+    for codec in system.codecs.values():
+        codec.to(state.device)
+    try:
+        return cache.encode(
+            folder,
+            lambda row: sample_at(data, row, count, source.flip),
+            lambda samples: encode(system, samples),
+            total,
+            rank=state.process_index,
+            processes=state.num_processes,
+            progress=lambda done, count: note(f"encoded {done:,} of {count:,} samples"),
+        )
+    finally:
+        for codec in system.codecs.values():
+            codec.to("cpu")
+        if isinstance(data, Folder) and (data.faults or data.broken or count < data.total):
+            note(data.usage(count))
 
 
-def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
+def sample_at(data, row: int, count: int, flip: bool = False) -> Sample:
+    """Row `row` of a cache: of endless data its samples in order, of a folder `count` pictures
+    spread evenly over it.  flip: each is followed by its mirror image.
+    """
+    row, mirrored = divmod(row, 2) if flip else (row, 0)
+    step = len(data) / count if isinstance(data, Folder) else 1
+    sample = data.sample(int(row * step))
+    return replace(sample, image=sample.image[:, ::-1]) if mirrored else sample
+
+
+def encode(system: System, samples: list[Sample]) -> dict[str, Tensor]:
     """modality -> (B, V, ...): one variant of a picture, one of each caption.
 
-    Raises ConfigError for a picture without a class where the system is told one.
+    Raises ConfigError for a picture without a class where the system reads one.
     """
-    images = to_tensor([s.image for s in samples])
-    out = {k: v[:, None] for k, v in system.encode({"image": images}).items()}
+    out = {k: v[:, None] for k, v in system.encode({"image": pictures(samples)}).items()}
     if "label" in system.raws:
         told = flat(system.contexts({"label": _labels(samples)}))
         out |= {k: v[:, None] for k, v in told.items()}
@@ -222,44 +204,32 @@ def encode(system: System, samples: list) -> dict[str, torch.Tensor]:
     return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
 
 
-def _labels(samples: list) -> list[int]:
+def _labels(samples: list[Sample]) -> list[int]:
     for sample in samples:
         if sample.label is None:
             raise ConfigError(f"{sample.key} has no class; put pictures into a folder a class")
     return [sample.label for sample in samples]
 
 
-def _words(system: System, captions: list[str]) -> dict[str, torch.Tensor]:
-    """The text as states, and as what the conditions are told."""
+def _words(system: System, captions: list[str]) -> dict[str, Tensor]:
+    """The text as states, and as what the conditions read."""
     return system.encode({"text": captions}) | flat(system.contexts({"text": captions}))
 
 
-def _samples(data, count: int, flip: bool) -> Iterator:
-    """The first `count` of endless data; of a folder `count` pictures spread evenly over it.
-
-    flip: each is followed by its mirror image.
-    """
-    step = len(data) / count if isinstance(data, Folder) else 1
-    for index in range(count):
-        sample = data.sample(int(index * step))
-        yield sample
-        if flip:
-            yield replace(sample, image=sample.image[:, ::-1])
-
-
-def _fingerprint(system: System, config: TrainConfig, data) -> str:
+def _fingerprint(system: System, config: TrainConfig, data, count: int) -> str:
     """What the cache depends on: the samples, of a folder its files, and what the codecs make of
-    the first ones.
+    the first ones on a CPU.
 
     A decoder that was trained on behind its latent does not make a cache stale.
     """
-    flipped = " flipped" if config.flip else ""
-    digest = hashlib.sha256(os.fsencode(f"{config.data} {config.seed} {config.cache}{flipped}"))
+    source = config.source
+    told = f"{source.data} {config.seed} {source.cache} {source.flip} {cache.PART} {CAPTIONS}"
+    digest = hashlib.sha256(os.fsencode(told))
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
-    first = list(_samples(data, 4, bool(config.flip)))
+    first = [sample_at(data, row, count, source.flip) for row in range(min(4, count))]
     for name, states in sorted(encode(system, first).items()):
         digest.update(name.encode())
-        kind = torch.float16 if states.is_floating_point() else torch.int16
+        kind = torch.float16 if states.is_floating_point() else torch.int32
         digest.update(states.to(kind).numpy().tobytes())
     return digest.hexdigest()[:12]

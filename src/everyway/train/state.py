@@ -1,4 +1,4 @@
-"""All that a training needs to go on, saved as one unit: weights, EMA, optimiser and position.
+"""All that a training needs to go on, saved as one file: weights, EMA, optimiser and position.
 
 The randomness of step k is a function of (seed, k) alone, so no generator's inner state has to be
 kept, and a resumed run draws what an uninterrupted one would have drawn.
@@ -6,18 +6,17 @@ kept, and a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from everyway.errors import EverywayError
+from everyway.train import sealed
 from everyway.train.ema import EMA
-from everyway.whole import whole
+from everyway.train.learner import Learner
 
 
 class StateError(EverywayError, RuntimeError):
@@ -36,88 +35,105 @@ def diverged(step: int) -> StateError:
 
 class TrainState:
     """step: optimiser steps done.  cooldown_from: the step the cool-down began at, or -1.
-    seconds: time spent training, over all sessions.
-    half: whether the network computes in bf16, or None before that is known; a resumed run goes on
-    as it began, whatever it would measure now.
-    history, counts: of importance sampling, for each step of a token `chain`."""
+    seconds: time spent training, over all sessions."""
 
-    def __init__(
-        self, network: nn.Module, optimiser: torch.optim.Optimizer, ema: EMA, chain: int = 0
-    ) -> None:
-        self.network, self.optimiser, self.ema = network, optimiser, ema
+    def __init__(self, learner: Learner, optimiser: torch.optim.Optimizer, ema: EMA) -> None:
+        self.learner, self.optimiser, self.ema = learner, optimiser, ema
         self.step, self.cooldown_from, self.seconds = 0, -1, 0.0
-        self.half: bool | None = None
-        self.history = torch.zeros(chain)
-        self.counts = torch.zeros(chain)
 
-    def save(self, path: Path, config: str) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, where it lies: nothing is copied."""
+        out = {f"learner.{k}": v for k, v in self.learner.state_dict().items()}
+        out |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
+        out |= {f"memory.{k}": v for k, v in self.learner.memory.items()}
+        for i, slots in self.optimiser.state_dict()["state"].items():
+            out |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
+        return out
+
+    def save(self, path: Path, facts: Mapping[str, Any], writes: bool = True) -> None:
         """Written whole or not at all; a killed process leaves the former state in place.
 
+        facts: kept beside it.  writes: whether this process is the one of all that writes; every
+        one has to call, since tensors may lie in shards.
         Raises StateError where it cannot be written, or where the training diverged.
         """
         if not self.finite():
             raise diverged(self.step)
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.weights.items()}
-        if len(self.history):
-            tensors |= {"importance.history": self.history, "importance.counts": self.counts}
-        for i, slots in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
-        facts = {
-            "step": self.step,
-            "cooldown_from": self.cooldown_from,
-            "seconds": self.seconds,
-            "half": self.half,
-            "config": config,
-        }
-        tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+        if not writes:
+            for _, tensor in sorted(self.tensors().items(), key=sealed.order):
+                sealed.gathered(tensor)
+            return
+        own = {"step": self.step, "cooldown_from": self.cooldown_from, "seconds": self.seconds}
         try:
-            with whole(path) as temporary:
-                save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-        except (OSError, SafetensorError) as error:
+            sealed.write(path, self.tensors(), {**facts, **own})
+        except OSError as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None
 
     def finite(self) -> bool:
         """Whether no weight and no average of one is NaN or infinite."""
-        averages = self.ema.weights
-        pairs = ((p, averages[name]) for name, p in self.network.named_parameters())
-        return all(bool(torch.isfinite(v).all()) for pair in pairs for v in pair)
+        floats = [*self.learner.parameters(), *self.ema.weights.values()]
+        return all(bool(_local(v).isfinite().all()) for v in floats)
 
-    def restore(self, path: Path) -> None:
-        """Load what `save` wrote.
+    def restore(self, path: Path) -> dict[str, Any]:
+        """Load what `save` wrote, and return its facts; its bits are not compared again.
 
-        Raises StateError for a file that is damaged or of another network.
+        Raises StateError for a file that is truncated or of another training.
         """
+        facts = facts_of(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {k: file.get_tensor(k) for k in file.keys()}
-            self._take(facts, tensors, path)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise StateError(
-                f"{path} is damaged ({error}); delete it to start this run again"
-            ) from None
-
-    def _take(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor], path: Path) -> None:
-        try:
-            self.network.load_state_dict(_under("network.", tensors))
-        except RuntimeError:  # other names or shapes
+            tensors, _ = sealed.read(path)
+            self._take(tensors)
+            self.step, self.seconds = facts["step"], facts["seconds"]
+            self.cooldown_from = facts["cooldown_from"]
+        except (KeyError, RuntimeError, ValueError):  # other names, shapes or numbers
             raise StateError(
                 f"{path} is of another network; choose another folder, or delete it to start again"
             ) from None
-        former = self.ema.weights
-        self.ema.weights = {k: v.to(former[k].device) for k, v in _under("ema.", tensors).items()}
-        slots: dict[int, dict[str, torch.Tensor]] = {}
+        return facts
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        own = self.learner.state_dict()
+        learner = _under("learner.", tensors)
+        self.learner.load_state_dict({k: _laid(v, own[k]) for k, v in learner.items()})
+        self.ema.weights = {
+            k: _laid(tensors[f"ema.{k}"], v).clone() for k, v in self.ema.weights.items()
+        }
+        self.learner.memory = {k: v.clone() for k, v in _under("memory.", tensors).items()}
+        slots: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, value in _under("optimiser.", tensors).items():
             index, slot = name.split(".")
-            slots.setdefault(int(index), {})[slot] = value
+            like = parameters[int(index)]
+            value = _laid(value, like) if value.shape == like.shape else value
+            slots.setdefault(int(index), {})[slot] = value.clone()
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
-        if len(self.history):
-            self.history = tensors["importance.history"]
-            self.counts = tensors["importance.counts"]
-        self.step, self.seconds = facts["step"], facts["seconds"]
-        self.cooldown_from, self.half = facts["cooldown_from"], facts.get("half")
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def facts_of(path: Path, verify: bool = False) -> dict[str, Any]:
+    """The facts in a state.  verify: every bit of it is compared.  Raises StateError."""
+    try:
+        facts = sealed.read(path)[1]
+        if verify:
+            sealed.verify(path)
+    except OSError as error:
+        raise StateError(f"{error}; delete it to start this run again") from None
+    return facts
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's shard, or all of it."""
+    return getattr(tensor, "to_local", lambda: tensor)().detach()
+
+
+def _laid(value: Tensor, like: Tensor) -> Tensor:
+    """`value` on the device of `like`, in its shards if it has some."""
+    value = value.to(like.device)
+    if not hasattr(like, "placements"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements)

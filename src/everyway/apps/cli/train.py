@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from contextlib import contextmanager
 
 from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.errors import UsageError
-from everyway.train.config import PRESETS, TrainConfig, resolve
+from everyway.settings import Settings
+from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig, resolve
 
 
 def add_flags(p: Parser) -> None:
@@ -26,7 +29,13 @@ def add_flags(p: Parser) -> None:
 
 def _settings() -> str:
     """A line a setting: its default, and what it is."""
-    fields = getattr(TrainConfig, "model_fields", None) or TrainConfig.__dataclass_fields__
+    kinds = (TrainConfig, Source, Optimisation, Run)
+    fields = {
+        name: field
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+        if name not in ("system", "model") and not isinstance(field.default, Settings)
+    }
     width = max(map(len, fields)) + 2
     lines = []
     for name, field in fields.items():
@@ -42,12 +51,17 @@ def run(args: argparse.Namespace) -> int:
     if args.data:
         told["data"] = args.data
     config = resolve(args.preset, told, args.out, args.budget)
-    from everyway.train.loop import train
-    from everyway.train.parallel import join
+    from everyway.train import train
 
-    first = join().first  # of several processes one speaks
-    with _progress(config.steps, args.quiet or not first) as progress:
-        facts = train(config, progress)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    quiet = args.quiet or not first
+
+    def note(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    with _progress(config.steps, quiet) as progress:
+        facts = train(config, progress, note)
     if first:
         print(json.dumps(facts))
     return 130 if facts["stopped"] else 0

@@ -1,0 +1,112 @@
+"""How training draws its times, as settings: `times.law` names one of these classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from everyway.contracts import Noise, Process, Times
+from everyway.process.times import (
+    knot_times,
+    lognormal_times,
+    mixture_times,
+    task_lines,
+    uniform_times,
+)
+from everyway.settings import ConfigError, Settings
+
+Clocks = Mapping[str, Process]
+"""clock -> the process of a modality that follows it."""
+
+
+class Uniform(Settings):
+    """Every clock on its own, uniform in [0, 1)."""
+
+    law: Literal["uniform"] = "uniform"
+
+    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        return uniform_times(noise, (*clocks,), batch)
+
+
+class Knots(Settings):
+    """Every clock on its own, on the thousand steps of a discrete schedule."""
+
+    law: Literal["knots"] = "knots"
+
+    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        return knot_times(noise, (*clocks,), batch)
+
+
+class LogNormal(Settings):
+    """log(sigma / alpha) of every clock normal with this mean and standard deviation."""
+
+    law: Literal["lognormal"] = "lognormal"
+    mean: float = -1.2
+    std: float = Field(1.2, gt=0)
+
+    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        out = {}
+        for clock, process in clocks.items():
+            schedule = process.schedule  # type: ignore[attr-defined]
+            out |= lognormal_times(
+                noise, (clock,), batch, schedule=schedule, mean=self.mean, std=self.std
+            )
+        return out
+
+
+class Tasks(Settings):
+    """The clocks `image` and `text`, mostly on the lines that tasks sample on.
+
+    shift: how far times are drawn towards 1, where what a picture shows is decided.
+    to_image, to_text, joint: shares of the samples with the text given, with the image given, and
+    with both at one time.
+    """
+
+    law: Literal["tasks"] = "tasks"
+    shift: float = Field(4.0, ge=1)
+    to_image: float = Field(0.53, ge=0)
+    to_text: float = Field(0.32, ge=0)
+    joint: float = Field(0.06, ge=0)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Tasks:
+        if self.to_image + self.to_text + self.joint > 1:
+            shares = f"to_image is {self.to_image}, to_text {self.to_text} and joint {self.joint}"
+            raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
+        return self
+
+    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        lines = task_lines(self.to_image, self.to_text, self.joint)
+        return mixture_times(noise, (*clocks,), batch, lines=lines, shift=self.shift)
+
+
+class Importance(Settings):
+    """Steps of a token process, in proportion to the losses seen at them (`times.importance`)."""
+
+    law: Literal["importance"] = "importance"
+
+
+def _or(law: str) -> BeforeValidator:
+    """A law may be told by its name alone; `law` is the one where none is named."""
+    return BeforeValidator(
+        lambda value: (
+            {"law": value}
+            if isinstance(value, str)
+            else {"law": law, **value}
+            if isinstance(value, dict)
+            else value
+        )
+    )
+
+
+OneClock: TypeAlias = Annotated[
+    Uniform | Knots | LogNormal, Field(discriminator="law"), _or("uniform")
+]
+TwoClocks: TypeAlias = Annotated[
+    Tasks | Uniform | Knots | LogNormal, Field(discriminator="law"), _or("tasks")
+]
+Tokens: TypeAlias = Annotated[
+    Uniform | Knots | Importance, Field(discriminator="law"), _or("importance")
+]

@@ -1,0 +1,180 @@
+"""The run folder: one training's at a time, and of one configuration; its log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from everyway.train.config import ConfigError, TrainConfig, differences, parsed
+from everyway.train.state import TrainState, diverged, facts_of
+
+RESUMABLE = {
+    "budget_s", "steps", "out", "device", "save_every_s", "sample_every", "log_every", "shard",
+    "weights", "licence",
+}  # fmt: skip
+"""Settings that a resumed run may change: of them only the end bears on what a step does, since the
+rate falls before it."""
+STATE = "state.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """step of steps (at most, under a time budget); losses: modality -> running mean."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    samples_a_second: float
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The run folder for this process alone; ConfigError where another one trains in it."""
+    fresh, path = not out.exists(), out / ".lock"
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"another training runs in {out}; choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if fresh and [*out.iterdir()] == [path]:  # it was refused before it began
+            path.unlink()
+            out.rmdir()
+
+
+def compare(config: TrainConfig) -> None:
+    """ConfigError where the run folder is no place for this run; nothing is written.
+
+    The state, every bit of which is compared, knows the settings of its run, whatever became of
+    config.json.
+    """
+    out = config.folder
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ConfigError(f"out is {out}, but {place} is no folder to write to; choose another")
+    state, path = out / STATE, out / "config.json"
+    if path.exists():
+        former = _former(path)
+    if state.exists():
+        former = parsed(facts_of(state, verify=True)["config"])
+    elif not path.exists() or not (out / "log.jsonl").exists():
+        return  # of a training that never began
+    if other := differences(former, config, RESUMABLE):
+        raise ConfigError(
+            f"{out} holds a run with another {', '.join(other)}; choose another --out, "
+            "or use the settings in its config.json to resume"
+        )
+
+
+def _former(path: Path) -> TrainConfig:
+    """The settings in a run folder's config.json."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(held, dict):
+            raise ConfigError("it holds no settings")
+        return parsed(held)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition(";")[0]
+        raise ConfigError(
+            f"{path} is not the config of a training ({reason}); choose another --out"
+        ) from None
+
+
+def circumstances(device: torch.device, processes: int) -> dict[str, Any]:
+    """What the last bits of a step depend on beside its settings."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": gpu or device.type,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+    }
+
+
+def changed(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One line of what is other than when the run was saved, or ""."""
+    other = [f"{k} {former[k]} is now {v}" for k, v in now.items() if former.get(k, v) != v]
+    if not other:
+        return ""
+    return f"{', '.join(other)}: the run goes on, and its last bits differ from one uninterrupted"
+
+
+class Log:
+    """Running means of the losses, as JSON lines and (where installed) TensorBoard scalars."""
+
+    def __init__(self, config: TrainConfig, writes: bool = True) -> None:
+        self.config, self.writes, self.board = config, writes, None
+        self.path = config.folder / "log.jsonl"
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.since, self.means = 0, time.monotonic(), {}
+        if not writes:
+            return
+        self.means = _last(self.path)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(config.folder / "tensorboard"))
+        except ImportError:
+            pass  # an extra; the JSON lines hold the same numbers
+
+    def add(
+        self,
+        state: TrainState,
+        losses: Mapping[str, Tensor],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value.mean()
+        self.count += 1
+        if state.step % self.config.run.log_every:
+            return
+        speed = self.count * self.config.batch / (time.monotonic() - self.since)
+        self.write(state)
+        if self.writes and progress:
+            told = {"step": state.step, "steps": self.config.steps, "losses": self.means}
+            progress(Progress(**told, samples_a_second=speed))
+
+    def write(self, state: TrainState) -> None:
+        """A row of the means since the last one, if a step was made; StateError if not finite."""
+        sums, count = self.sums, self.count
+        self.sums, self.count, self.since = {}, 0, time.monotonic()
+        if not count:
+            return
+        self.means = {k: round(float(v) / count, 5) for k, v in sums.items()}
+        if not all(map(math.isfinite, self.means.values())):
+            raise diverged(state.step)
+        if not self.writes:
+            return
+        row = {"step": state.step, "seconds": round(state.seconds, 1), **self.means}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board:
+            for name, value in self.means.items():
+                self.board.add_scalar(f"loss/{name}", value, state.step)
+
+
+def _last(path: Path) -> dict[str, float]:
+    """The losses in the last row of a log; none where there is no such row."""
+    try:
+        row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        losses = {k: v for k, v in row.items() if k not in ("step", "seconds")}
+        return losses if all(map(math.isfinite, losses.values())) else {}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,129 @@
+"""A cache of encoded samples: codecs run once, a system trains on what they made.
+
+A folder of parts, each a sealed file with a tensor (n, V, ...) of every modality: V variants of a
+sample (captions; one variant for pictures), as float16 and int16 where their numbers fit.  What
+conditions read stands under `told.NAME`.  Several processes encode parts in turn, and a part that
+is there is not encoded again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from everyway.contracts import Bundle
+from everyway.errors import EverywayError
+from everyway.train import sealed
+
+PART = 1024
+"""Samples in a part."""
+CHUNK = 64
+"""Samples that are encoded together."""
+
+
+class CacheError(EverywayError, OSError):
+    """A cache that cannot be written or read; the message is one line."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """parts: of PART samples each, but the last: modality -> (n, V, ...)."""
+
+    parts: Sequence[dict[str, Tensor]]
+
+    def __len__(self) -> int:
+        return sum(len(next(iter(part.values()))) for part in self.parts)
+
+    def rows(self, index: Tensor, share: Tensor) -> Bundle:
+        """Samples `index` (B,) as float32 or int64 clean states.
+
+        share: (B,) in [0, 1), which of its variants a sample is read in, the same for every name.
+        """
+        return {name: self._read(name, index.tolist(), share) for name in self.parts[0]}
+
+    def _read(self, name: str, index: list[int], share: Tensor) -> Tensor:
+        tables = [self.parts[i // PART][name] for i in index]
+        variants = [int(u * len(table[0])) for u, table in zip(share.tolist(), tables)]
+        chosen = [table[i % PART, v] for i, v, table in zip(index, variants, tables)]
+        return torch.stack([x.float() if x.is_floating_point() else x.long() for x in chosen])
+
+
+def encode(
+    folder: Path,
+    samples: Callable[[int], object],
+    make: Callable[[list], dict[str, Tensor]],
+    count: int,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latents:
+    """`count` samples through `make` (list of samples -> modality -> (B, V, ...)), into `folder`.
+
+    rank, processes: this process makes every `processes`-th part, then waits for the others'.
+    progress: is told (number of the last sample made, count).
+    Raises CacheError where a part cannot be written or is damaged.
+    """
+    paths = [folder / f"{n:05d}.safetensors" for n in range(-(-count // PART))]
+    for n, path in enumerate(paths):
+        if n % processes == rank and not path.exists():
+            part = range(n * PART, min((n + 1) * PART, count))
+            _write(path, _encoded(samples, make, part))
+            if progress:
+                progress(part.stop, count)
+        elif n % processes == rank:
+            _check(path)
+    while not all(path.exists() for path in paths):
+        time.sleep(0.2)  # the launcher ends this process if one that makes them ended
+    return Latents(parts=[_opened(path) for path in paths])
+
+
+def _encoded(
+    samples: Callable[[int], object], make: Callable[[list], dict[str, Tensor]], part: range
+) -> dict[str, Tensor]:
+    made: dict[str, list[Tensor]] = {}
+    for start in range(part.start, part.stop, CHUNK):
+        chunk = [samples(i) for i in range(start, min(start + CHUNK, part.stop))]
+        for name, value in make(chunk).items():
+            made.setdefault(name, []).append(value.cpu())
+    return {name: _small(name, torch.cat(values)) for name, values in made.items()}
+
+
+def _small(name: str, value: Tensor) -> Tensor:
+    """In 16 bits where every number fits, else in 32."""
+    if value.dtype == torch.bool:
+        return value
+    if not value.isfinite().all():
+        raise CacheError(f"the codec of {name} gives numbers that are not finite; mend it first")
+    floats = value.is_floating_point()
+    small, wide = (torch.float16, torch.float32) if floats else (torch.int16, torch.int32)
+    most = torch.finfo(small).max if floats else torch.iinfo(small).max
+    return value.to(small if value.numel() == 0 or value.abs().max() <= most else wide)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        sealed.write(path, tensors, {})
+    except OSError as error:
+        raise CacheError(f"the cache {path} was not written: {error}") from None
+
+
+def _check(path: Path) -> None:
+    try:
+        sealed.verify(path)
+    except OSError as error:
+        raise CacheError(f"{error}; delete it, and it is made anew") from None
+
+
+def _opened(path: Path) -> dict[str, Tensor]:
+    try:
+        return sealed.read(path)[0]
+    except sealed.Damaged as error:
+        raise CacheError(f"{error}; delete it, and it is made anew") from None

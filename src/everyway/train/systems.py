@@ -1,0 +1,172 @@
+"""A system as a learner: its network, taught by the one objective on cached latents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everyway import objective
+from everyway.checkpoints import codec_folder, store
+from everyway.checkpoints.card import write_card
+from everyway.contracts import Bundle, Times
+from everyway.layouts import convert
+from everyway.process.times import importance, remember
+from everyway.process.training_times import Importance
+from everyway.system import System
+from everyway.train import sources
+from everyway.train.config import ConfigError, TrainConfig
+from everyway.train.latents import Latents
+from everyway.train.learner import Learner, RowNoise, Share
+from everyway.train.state import diverged
+
+HISTORY, COUNTS = "importance.history", "importance.counts"
+
+
+def prepared(config: TrainConfig) -> System:
+    """The system to train, its network seeded by config.seed or taken from config.model.init.
+
+    Raises ConfigError where it does not go with the settings.
+    """
+    torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
+    own = config.model
+    if not own.init:
+        system = own.system(sources.Data(config.source.data, config.seed))
+    else:
+        from everyway.generate import load
+
+        former = load(own.init, device="cpu", dtype="fp32").system
+        if former.name != config.system:
+            raise ConfigError(f"init={own.init!r} is a {former.name}; set system={former.name}")
+        system = own.started(former)
+    system.network.requires_grad_(True)
+    if isinstance(own.times, Importance):
+        _token_steps(system)
+    return system
+
+
+def _token_steps(system: System) -> int:
+    """Steps of the token process whose times are drawn by importance."""
+    steps = {process.steps for process in system.tokens.values()}
+    if len(system.tokens) < len(system.modalities) or len(steps) != 1:
+        raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
+    return steps.pop()
+
+
+class SystemLearner(Learner):
+    """The network of `system`, on `latents`."""
+
+    partial = True
+
+    def __init__(self, system: System, latents: Latents, config: TrainConfig) -> None:
+        super().__init__()
+        self.system, self.latents, self.config = system, latents, config
+        self.network = system.network
+        self.index: Tensor | None = None
+        self.skips = not config.model.drop  # the learned nulls of conditions
+        if isinstance(config.model.times, Importance):
+            count = _token_steps(system)
+            self.memory = {HISTORY: torch.zeros(count), COUNTS: torch.zeros(count)}
+
+    def batch(self, share: Share) -> tuple[Bundle, Bundle, Times, Tensor | None, RowNoise]:
+        source, noise = share.generator("samples"), share.noise()
+        rows = torch.randint(len(self.latents), (share.size,), generator=source)
+        variants = torch.rand(share.size, generator=source)
+        encoded = self.latents.rows(rows[share.rows], variants[share.rows])
+        encoded = {k: v.to(share.device) for k, v in encoded.items()}
+        x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
+        times, weights = self._times(share, source, noise)
+        return x0, encoded, times, weights, noise
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, encoded, times, weights, noise = batch
+        drop, samples = self.config.model.drop, len(next(iter(x0.values())))
+        contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
+        losses = objective.losses(self.system, x0, times, noise, contexts)
+        return objective.total(self.system, losses, weights), losses
+
+    def _times(
+        self, share: Share, source: torch.Generator, noise: RowNoise
+    ) -> tuple[Times, Tensor | None]:
+        """(clock -> times on the device, weight of each sample or None)."""
+        clocks = {m.clock: m.process for m in self.system.modalities.values()}
+        law = self.config.model.times
+        if not isinstance(law, Importance):
+            return law.draw(noise, clocks, share.count), None
+        odds = importance(self.memory[HISTORY], self.memory[COUNTS])
+        self.index = torch.multinomial(odds, share.size, replacement=True, generator=source)
+        index = self.index[share.rows]
+        t = ((index.double() + 1) / len(odds)).to(share.device)
+        return dict.fromkeys(clocks, t), (1 / (len(odds) * odds[index])).to(share.device)
+
+    def learn(self, step: int, losses: Mapping[str, Tensor]) -> None:
+        if self.index is None:
+            return
+        found = torch.stack([*losses.values()]).sum(0)
+        if not found.isfinite().all():
+            raise diverged(step + 1)  # no time could be drawn by such a history
+        remember(self.memory[HISTORY], self.memory[COUNTS], self.index, found)
+
+    def show(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        from everyway.train.samples import samples
+
+        data = sources.data_of(self.system, self.config)
+        facts = {"training": {"data": self.config.source.data}}
+        samples(self.system, _of_network(weights), data, facts).save(path)
+
+    def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
+        """The averaged network and the codecs as a model folder, OUT/model."""
+        config, folder = self.config, out / "model"
+        tensors = self.system.weights(_of_network(weights))
+        begun = origins(config, self.system)
+        told = {"licence": config.run.licence} if config.run.licence else {}
+        facts = {
+            **begun,
+            **told,
+            "name": config.model.preset,
+            "image_size": sources.image_size(self.system),
+            "losses": run["losses"],
+            "history": [*begun["history"], {k: v for k, v in run.items() if k != "losses"}],
+            "training": {**config.model_dump(mode="json"), "data": config.source.data},
+        }
+        dtype = convert.DTYPES[config.run.weights]
+        document = {"system": self.system.name, "config": dict(self.system.config)}
+        store.save(folder, document, tensors, facts, dtype)
+        write_card(folder)
+
+    def exported(self, out: Path) -> int:
+        folder = out / "model"
+        try:
+            held = store.document(folder)
+            files = [store.component(folder, name, d) for name, d in held["sha256"].items()]
+            return held["facts"]["history"][-1]["steps"] if all(f.is_file() for f in files) else -1
+        except (store.StoreError, LookupError, TypeError):
+            return -1
+
+
+def origins(config: TrainConfig, system: System) -> dict[str, Any]:
+    """What a run starts from, for its model's card: its parent, history and codecs, and the source
+    of weights that others published."""
+    own = config.model
+    codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
+    if own.init:
+        from everyway.library import facts_of
+
+        facts = {"history": [], "codecs": {}, **facts_of(own.init)}
+        kept = {k: v for k, v in facts.items() if k in ("history", "codecs", "source", "licence")}
+        path = Path(own.init)
+        return kept | {"init": path.parent.name if path.name == "model" else path.name}
+    made = codec_folder.facts(Path(codecs)) if codecs else {}
+    source = {}
+    if codecs and not made and os.path.exists(codecs):
+        source = convert.open_model(codecs).facts.get("source", {})
+    published = {k: v for k, v in source.items() if k != "network"}
+    return {"history": [], "codecs": made} | ({"source": published} if published else {})
+
+
+def _of_network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("network."): v for k, v in weights.items() if k.startswith("network.")}
