@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from everyway.errors import UsageError
 from everyway.validation import plain
@@ -14,6 +15,16 @@ from everyway.validation import plain
 
 class ConfigError(UsageError):
     """Settings that cannot be used; the message says how to mend it."""
+
+
+def _file_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise PydanticCustomError("name", "Input should be a name or a folder")
+    return value
+
+
+FileName = Annotated[str, PlainValidator(_file_name)]
+"""Of any bytes, which pydantic's own texts are not."""
 
 
 class Settings(BaseModel):

@@ -152,7 +152,7 @@ def test_a_training_reads_a_folder_whose_name_is_not_utf8(run, tmp_path):
     os.rename(tmp_path / "data", tmp_path / name)
     small = [word for pair in ("steps=1", "cache=8", "batch=4") for word in ("--set", pair)]
     assert run("train", "nano", "--data", name, "--out", "run", *small, "--quiet")[0] == 0
-    assert json.loads((tmp_path / "run/config.json").read_text())["data"] == name
+    assert json.loads((tmp_path / "run/config.json").read_text())["source"]["data"] == name
     code, _, err = run("train", "nano", "--data", name, "--out", name, *small)
     assert code == 2 and "is not UTF-8" in err and err.count("\n") == 1
 

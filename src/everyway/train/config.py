@@ -5,6 +5,7 @@ What is trained, a system or a codec, has settings of its own (`model`), in its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
-from everyway.settings import ConfigError, Settings, fault, merged, places
+from everyway.settings import ConfigError, FileName, Settings, fault, merged, places
 from everyway.systems import SYSTEMS, system_module
 
 __all__ = ["ConfigError", "TrainConfig", "names", "parsed", "resolve"]
@@ -49,7 +50,7 @@ class Source(Settings):
     right.
     """
 
-    data: str = Field("shapes", min_length=1)
+    data: FileName = "shapes"
     cache: int = Field(20_000, ge=1)
     flip: bool = False
 
@@ -86,7 +87,7 @@ class Run(Settings):
     weights: number format of what is exported.  licence: of what is exported, for its card.
     """
 
-    out: str = Field("runs/nano", min_length=1)
+    out: FileName = "runs/nano"
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     recompute: bool = False
@@ -129,7 +130,7 @@ class TrainConfig(Settings, Generic[Own]):
         return Path(self.run.out)
 
     def to_json(self) -> str:
-        return self.model_dump_json(indent=2)
+        return json.dumps(self.model_dump(), indent=2)  # names in any bytes are escaped
 
 
 def module_of(system: str) -> ModuleType:

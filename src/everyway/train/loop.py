@@ -86,7 +86,7 @@ def _trained(
     state = TrainState(learner, optimiser, EMA(learner, config.optim.ema))
     facts = {
         "half": half,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(),
         "machine": folder.circumstances(engine.device, engine.num_processes),
     }
     if former:

@@ -131,7 +131,7 @@ class SystemLearner(Learner):
             "image_size": sources.image_size(self.system),
             "losses": run["losses"],
             "history": [*begun["history"], {k: v for k, v in run.items() if k != "losses"}],
-            "training": {**config.model_dump(mode="json"), "data": config.source.data},
+            "training": {**config.model_dump(), "data": config.source.data},
         }
         dtype = convert.DTYPES[config.run.weights]
         document = {"system": self.system.name, "config": dict(self.system.config)}
