@@ -36,10 +36,13 @@ LAYERS = {
     "sheet": 6,
     "library": 7,
     "plan": 8,
-    "generate": 9,
-    "train": 10,
-    "metrics": 10,
-    "apps": 11,
+    "record": 8,
+    "media": 9,
+    "job": 10,
+    "generate": 11,
+    "train": 12,
+    "metrics": 12,
+    "apps": 13,
 }
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem != "__init__")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_a_file_is_the_folder_that_it_converts_to(model, source, parts, tmp_path
 def test_a_lone_network_says_what_it_lacks(source, parts, files):
     with pytest.raises(ValueError, match="lacks codecs; give them: --part image=") as caught:
         load(source, "cpu")
-    assert "--part reader=openai-community/gpt2" in str(caught.value)
+    assert "--part reader=hf:openai-community/gpt2" in str(caught.value)
     with pytest.raises(ModelError, match="autoencoder_kl.pth is a part of a model; .* network="):
         load(str(files / "autoencoder_kl.pth"), "cpu")
     few = {k: v for k, v in parts.items() if k != "text_states"}
@@ -134,6 +135,33 @@ def test_opening_nano_imports_no_codecs():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_hub_is_asked_only_by_name(monkeypatch, tmp_path):
+    """Neither a mistyped folder, nor a part, nor a recipe's codecs."""
+    import huggingface_hub
+
+    def refused(*told, **more):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="no folder 'runs/mnie'; .* give hf:runs/mnie for a model"):
+        load("runs/mnie")
+    with pytest.raises(ValueError, match="there is no file or folder 'some/codec'"):
+        load("nano", parts={"image": "some/codec"})
+
+
+def test_a_run_folder_is_its_model(tmp_path, monkeypatch):
+    """By the training's name, in notes and records, from within the folder too."""
+    shutil.copytree(library.SHIPPED / "nano", tmp_path / "mine/model")
+    (tmp_path / "mine/config.json").write_text('{"preset": "nano"}')
+    monkeypatch.chdir(tmp_path / "mine")
+    for path in (tmp_path / "mine", "model", "../mine", ".", Path("model")):
+        made = load(path, "cpu")
+        assert made.name == "mine" and made.note.startswith("mine: ")
+    assert made.hash == load("nano").hash and library.folder_of("../mine").name == "model"
+    assert made.generate(kind="text", steps=1)[0].facts["model"] == "mine"
+
+
 # -- where they go to -------------------------------------------------------------------------
 
 
@@ -148,6 +176,34 @@ def test_saved_and_loaded_again(model, tmp_path):
     assert "uvit_v1.pth" in card and "no pretrained part" not in card
 
 
+@pytest.mark.parametrize("name", ["nano", "mini", "mini-vq"])
+def test_a_model_is_saved_as_it_was(tmp_path, name):
+    """In as many bytes and under the same hash, though it was computed with in float32."""
+    load(name, "cpu").save_pretrained(tmp_path / name)
+    assert store.fingerprint(tmp_path / name) == store.fingerprint(library.SHIPPED / name)
+    ours, theirs = (
+        {p.name: p.stat().st_size for p in folder.glob("*.safetensors")}
+        for folder in (tmp_path / name, library.SHIPPED / name)
+    )
+    assert ours.items() <= theirs.items()
+
+
+def test_a_changed_model_keeps_every_number(tmp_path):
+    nano = load("nano", "cpu")
+    weight = next(nano.system.network.parameters())
+    with torch.no_grad():
+        weight += 1e-4
+    nano.save_pretrained(tmp_path / "own")
+    again = load(tmp_path / "own", "cpu")
+    assert torch.equal(next(again.system.network.parameters()), weight)
+    assert again.hash != load("nano").hash
+
+
+def test_a_model_is_shown_in_a_line(nano):
+    said = f"{nano!r}"
+    assert "\n" not in said and "nano" in said and "text-to-image" in said and len(said) < 200
+
+
 def test_what_is_shared_is_not_saved_twice(tmp_path):
     nano = load("nano")
     nano.save_pretrained(tmp_path / "nano")
@@ -157,8 +213,6 @@ def test_what_is_shared_is_not_saved_twice(tmp_path):
 
 
 def test_the_hub_is_asked_by_its_own_client(model, monkeypatch, tmp_path):
-    import shutil
-
     import huggingface_hub
 
     hub, made = tmp_path / "hub", []
@@ -174,7 +228,7 @@ def test_the_hub_is_asked_by_its_own_client(model, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert model.push_to_hub("me/mine") == "https://hub/me/mine" and made == ["me/mine"]
-    again = Model.from_pretrained("me/mine", device="cpu")
+    again = Model.from_pretrained("hf:me/mine", device="cpu")
     assert again.name == "mine" and np.array_equal(pixels(again), pixels(model))
 
 

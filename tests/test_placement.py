@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +76,52 @@ def test_what_goes_where(memory, network, codec):
     with pytest.raises(KeyError), placed.lent(parts["codec"], parts["network"]):
         raise KeyError
     assert log[-len(codec) :] == codec  # it leaves also when it fails
+
+
+@pytest.mark.parametrize("memory", ["offload", "low"])
+def test_threads_wait_for_their_turn(memory):
+    """While a module is lent no other thread moves it away, nor another one beside it."""
+    where: dict[str, str] = {}
+    log: list[bool] = []
+
+    class Moving(Part):
+        def to(self, device):
+            where[self.name] = torch.device(device).type
+            return self
+
+    parts = [Moving(name, []) for name in ("network", "image", "text")]
+    placed = Placement(device=GPU, memory=memory)
+
+    def work(part: nn.Module) -> None:
+        for _ in range(20):
+            with placed.lent(part, parts[0]):
+                time.sleep(1e-4)
+                there = {name for name, kind in where.items() if kind == "cuda"}
+                beside = there - {part.name} - ({"network"} if memory == "offload" else set())
+                log.append(where[part.name] == "cuda" and not beside)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, parts * 2))
+    assert len(log) == 120 and all(log)
+
+
+def test_threads_share_a_model():
+    """Each with requests of its own, which come out as they do alone."""
+    model, texts = load("nano", "cpu"), ["a red ring top on blue", "a green square right on black"]
+    asked = [
+        {"kind": "text-to-image", "text": texts[k % 2], "seed": k, "steps": 2} for k in range(6)
+    ]
+
+    def drawn(settings) -> bytes:
+        return model.generate(**settings)[0].image.tobytes()
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(drawn, asked))
+    assert together == [drawn(settings) for settings in asked]
+
+
+def test_a_placement_is_copied():
+    assert copy.deepcopy(Placement(device=GPU, memory="low")).memory == "low"
 
 
 def test_weights_that_were_moved_while_sampling_are_ordinary_ones():

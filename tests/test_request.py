@@ -15,9 +15,9 @@ GOOD = {
     "image-to-text": {"images": ("a.png",), "given_noise": {"image": 0.25}, "steps": 1000},
     "joint": {"sampler": "em-sde", "n": 10_000},
     "image": {"guidance": 0.0, "model": "runs/여우/model"},
-    "text": {"seed": 0},
+    "text": {"seed": 0, "given": {"style": "ink", "number": 3}},
     "class-to-image": {"label": 207},
-    "inpaint": {"images": ("a.png",), "mask": "m.png", "text": "a pear", "truncation": 0.86},
+    "inpaint": {"images": ("a.png",), "mask": "m.png", "text": "a pear", "blend": 4},
     "image-to-image": {
         "images": ("a.png",),
         "strength": 0.5,
@@ -58,8 +58,7 @@ def test_a_request_cannot_be_changed():
 
 BAD = {
     "no kind": ({}, "kind"),
-    "kind": ({"kind": "jont"}, "did you mean 'joint'?"),
-    "strange kind": ({"kind": "fly\nhigh"}, "choose one of text-to-image, image-to-text"),
+    "strange kind": ({"kind": "fly\nhigh"}, "kind='fly\\nhigh': String should match pattern"),
     "kind of a wrong kind": ({"kind": None}, "kind=None"),
     "sampler": ({"sampler": "eulr"}, "did you mean 'euler'?"),
     "sampler of a wrong kind": ({"sampler": 3}, "sampler=3"),
@@ -88,6 +87,9 @@ BAD = {
     "text that nothing reads": ({"text": "a pear"}, "joint reads no text; leave the text out"),
     "empty text": ({"text": " \n\t"}, "the text is empty"),
     "long text": ({"text": "x" * 1001}, "1001 characters; at most 1000"),
+    "blend": ({"blend": 65}, "blend=65"),
+    "blend of nothing": ({"blend": 2}, "a blend goes with the kind inpaint"),
+    "given of a wrong kind": ({"given": {"style": 0.5}}, "given.style"),
     "images as one text": ({"images": "a.png"}, "images='a.png'"),
     "images of a wrong kind": ({"images": [3]}, "images.0=3"),
     "images not wanted": ({"images": ["a.png"]}, "joint takes 0 image(s), got 1"),

@@ -1,16 +1,18 @@
-"""Runs a request on a model: every stage of its plan, from raw data to results."""
+"""Runs jobs on a model: many at once, every stage of each one's plan, from raw data to results."""
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,12 +20,16 @@ from torch import Tensor
 from everyway import __version__, library
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
 from everyway.controls.masks import free_places, pinned
-from everyway.data.sample import to_tensor
+from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
+from everyway.job import Job, Sample, batches, jobs, opened, read
+from everyway.media import Medium, medium, medium_of
 from everyway.objective import corrupt
+from everyway.placement import machine
 from everyway.plan import Carry, Stage, plan
-from everyway.request import GenerateRequest, RequestError, known, read_image
-from everyway.sampling.loop import Progress, absent_states, final, sample
+from everyway.record import Row
+from everyway.request import GenerateRequest, RequestError, known
+from everyway.sampling.loop import Progress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
 from everyway.sampling.token_kernels import Truncated, purity
@@ -31,12 +37,14 @@ from everyway.system import System
 from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
+log = logging.getLogger("everyway")
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Where a run is: step of steps in stage of stages (all counted from 1).
+    """Where a run is: step of steps in stage of stages of one batch (all counted from 1).
 
+    done: share of the whole run, in (0, 1].  jobs: for every row of the batch, its job's place.
     progress: the states and clean estimates there, which `Model.frame` can show.
     """
 
@@ -44,23 +52,65 @@ class Preview:
     stages: int
     step: int
     steps: int
+    done: float
+    jobs: tuple[int, ...]
     progress: Progress = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """One thing made.  seed: of this sample alone.  facts: what reproduces and explains it.
+    """One thing made.
 
-    index: among all results, in the order in which they are made.
+    index: among all results of the run, in the order in which they are made.
+    job: the place of the job that it belongs to.
     part: among those of this sample (a chain, an interpolation).
+    seed: of this sample alone.
+    outputs: name -> a picture of Pillow, a text, a number or an array, as `media` has it.
+    request: settled, of this sample alone.  inputs: name -> digest of what was given.
+    facts: what reproduces and explains it.
     """
 
     index: int
+    job: int
     part: int
     seed: int
-    image: Image.Image | None
-    text: str | None
-    facts: dict[str, Any]
+    outputs: Mapping[str, Any]
+    request: GenerateRequest
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The picture that it has, if any."""
+        return self.outputs.get("image")
+
+    @property
+    def text(self) -> str | None:
+        """The text that it has, if any."""
+        return self.outputs.get("text")
+
+    @property
+    def row(self) -> Row:
+        """All that is plain data: what a picture carries, and a line of results.jsonl."""
+        plain = {k: v for k, v in self.outputs.items() if not medium_of(v).in_file}
+        own = {"seed": self.seed, "part": self.part, **plain, "facts": dict(self.facts)}
+        return own | {"request": self.request.model_dump(), "inputs": dict(self.inputs)}
+
+    def save(self, path: str | Path) -> None:
+        """The output that such a file holds: .png with the record that replays it, .txt, .npy.
+
+        Of several the first, unless the path ends with the name of one, as in a.depth.npy.
+        Raises RequestError where there is none, OSError where it cannot be written.
+        """
+        path = Path(path)
+        fitting = {n: v for n, v in self.outputs.items() if medium_of(v).suffix == path.suffix}
+        if not fitting:
+            suffixes = dict.fromkeys(medium_of(value).suffix for value in self.outputs.values())
+            raise RequestError(
+                f"{str(path)!r} cannot hold this result; give a name in {', '.join(suffixes)}"
+            )
+        value = fitting.get(path.stem.rpartition(".")[2], next(iter(fitting.values())))
+        medium_of(value).write(path, value, self.row)
 
 
 def sampler_of(request: GenerateRequest) -> Sampler:
@@ -77,6 +127,7 @@ class Model:
     """A loaded system and the facts of its folder.
 
     told: what `load` was told, as plain data.  note: what it made of it, in one line.
+    formats: of the files that its weights were read from.
     """
 
     name: str
@@ -85,6 +136,7 @@ class Model:
     facts: Mapping[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    formats: library.Formats = field(default_factory=dict)
 
     @staticmethod
     def from_pretrained(
@@ -94,31 +146,58 @@ class Model:
         return load(path_or_hub_id, device, dtype, memory)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """A model folder with its card; weights as they are kept, so load in fp32 to keep all."""
-        library.save(Path(folder), self.system, self.facts)
+        """A model folder with its card; a model that was not changed keeps its bytes and its hash.
+
+        Loaded in half precision, weights of float32 are rounded: load in fp32 to keep all.
+        """
+        library.save(Path(folder), self.system, self.facts, self.formats)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """The folder of `save_pretrained` onto the hub; returns its address there."""
-        return library.push(repo_id, self.system, self.facts, private)
+        return library.push(repo_id, self.system, self.facts, self.formats, private)
 
-    def generate(self, request: GenerateRequest | None = None, **settings) -> list[Result]:
-        """All results of a request (or of the keyword settings of one).
+    def __repr__(self) -> str:
+        return f"<Model {self.note or self.name}; {', '.join(self.system.tasks)}>"
 
+    def generate(self, request: Work | None = None, **settings: Any) -> list[Result]:
+        """All results of `run`, of jobs or of the keyword settings of a request.
+
+        Among settings pictures may be of Pillow, arrays, tensors, bytes and paths; text, label and
+        image (the one of images) may be lists: n samples of each condition, whose seeds run on.
         Raises RequestError for both at once, and for what is no request.
         """
         if request is None:
-            request = GenerateRequest(**settings)
+            request = jobs(settings, self.system)
         elif settings:
             raise RequestError(f"a request has its own {', '.join(settings)}; give it alone")
         return [r for r in self.run(request) if isinstance(r, Result)]
 
+    def run(self, work: Work) -> Iterator[Preview | Result]:
+        """Jobs on their way: previews while it works, results as they are done.
+
+        work: a request, whose names are paths then, or a Job; or a list of both.  Samples of equal
+        settings share batches, and what is made of each is the same as alone.  To cancel, close the
+        iterator or ask it for nothing more: no further step is computed.
+        Raises RequestError before the first step.
+        """
+        samples = [s for k, job in enumerate(self._jobs(work)) for s in self._samples(k, job)]
+        index, done, whole = count(), 0, sum(s.rows for s in samples)
+        for batch in batches(samples, BATCH):
+            rows = sum(s.rows for s in batch)
+            for event in self._batch(batch):
+                if isinstance(event, Preview):
+                    yield replace(event, done=(done + event.done * rows) / whole)
+                else:
+                    yield replace(event, index=next(index))
+            done += rows
+
+    def part(self, request: GenerateRequest, part: int) -> Result:
+        """One of the results of a request of one sample; those after it are not made."""
+        results = (r for r in self.run(request) if isinstance(r, Result))
+        return next(r for r in results if r.part == part)
+
     def settled(self, request: GenerateRequest) -> GenerateRequest:
         """The request with this system's own settings where it leaves them open."""
-        if not isinstance(request, GenerateRequest):
-            raise RequestError(
-                f"{request!r:.40} is no GenerateRequest; give settings by name, as in "
-                'generate(kind="text-to-image", text="a red circle")'
-            )
         settings = ("steps", "guidance", "sampler", "truncation")
         own = {n: getattr(self.system, n) for n in settings}
         settled = request.model_copy(
@@ -140,140 +219,141 @@ class Model:
             known("null", settled.null, nulls)
         return settled
 
-    def run(self, request: GenerateRequest) -> Iterator[Preview | Result]:
-        """Previews while it works, results as they are done."""
-        request = self.settled(request)
-        stages = plan(request, self.system.tasks)
-        raw = self._raw(request)
-        together = request.kind == "interpolate"  # its frames belong together
-        count, made = request.frames if together else request.n, 0
-        size = count if together else BATCH
-        for start in range(0, count, size):
-            rows = range(start, min(count, start + size))
-            for event in self._batch(request, stages, raw, rows):
-                if isinstance(event, Result):
-                    event, made = replace(event, index=made), made + 1
-                yield event
-
-    def each(
-        self,
-        task: str,
-        seeds: Sequence[int],
-        *,
-        text: Sequence[str] | None = None,
-        image: Sequence[Image.Image | str | Path] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        batch: int = BATCH,
-    ) -> list[Result]:
-        """One result a seed, each with its own text or picture: many conditions at once.
-
-        image: pictures or their paths.  settings: of a GenerateRequest (steps, guidance, ...).
-        Result k is what `generate` gives for that condition and seed.
-        Raises RequestError as `generate` does, where there is not one condition a seed, and for a
-        task of several stages (a chain, a variation).
-        """
-        requests = [self.settled(r) for r in _requests(task, seeds, text, image, settings or {})]
-        size, out = self.image_size, list[Result]()
-        for start in range(0, len(seeds), batch):
-            cut, request = slice(start, start + batch), requests[start]
-            stages = plan(request, self.system.tasks)
-            if len(stages) > 1:
-                raise RequestError(f"each is for one task, {task} is several; use generate")
-            (stage,) = stages
-            raw: dict[str, Any] = {} if text is None else {"text": list(text[cut])}
-            if request.label is not None:
-                raw["label"] = [request.label] * len(seeds[cut])
-            if image is not None:
-                raw["image"] = torch.stack([_to_tensor(_picture(i), size) for i in image[cut]])
-            noise, began = PerSampleNoise(list(seeds[cut])), time.monotonic()
-            last = final(self._sample(stage, self._encoded(raw), noise, request))
-            facts = self._record(stage.task, time.monotonic() - began, last.calls)
-            out += self._results(self.system, last.states, seeds[cut], start, facts)
-        return out
-
     @property
     def image_size(self) -> int:
         """Side in pixels of the pictures that this model reads."""
         return int(self.facts.get("image_size", 64))
 
-    def _raw(self, request: GenerateRequest) -> dict[str, Any]:
-        raw: dict[str, Any] = {}
-        if request.images:
-            size = self.image_size
-            raw["image"] = torch.stack([_to_tensor(read_image(p), size) for p in request.images])
-        if request.text is not None:
-            raw["text"] = [request.text]
-        if request.label is not None:
-            raw["label"] = [request.label]
-        return raw
+    def frame(self, progress: Progress, row: int = 0) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(a row's outputs, how sure each token of them is) at a Preview's progress, each by name.
 
-    def frame(self, progress: Progress, row: int = 0) -> tuple[Image.Image, Tensor | None]:
-        """(what a run's picture will be, how sure each token is) at a Preview's progress.
-
-        Tokens that are still masked are shown as their likeliest.  The second is (side, side) in
-        [0, 1], 0 where a token is masked, or None for pictures that are not made of tokens.
+        Tokens that are still masked are shown as their likeliest.  Of how sure it is, (side, side)
+        or (L,) in [0, 1] and 0 where a token is masked, there is none for outputs without tokens.
         """
-        certainty, shown = None, {}
+        shown, certainty = Bundle(), dict[str, Tensor]()
         for name, clean in progress.clean.items():
-            process, cut = self.system.modalities[name].process, slice(row, row + 1)
-            shown[name], sure = process.preview(clean[cut], progress.states[name][cut])
-            if sure is not None and self.system.clocks[name] == "image":
-                certainty = sure[0].reshape(isqrt(sure.shape[1]), -1)
-        return to_image(self.system.decode(shown)["image"][0]), certainty
+            own, cut = self.system.modalities[name], slice(row, row + 1)
+            shown[name], sure = own.process.preview(clean[cut], progress.states[name][cut])
+            if sure is not None:
+                side = isqrt(sure.shape[1])
+                square = (side, side) if side**2 == sure.shape[1] else (-1,)
+                certainty[own.source] = sure[0].reshape(square)
+        decoded = self.system.decode(shown)
+        return {name: self._medium(name).show(raw[0]) for name, raw in decoded.items()}, certainty
 
-    def _batch(self, request, stages, raw, rows: range) -> Iterator[Preview | Result]:
-        together = request.kind == "interpolate"  # its frames share one seed and two pictures
-        seeds = [request.seed + (0 if together else k) for k in rows]
-        carried = self._encoded(raw)
-        if not together:
-            carried = self._expanded(carried, len(rows))
+    def _medium(self, name: str) -> Medium:
+        return medium(name, self.system.media)
+
+    def _jobs(self, work: Work) -> list[Job]:
+        """RequestError for what is neither a request nor a job."""
+        listed = work if isinstance(work, (list, tuple)) else [work]
+        for one in listed:
+            if not isinstance(one, (GenerateRequest, Job)):
+                raise RequestError(
+                    f"{one!r:.40} is no GenerateRequest; give settings by name, as in "
+                    'generate(kind="text-to-image", text="a red circle")'
+                )
+        return [one if isinstance(one, Job) else opened(one, self.system) for one in listed]
+
+    def _samples(self, number: int, job: Job) -> Iterator[Sample]:
+        """Every sample of a job, which they share the inputs of."""
+        request = self.settled(job.request)
+        task = plan(request, self.system.tasks)[0].task
+        inputs = read(replace(job, request=request), self.system, self.image_size)
+        given = [m for clock in task.given for m in self.system.on(clock)]
+        given += [c for c in self.system.conditions.values() if task.contexts.get(c.name)]
+        if missing := {part.source for part in given} - inputs.values.keys():
+            raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        for note in inputs.notes:
+            log.warning(note)
+        for k in range(request.n):
+            own = request.model_copy(update={"n": 1, "seed": request.seed + k})
+            yield Sample(job=number, request=own, inputs=inputs)
+
+    def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
+        """Samples of equal settings, together through every stage."""
+        request = batch[0].request
+        stages = plan(request, self.system.tasks)
+        rows = [sample for sample in batch for _ in range(sample.rows)]
+        seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
+        carried = self._carried(batch, self.system)
         began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
         for number, stage in enumerate(stages):
             system = self._of(stage)
             if system is not self.system:
-                carried = carried | self._expanded(self._encoded(raw, system), len(rows))
+                carried = carried | self._carried(batch, system)
             if stage.prepare:
                 carried = stage.prepare(carried, system, request)
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
-            for progress in self._sample(stage, carried, noise, request):
-                yield Preview(number + 1, len(stages), progress.step, progress.steps, progress)
+            free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
+            for progress in self._sample(stage, carried, noise, request, free):
+                done = (number + progress.step / progress.steps) / len(stages)
+                where = number + 1, len(stages), progress.step, progress.steps
+                yield Preview(*where, done, places, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
             calls += progress.calls
             if not stage.shown:
                 continue
             facts = self._record(stage.task, time.monotonic() - began, calls)
-            drawn = {name: carried[name] for name in generated}
-            made = self._results(system, drawn, seeds, 0, facts)
+            decoded = self._decode(system, {name: carried[name] for name in generated})
             for k, row in enumerate(rows):
-                yield replace(made[k], part=row if together else shown)
+                one = {name: values[k] for name, values in decoded.items()}
+                part = k if row.rows > 1 else shown
+                yield self._result(row, one, part, facts, stage.masked)
             shown += 1
+
+    def _result(
+        self, row: Sample, decoded: Mapping[str, Any], part: int, facts: Row, masked: bool
+    ) -> Result:
+        """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
+        raw, inputs = dict(decoded), row.inputs
+        if masked:
+            raw["image"] = inputs.put_back(raw["image"], row.request.blend)
+        return Result(
+            index=0,
+            job=row.job,
+            part=part,
+            seed=row.request.seed,
+            outputs={name: self._medium(name).show(value) for name, value in raw.items()},
+            request=row.request,
+            inputs=inputs.digests,
+            facts={**facts, "notes": list(inputs.notes)} if inputs.notes else facts,
+        )
 
     def _of(self, stage: Stage) -> System:
         """The system that a stage runs on."""
         return self.system.systems[stage.system] if stage.system else self.system
 
-    @staticmethod
-    def _expanded(carried: Carry, batch: int) -> Carry:
-        return {k: v.expand(batch, *v.shape[1:]) for k, v in carried.items()}
+    def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
+        """The encoded inputs of all samples; those that samples share are encoded once."""
+        inputs = {id(s.inputs): s.inputs.values for s in batch}
+        encoded = {key: self._encoded(values, system) for key, values in inputs.items()}
+        parts = [encoded[id(s.inputs)] for s in batch]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _encoded(self, raw: Mapping[str, Any], system: System | None = None) -> Carry:
+    def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
-        system = system or self.system
-        count = max((len(v) for v in raw.values()), default=0)
+        side, raws = self.image_size, system.raws
+        raw = {k: self._medium(k).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
-        for i in range(count):
-            one = {k: v[i : i + 1] for k, v in raw.items() if k in system.raws}
+        for i in range(max(map(len, raw.values()), default=0)):
+            one = {name: v[i : i + 1] for name, v in raw.items()}
             rows.append(system.encode(one) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
 
     def _sample(
-        self, stage: Stage, carried: Carry, noise: PerSampleNoise, request: GenerateRequest
+        self,
+        stage: Stage,
+        carried: Carry,
+        noise: PerSampleNoise,
+        request: GenerateRequest,
+        free: Sequence[Tensor],
     ) -> Iterator[Progress]:
-        """The sampling loop of one stage."""
+        """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
         system, task, batch = self._of(stage), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
@@ -291,22 +371,23 @@ class Model:
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null)
-        return sample(
-            self._denoise(system, task, nulls, noise, request),
-            processes=system.processes,
-            clocks=system.clocks,
-            task=task,
-            states=states,
-            shapes=system.shapes(batch),
-            noise=noise,
-            steps=steps,
-            sampler=sampler_of(request),
-            contexts=system.weighed(contexts_in(carried), nulls, task.contexts),
-            thresholds={n: q for n, q in request.thresholds.items() if n in generated},
-            t_start=begin,
-            device=system.device,
-            pin=self._pin(system, known, noise, request) if stage.masked else None,
-        )
+        with _strength_told(request, steps):
+            return sample(
+                self._denoise(system, task, nulls, noise, request),
+                processes=system.processes,
+                clocks=system.clocks,
+                task=task,
+                states=states,
+                shapes=system.shapes(batch),
+                noise=noise,
+                steps=steps,
+                sampler=sampler_of(request),
+                contexts=system.weighed(contexts_in(carried), nulls, task.contexts),
+                thresholds={n: q for n, q in request.thresholds.items() if n in generated},
+                t_start=begin,
+                device=system.device,
+                pin=self._pin(system, known, noise, free) if free else None,
+            )
 
     def _denoise(
         self,
@@ -336,53 +417,50 @@ class Model:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
 
-    def _pin(self, system: System, known: Bundle, noise: PerSampleNoise, request: GenerateRequest):
-        """Holds what the mask does not free; states without places are drawn anew."""
-        mask = _to_mask(_mask_of(request), self.image_size)
+    @staticmethod
+    def _pin(system: System, known: Bundle, noise: PerSampleNoise, masks: Sequence[Tensor]):
+        """Holds what the masks do not free; states without places are drawn anew."""
         shapes = {n: system.modalities[n].shape for n in known}
-        free = {n: free_places(mask, s) for n, s in shapes.items() if len(s) in (1, 3)}
+        free = {
+            n: torch.stack([free_places(mask, s) for mask in masks])
+            for n, s in shapes.items()
+            if len(s) in (1, 3)
+        }
         return pinned({n: known[n] for n in free}, free, system.processes, noise)
-
-    def _results(
-        self, system: System, made: Bundle, seeds: Sequence[int], first: int, facts: dict
-    ) -> list[Result]:
-        decoded = self._decode(system, made)
-        return [
-            Result(
-                index=first + k,
-                part=0,
-                seed=seed,
-                image=to_image(decoded["image"][k]) if "image" in decoded else None,
-                text=decoded["text"][k] if "text" in decoded else None,
-                facts=facts,
-            )
-            for k, seed in enumerate(seeds)
-        ]
 
     def _decode(self, system: System, made: Bundle) -> dict[str, Any]:
         """Row by row, so that a sample's pixels and words do not depend on its batch.
 
-        Raises ModelError for states that are no numbers.
+        Raises ModelError for states, and for what is decoded of them, that are no numbers.
         """
-        for name, states in made.items():
-            counted = states.is_floating_point() and not states.is_meta
-            if counted and not states.isfinite().all():
-                raise library.ModelError(
-                    f"{self.name} made a state of {name!r} that is not finite; its weights may be "
-                    "damaged: get them anew, or try --dtype fp32"
-                )
+        self._finite(made, "a state")
         size = next(iter(made.values())).shape[0]
         rows = [system.decode({k: v[i : i + 1] for k, v in made.items()}) for i in range(size)]
-        return {clock: [row[clock][0] for row in rows] for clock in rows[0]}
+        for row in rows:
+            self._finite(row, "an output")
+        return {name: [row[name][0] for row in rows] for name in rows[0]}
+
+    def _finite(self, made: Mapping[str, Any], what: str) -> None:
+        for name, value in made.items():
+            counted = isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+            if counted and not value.isfinite().all():
+                raise library.ModelError(
+                    f"{self.name} made {what} of {name!r} that is not finite; its weights may be "
+                    "damaged: get them anew, or try --dtype fp32"
+                )
 
     def _record(self, task: Task, seconds: float, forwards: int) -> dict[str, Any]:
+        work = {"task": task.name, "seconds": round(seconds, 3), "forwards": forwards}
+        return self.made_by | work
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What stands in every record: model, versions, and the machine that computes."""
         return {
             "model": self.name,
             "model_hash": self.hash,
-            "task": task.name,
-            "seconds": round(seconds, 3),
-            "forwards": forwards,
             "loaded": dict(self.told),
+            "machine": machine(self.system.device),
             "everyway": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -405,72 +483,19 @@ def load(
     return Model(**vars(made))
 
 
-def _requests(
-    task: str,
-    seeds: Sequence[int],
-    text: Sequence[str] | None,
-    image: Sequence[Any] | None,
-    settings: Mapping[str, Any],
-) -> list[GenerateRequest]:
-    """What `Model.each` is asked for, seed by seed."""
-    if own := sorted({"kind", "seed", "n", "text", "images"} & settings.keys()):
-        raise RequestError(f"each has no setting {', '.join(own)}; it takes a list with one a seed")
-    for what, given in (("texts", text), ("pictures", image)):
-        if isinstance(given, (str, Path, Image.Image)):
-            raise RequestError(f"each takes a list of {what}, one a seed; put it into a list")
-        if given is not None and len(given) != len(seeds):
-            raise RequestError(f"{len(seeds)} seeds and {len(given)} {what}; give as many of each")
-    if text is not None and not all(isinstance(one, str) for one in text):
-        raise RequestError("every text of each is a string; leave text out where there is none")
-    images = () if image is None else ("each",)
-    return [
-        GenerateRequest(
-            kind=task,
-            seed=seed,
-            images=images,
-            **({} if text is None else {"text": text[k]}),
-            **settings,
-        )
-        for k, seed in enumerate(seeds)
-    ]
+@contextmanager
+def _strength_told(request: GenerateRequest, steps: int) -> Iterator[None]:
+    """What a sampler refuses of the steps that a strength leaves it is told with the strength."""
+    try:
+        yield
+    except UsageError as error:
+        if request.strength == 1:
+            raise
+        raise RequestError(
+            f"strength {request.strength:g} leaves {steps} of {request.steps} steps: {error}; "
+            "change the strength or the steps"
+        ) from None
 
 
-def _picture(given: Any) -> Image.Image:
-    """A picture, or that of a path; RequestError for anything else."""
-    if isinstance(given, (str, Path)):
-        return read_image(str(given))
-    if not isinstance(given, Image.Image):
-        raise RequestError(f"{given!r:.40} is no picture; give one of PIL, or a path")
-    return given
-
-
-def _to_tensor(
-    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
-) -> Tensor:
-    """Square centre crop, resized: (3, size, size) in [-1, 1]."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), resample)
-    return to_tensor([np.array(image.convert("RGB"))])[0]
-
-
-def _mask_of(request: GenerateRequest) -> Image.Image:
-    """The mask's picture, black where it is transparent, of the same shape as what it masks."""
-    mask, picture = read_image(request.mask, "black"), read_image(request.images[0])
-    (w, h), (x, y) = mask.size, picture.size
-    if abs(w * y - h * x) > 0.02 * w * y:
-        raise RequestError(f"the mask is {w}x{h}, the picture {x}x{y}; give both the same shape")
-    return mask
-
-
-def _to_mask(image: Image.Image, size: int) -> Tensor:
-    """(1, size, size) bool, True where the picture is bright."""
-    return _to_tensor(image, size, Image.Resampling.BOX).mean(0, keepdim=True) > 0
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] -> an 8-bit RGB picture."""
-    array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(array.permute(1, 2, 0).cpu().numpy())
+Work = GenerateRequest | Job | Sequence[GenerateRequest | Job]
+"""What `Model.run` takes."""

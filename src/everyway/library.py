@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
@@ -30,9 +32,12 @@ from everyway.placement import (
     memory_for,
 )
 from everyway.system import System
+from everyway.systems import HUB
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
+Formats = Mapping[str, Mapping[str, torch.dtype]]
+"""Component -> tensor -> its number format in the file that it was read from."""
 
 
 class ModelError(UsageError):
@@ -44,7 +49,7 @@ class Loaded:
     """A system out of files.  hash: names its weights and config.  facts: of its folder.
 
     told: what it was opened with, as plain data; `load` with it again gives the same model.
-    note: in one line, how much it is and where it lies.
+    note: in one line, how much it is and where it lies.  formats: of its files.
     """
 
     name: str
@@ -53,25 +58,49 @@ class Loaded:
     facts: Mapping[str, Any]
     told: Mapping[str, Any]
     note: str
+    formats: Formats
 
 
 def folder_of(name_or_path: str) -> Path:
     """The model folder of ours of that name or path; ModelError where there is none."""
-    folder = convert.shipped_folder(name_or_path) or Path(name_or_path)
+    folder = convert.shipped_folder(name_or_path) or _trained(Path(name_or_path))
     if (folder / "config.json").is_file():
         return folder
     names = ", ".join(shipped()) or "none is shipped"
     raise ModelError(
         f"there is no model {name_or_path!r}; shipped: {names}; or give a folder, a file of "
-        "weights, or the id of one on the hub (owner/name)"
+        "weights, or hf:owner/name for one on the hub"
     )
 
 
-def _source(name_or_path: str) -> Path:
-    """A shipped model's folder, or the path or hub id itself; ModelError for a mere name."""
-    if "/" in name_or_path or Path(name_or_path).exists():
-        return convert.shipped_folder(name_or_path) or Path(name_or_path)
-    return folder_of(name_or_path)
+def _trained(path: Path) -> Path:
+    """The model of a training's folder, or the path as it is."""
+    model = path / "model"
+    return model if (model / "config.json").is_file() and not convert.is_ours(path) else path
+
+
+def _source(name_or_path: str) -> str:
+    """A path, or what hf: stands before.  ModelError for a mere name that is not shipped."""
+    path = Path(name_or_path)
+    if name_or_path.startswith(HUB):
+        return name_or_path
+    if path.exists() or "/" not in name_or_path:
+        shipped_ = convert.shipped_folder(name_or_path)
+        return str(shipped_ or (_trained(path) if path.exists() else folder_of(name_or_path)))
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path) and not path.suffix:
+        raise ModelError(
+            f"there is no folder {name_or_path!r}; check the path, or give {HUB}{name_or_path} for "
+            "a model of the hub"
+        )
+    return name_or_path
+
+
+def _named(path: Path) -> str:
+    """A folder's or a file's; of a training's model that of the training."""
+    if path.is_file():
+        return path.stem
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
 
 
 def load(
@@ -82,12 +111,13 @@ def load(
     parts: Mapping[str, str | Path] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Loaded:
-    """A shipped name, a model folder, a file or folder of others, or a hub id, ready to run.
+    """A shipped name, the folder of a model or of a training, a file or folder of others, or
+    hf:owner/name on the hub, ready to run.
 
     device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
     dtype: fp32, bf16 or fp16, what weights are kept in; "auto" is bf16 on a GPU, else fp32.
     memory: a name in MEMORY.
-    parts: part -> path or hub id of what a source lacks, as `everyway convert --part` has them.
+    parts: part -> path or hf:owner/name of what is missing, as `everyway convert --part` has it.
     settings: what no file shows, as its --set; "layout" and "weights" are its flags of these names.
     Raises ModelError (unknown, or parts are missing), LayoutError and StoreError, one line each.
     """
@@ -96,7 +126,7 @@ def load(
     where = _device(device)
     dtype = dtype if dtype != "auto" else "fp32" if where.type == "cpu" else "bf16"
     source, parts = _source(os.fspath(name_or_path)), _texts(parts)
-    path = convert.local(str(source))
+    path = convert.local(source)
     opened = _opened(path, parts, settings or {})
     bytes_ = {n: size(e, DTYPES[dtype]) for n, e in _once(opened).items()}
     free = free_memory(where)
@@ -104,20 +134,21 @@ def load(
     system = convert.restored(opened, DTYPES[dtype], placed.home)
     if placed.memory == "low":
         _spare(system)
-    name = source.stem if source.is_file() else source.name or path.resolve().name
+    name = _named(path) if not source.startswith(HUB) else Path(source).name
     return Loaded(
         name=name,
         hash=_hash(path, opened, system, bool(parts or settings)),
-        system=system.placed(placed),
+        system=replace(system.placed(placed), config=opened.config["config"]),
         facts=opened.facts,
         told=_plain(dtype=dtype, parts=parts, settings=settings),
         note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
+        formats={c: {n: e.dtype for n, e in own.items()} for c, own in opened.components.items()},
     )
 
 
 def facts_of(name_or_path: str | Path) -> Mapping[str, Any]:
     """The facts of a model, none of whose weights is read.  Errors as of `load`."""
-    return _opened(convert.local(str(_source(os.fspath(name_or_path)))), {}, {}).facts
+    return _opened(convert.local(_source(os.fspath(name_or_path))), {}, {}).facts
 
 
 def _texts(parts: Mapping[str, str | Path] | None) -> dict[str, str]:
@@ -148,20 +179,48 @@ def _spare(system: System) -> None:
 
 
 def save(
-    folder: Path, system: System, facts: Mapping[str, Any], dtype: torch.dtype | None = None
+    folder: Path, system: System, facts: Mapping[str, Any], formats: Formats | None = None
 ) -> None:
-    """A model folder of ours with its card.  dtype: of the weights; None keeps them as they are."""
-    config = {"system": system.name, "config": dict(system.config)}
-    store.save(folder, config, system.weights(), facts, dtype)
+    """A model folder of ours with its card.
+
+    formats: of the files that the weights were read from: those that were widened to compute with
+    are written as they were.
+    """
+    config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
+    stored = system.weights().items()
+    tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
+    store.save(folder, config, tensors, facts, None)
     card.write_card(folder)
 
 
-def push(repo_id: str, system: System, facts: Mapping[str, Any], private: bool = False) -> str:
+def _as_read(
+    weights: Mapping[str, Tensor], formats: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """Each in the format that it was read in, where that still holds every number of it."""
+    made: dict[Any, Tensor] = {}  # what is tied stays tied
+    for name, own in weights.items():
+        narrow = own.to(formats.get(name, own.dtype))
+        made.setdefault(_place(own), narrow if torch.equal(narrow.to(own.dtype), own) else own)
+    return {name: made[_place(own)] for name, own in weights.items()}
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """The same for tensors that are one in memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def push(
+    repo_id: str,
+    system: System,
+    facts: Mapping[str, Any],
+    formats: Formats | None = None,
+    private: bool = False,
+) -> str:
     """The model folder onto the hub, as `huggingface_hub` is logged in; returns its address."""
     from huggingface_hub import create_repo, upload_folder
 
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), system, facts)
+        save(Path(folder), system, facts, formats)
         create_repo(repo_id, private=private, exist_ok=True)
         return str(upload_folder(repo_id=repo_id, folder_path=folder))
 

@@ -8,11 +8,14 @@ low      so does the network: codecs and network are never there together; pictu
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,11 +25,16 @@ MEMORY = ("auto", "full", "offload", "low")
 WORK_A_PIXEL = 6144
 """Bytes of a picture's pixel while an autoencoder of the published size decodes it in float32."""
 CPU = torch.device("cpu")
+_TURNS: dict[torch.device, Any] = {}
+"""Device -> its lock: where modules move to and fro, one thread at a time has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """device: where modules compute.  memory: a name in MEMORY that is not "auto"."""
+    """device: where modules compute.  memory: a name in MEMORY that is not "auto".
+
+    Threads may share it.
+    """
 
     device: torch.device = CPU
     memory: str = "full"
@@ -46,16 +54,17 @@ class Placement:
             yield
             return
         stays = any(module is part for part in network)
-        if self.memory == "low":
-            for part in network:
-                if part is not module:
-                    _move(part, CPU)
-        _move(module, self.device)
-        try:
-            yield
-        finally:
-            if not stays:
-                _move(module, CPU)
+        with _TURNS.setdefault(self.device, RLock()):
+            if self.memory == "low":
+                for part in network:
+                    if part is not module:
+                        _move(part, CPU)
+            _move(module, self.device)
+            try:
+                yield
+            finally:
+                if not stays:
+                    _move(module, CPU)
 
 
 def is_network(component: str) -> bool:
@@ -88,6 +97,16 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     found = _line_of("/proc/meminfo", "MemAvailable")
     return 2**63 if found is None else found  # a system that does not tell is not doubted
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What computes: device, processor, and the threads of the CPU.  From one such to another the
+    last bits of a float32 product differ."""
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {"device": device.type, "processor": processor, "threads": torch.get_num_threads()}
 
 
 def peak_memory(device: torch.device) -> int | None:

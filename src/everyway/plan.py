@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from everyway.controls.interpolation import slerp, start_states
-from everyway.request import GenerateRequest, RequestError
+from everyway.request import KINDS, GenerateRequest, RequestError, known
 from everyway.system import System
 from everyway.tasks import PATHS, Path, Task, given_noisy
 
@@ -73,6 +73,7 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
 
     def task(name: str) -> Task:
         if name not in tasks:
+            known("task", request.kind, {*KINDS, *tasks})
             raise RequestError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
         return tasks[name]
 

@@ -1,15 +1,27 @@
-"""One request, in Python and on the command line.  The one place where strings become
-objects; torch-free, so that help and errors come at once."""
+"""One request, in Python, as JSON and on the command line; torch-free, so that help and errors come
+at once.
+
+It is plain data: a picture stands in it by a name, and `job.Job` has what the name stands for.
+"""
 
 from __future__ import annotations
 
 import difflib
+import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from everyway.errors import UsageError
 from everyway.validation import Number, Whole
@@ -72,6 +84,13 @@ class RequestError(UsageError):
     """A request that cannot be honoured: one line that says how to mend it."""
 
 
+def _name(given: Any) -> Any:
+    """A path as the text that it is."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+"""Of a file.  In Python and on the command line it is a path; a server gives its own files."""
 Time = Annotated[Number, Field(ge=0, le=1)]
 
 
@@ -80,11 +99,11 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: str
-    """One of KINDS."""
+    kind: Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=100)]
+    """One of KINDS, or a task that the model itself has."""
     text: str | None = None
     """A prompt."""
-    images: tuple[str, ...] = ()
+    images: tuple[Name, ...] = ()
     """Paths of the pictures that it is given."""
     label: Annotated[Whole, Field(ge=0)] | None = None
     """A class, for models of classes."""
@@ -98,8 +117,10 @@ class GenerateRequest(BaseModel):
     """Weight w in u + w (c - u), 1 is off; by default the model's own."""
     sampler: Annotated[str | None, Field(examples=SAMPLER_NAMES)] = None
     """The sampler's name; by default the model's own."""
-    mask: str | None = None
+    mask: Name | None = None
     """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
+    blend: Annotated[Whole, Field(ge=0, le=64)] = 0
+    """Within so many pixels of those that stay, what is drawn passes over into them (inpaint)."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -117,6 +138,8 @@ class GenerateRequest(BaseModel):
     second, "last" the other way round; or knots ((u, t), ...), as `tasks.Path`."""
     null: str = ""
     """What stands for no text in guidance, learned or empty; by default the model's first."""
+    given: dict[str, int | Name] = {}
+    """What a model reads that has no field here, by name: a text, a number, or a file's path."""
     given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}
     """Clock -> time in [0, 1) at which a condition is given, itself noisy."""
     frames: Annotated[Whole, Field(ge=2, le=1000)] = 8
@@ -134,29 +157,16 @@ class GenerateRequest(BaseModel):
 
     @model_validator(mode="after")
     def _coherent(self) -> GenerateRequest:
-        known("task", self.kind, KINDS)
         if self.sampler is not None:
-            known("sampler", self.sampler, SAMPLER_NAMES)
-        if self.sampler is not None:
-            self.needs_purity(self.sampler)
-        if (self.label is not None) != (self.kind == "class-to-image"):
-            raise ValueError("a label goes with the kind class-to-image; give both or neither")
+            self.needs_purity(known("sampler", self.sampler, SAMPLER_NAMES))
         if (self.mask is not None) != (self.kind == "inpaint"):
             raise ValueError("a mask goes with the kind inpaint; give both or neither")
+        if self.blend and self.kind != "inpaint":
+            raise ValueError("a blend goes with the kind inpaint; leave it out")
         if self.text is not None:
-            if not self.text.strip():
-                raise ValueError("the text is empty; say what to draw")
-            if len(self.text) > MAX_TEXT:
-                raise ValueError(f"the text has {len(self.text)} characters; at most {MAX_TEXT}")
-            if any("\ud800" <= c <= "\udfff" for c in self.text):
-                raise ValueError("the text is not valid Unicode; write it in UTF-8")
-            if self.kind not in READS_TEXT:
-                raise ValueError(f"{self.kind} reads no text; leave the text out")
-        elif self.kind in NEEDS_TEXT:
-            raise ValueError(f"{self.kind} needs a text; give one with --text")
-        needed = NEEDS_IMAGES.get(self.kind, 0)
-        if len(self.images) != needed:
-            raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
+            said(self.text)
+        if self.kind in KINDS:
+            self._has_what_it_reads()
         if self.kind == "interpolate" and self.n > 1:
             raise ValueError("an interpolation is one row of frames; leave n out")
         if self.guidance_interval[0] > self.guidance_interval[1]:
@@ -164,6 +174,17 @@ class GenerateRequest(BaseModel):
         if self.seed + self.n > MAX_SEED:
             raise ValueError(f"seed + n is above {MAX_SEED}; give a smaller seed")
         return self
+
+    def _has_what_it_reads(self) -> None:
+        if (self.label is not None) != (self.kind == "class-to-image"):
+            raise ValueError("a label goes with the kind class-to-image; give both or neither")
+        if self.text is not None and self.kind not in READS_TEXT:
+            raise ValueError(f"{self.kind} reads no text; leave the text out")
+        if self.text is None and self.kind in NEEDS_TEXT:
+            raise ValueError(f"{self.kind} needs a text; give one with --text")
+        needed = NEEDS_IMAGES.get(self.kind, 0)
+        if len(self.images) != needed:
+            raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
 
     def needs_purity(self, sampler: str) -> None:
         """RequestError for settings of the sampler purity with another."""
@@ -193,24 +214,51 @@ def known(what: str, name: str, names: Iterable[str]) -> str:
     raise RequestError(f"{what} {name!r} is unknown; {hint}")
 
 
-def read_image(path: str | Path, ground: str = "white") -> Image.Image:
+def said(text: str) -> str:
+    """A text as it is.  Raises RequestError for one that is empty, too long, or no Unicode."""
+    if not text.strip():
+        raise RequestError("the text is empty; say what to draw")
+    if len(text) > MAX_TEXT:
+        raise RequestError(f"the text has {len(text)} characters; at most {MAX_TEXT}")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise RequestError("the text is not valid Unicode; write it in UTF-8")
+    return text
+
+
+def read_file(path: str | Path, what: str = "picture") -> bytes:
+    """Raises RequestError where there is none that can be read.  what: it is, in errors."""
+    from everyway.data.faults import reason
+
+    try:
+        if Path(path).is_file():
+            return Path(path).read_bytes()
+    except OSError as error:
+        raise RequestError(
+            f"{str(path)!r} cannot be read: {reason(error)}; give another {what}"
+        ) from None
+    raise RequestError(f"there is no {what} at {str(path)!r}; check the path")
+
+
+def read_image(
+    given: str | Path | bytes | Image.Image, ground: str = "white", name: str = "the picture"
+) -> Image.Image:
     """The picture as RGB, read as training reads it; ground: what shows through it.
 
+    given: a path, the bytes of a file, or a picture of Pillow.  name: of the latter two, in errors.
     Raises RequestError where there is none that can be read.
     """
     from everyway.data.decode import read_picture
     from everyway.data.faults import reason
 
-    name = repr(str(path))
+    if isinstance(given, (str, Path)):
+        given, name = read_file(given), str(given)
     try:
-        if not Path(path).is_file():
-            raise RequestError(f"there is no picture at {name}; check the path")
-        return read_picture(Path(path), ground)
+        return read_picture(io.BytesIO(given) if isinstance(given, bytes) else given, ground)
     except UnidentifiedImageError:
-        raise RequestError(f"{name} is not a picture; give a PNG or JPEG") from None
+        raise RequestError(f"{name!r} is not a picture; give a PNG or JPEG") from None
     except OSError as error:
         raise RequestError(
-            f"{name} cannot be read: {reason(error)}; give another PNG or JPEG"
+            f"{name!r} cannot be read: {reason(error)}; give another PNG or JPEG"
         ) from None
 
 
@@ -221,4 +269,4 @@ def _one_line(error: ValidationError) -> str:
         return f"there is no setting {where!r}; {', '.join(GenerateRequest.model_fields)} exist"
     where = " ".join(where.split())
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where}={first['input']!r}: {message}" if where else message
+    return f"{where}={first['input']!r:.80}: {message}" if where else message

@@ -130,6 +130,7 @@ class System:
 
     conditions: the contexts that the network is given.
     systems: other systems that a request passes through, by name (the stages of a cascade).
+    media: raw data -> its medium, where that is not of its name, as {"depth": "image"}.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
@@ -143,6 +144,7 @@ class System:
     config: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     systems: Mapping[str, System] = field(default_factory=dict)
+    media: Mapping[str, str] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     sampler: str = "dpm++2m"

@@ -82,10 +82,10 @@ def test_replay_says_why_not(run, picture, tmp_path):
     changed.load()
     info = json.loads(changed.text["everyway"])
     row = info | {"facts": info["facts"] | {"model_hash": "0123"}}
-    files.save_png(tmp_path / "other.png", changed.convert("RGB"), row)
+    files.write(tmp_path / "other.png", changed.convert("RGB"), row)
     code, _, err = run("replay", "other.png")
     assert code == 2 and "was made by model 0123" in err
-    files.save_png(tmp_path / "moved.png", Image.new("RGB", changed.size), info)
+    files.write(tmp_path / "moved.png", Image.new("RGB", changed.size), info)
     code, out, _ = run("replay", "moved.png")
     assert code == 1 and "not the same" in out
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from everyway.controls.interpolation import slerp
 from everyway.controls.masks import free_places, pinned
+from everyway.data.pictures import square
 from everyway.data.shapes import Shapes
 from everyway.process.gaussian import GaussianProcess, V
 from everyway.process.mask_replace import MaskReplace
@@ -63,14 +64,17 @@ def test_a_gaussian_model_redraws_only_what_the_mask_frees(nano, tmp_path):
     bright = np.zeros(scene.image.shape[:2], np.uint8)
     bright[:, : bright.shape[1] // 2] = 255
     Image.fromarray(bright).save(mask)
-    black = tmp_path / "black.png"  # frees nothing: the picture as the model's codec shows it
-    Image.fromarray(0 * bright).save(black)
-    base = {"kind": "inpaint", "images": (str(picture),), "mask": str(mask), "steps": 6}
-    made = np.array(nano.generate(GenerateRequest(**base, text=scene.captions[0]))[0].image, int)
-    side = made.shape[0]
-    given = np.array(nano.generate(GenerateRequest(**base | {"mask": str(black)}))[0].image, int)
-    off = np.abs(made - given).max(-1)
-    assert off[:, side // 2 :].max() <= 2 < off[:, : side // 2].max()
+    base = {"kind": "inpaint", "images": (picture,), "mask": mask, "steps": 6}
+    made = nano.generate(**base, text=scene.captions[0])[0].image
+    side = made.width
+    given, drawn = (np.array(p, int) for p in (square(Image.fromarray(scene.image), side), made))
+    off = np.abs(drawn - given).max(-1)
+    assert off[:, side // 2 :].max() == 0 < off[:, : side // 2].max()  # bit for bit
+    blended = np.array(nano.generate(**base, text=scene.captions[0], blend=4)[0].image, int)
+    border, inside = side // 2 - 1, side // 2 - 5
+    assert np.array_equal(blended[:, side // 2 :], given[:, side // 2 :])
+    assert np.array_equal(blended[:, : inside + 1], drawn[:, : inside + 1])
+    assert abs(blended - given)[:, border].sum() < 0.5 * abs(drawn - given)[:, border].sum()
 
 
 def test_strength_says_how_much_of_a_picture_is_forgotten(nano, tmp_path):

@@ -379,11 +379,12 @@ def test_hub_ids_are_downloaded_and_paths_are_not(files, monkeypatch):
         return str(files / "clip-image")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert convert.local("openai/clip-vit-base-patch32") == files / "clip-image"
-    assert convert.local("models/uvit_v1.pth") == Path("models/uvit_v1.pth")
+    assert convert.local("hf:openai/clip-vit-base-patch32") == files / "clip-image"
+    for path in ("models/uvit_v1.pth", "openai/clip-vit-base-patch32"):
+        assert convert.local(path) == Path(path)
     assert convert.local(str(files)) == files and asked == ["openai/clip-vit-base-patch32"]
-    with pytest.raises(ValueError, match=r"neither a path nor .* \(404\)$"):
-        convert.local("some/nothing")
+    with pytest.raises(ValueError, match=r"is not a model of the hub .* \(404\)$"):
+        convert.local("hf:some/nothing")
 
 
 # -- the command ------------------------------------------------------------------------------

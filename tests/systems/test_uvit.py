@@ -200,7 +200,7 @@ def test_latents_of_text_models_are_scaled_as_they_were_trained(models):
 
 
 def test_what_a_model_lacks_is_told(files):
-    clip = "openai/clip-vit-large-patch14"
+    clip = "hf:openai/clip-vit-large-patch14"
     needed = ["image=autoencoder_kl.pth", f"text_states={clip}", f"tokenizer={clip}"]
     said = " ".join(f"--part {part}" for part in needed)
     with pytest.raises(ValueError, match=f"lacks codecs; give them: {said}"):

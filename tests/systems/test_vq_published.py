@@ -90,7 +90,7 @@ def _tokenizer_of(size: int) -> str:
 
 def test_what_a_published_model_lacks_is_told():
     config = vq_diffusion.published("coco")
-    clip = "openai/clip-vit-base-patch32"
+    clip = "hf:openai/clip-vit-base-patch32"
     assert vq_diffusion.lacking(config) == [f"tokenizer={clip}", "used=used-codes.npy"]
     with pytest.raises(ValueError, match="lacks parts.*--part tokenizer=.*--part used=") as caught:
         vq_diffusion.build(config)
@@ -372,7 +372,7 @@ def test_pickled_weights_are_downloaded_where_there_are_no_others(pipeline, tmp_
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert (convert.local("some/pipeline") / "pytorch_model.bin").is_file()
+    assert (convert.local("hf:some/pipeline") / "pytorch_model.bin").is_file()
     assert asked == [False, True]
 
 

@@ -75,7 +75,7 @@ class _Show:
         )
         (made,) = self.model.generate(request)
         self.drawn.append(self.out / f"{len(self.drawn)}.png")
-        files.save_png(self.drawn[-1], made.image, files.row_of(made, request))
+        made.save(self.drawn[-1])
         return made
 
     def given(self, index: int) -> Cell:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock
-from PIL import Image, PngImagePlugin
-from pydantic import BaseModel, Field
+from PIL import Image
 
-from everyway.data.faults import printable
 from everyway.errors import EverywayError
+from everyway.record import Record, Row, one_line, read_record, record_of
 from everyway.request import GenerateRequest, RequestError
-from everyway.whole import whole
+
+__all__ = ["FileError", "Folder", "Record", "key", "read_record", "row_of", "write"]
 
 if TYPE_CHECKING:
     from everyway.generate import Result
@@ -32,38 +32,9 @@ class FileError(EverywayError, RuntimeError):
     exit_code = 1
 
 
-class Loaded(BaseModel):
-    """How a model was loaded that made a picture."""
-
-    dtype: str = "auto"
-    parts: dict[str, str] = {}
-    settings: dict[str, Any] = {}
-
-
-class Facts(BaseModel):
-    """Of those that stand in a record, what a replay needs."""
-
-    model_hash: str
-    torch: str
-    loaded: Loaded = Loaded()
-
-
-class Record(BaseModel):
-    """What a picture of ours says of itself.
-
-    request: of this sample alone.  part: of its results.  inputs: path -> sha256 of the pictures
-    that were given.  own: settings of the request that are the model's own, as none was asked for.
-    """
-
-    request: GenerateRequest
-    part: Annotated[int, Field(ge=0)]
-    facts: Facts
-    inputs: dict[str, str] = {}
-    own: list[str] = []
-
-
 class Folder:
-    """The folder OUT: pictures OUT/00000.png and so on, and a line a result in OUT/results.jsonl.
+    """The folder OUT: pictures OUT/00000.png and so on, other outputs by name as in
+    OUT/00000.depth.npy, and a line a result in OUT/results.jsonl.
 
     No file that is there is ever replaced, and several commands may write at once.
     Raises FileError where OUT is a file.
@@ -83,20 +54,24 @@ class Folder:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with FileLock(self.out / ".lock"):
-                return self._saved(row, result.image)
+                return self._saved(row, result.outputs)
         except OSError as error:
             raise FileError(f"{self.out} cannot be written: {error.strerror or error}") from None
 
-    def _saved(self, row: dict[str, Any], image: Image.Image | None) -> dict[str, Any]:
+    def _saved(self, row: dict[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+        from everyway.media import medium_of
+
         self._catch_up()
-        row, path = {"index": self.lines} | row, self._picture()
-        if image is not None:
-            row["image"] = path.name
-            save_png(path, image, row)
+        held = {name: value for name, value in outputs.items() if medium_of(value).in_file}
+        paths = self._paths({name: medium_of(value).suffix for name, value in held.items()})
+        row = {"index": self.lines} | row | {name: path.name for name, path in paths.items()}
         try:
+            for name, path in paths.items():
+                write(path, held[name], row)
             append_line(self.out / ROWS, one_line(row))
         except FileError:
-            path.unlink(missing_ok=True)
+            for path in paths.values():
+                path.unlink(missing_ok=True)
             raise
         return row
 
@@ -110,14 +85,17 @@ class Folder:
             file.seek(self.read)
             for line in file:
                 self.read, self.lines = self.read + len(line), self.lines + 1
-                if named := re.search(rb'"image": "([0-9]{5,9})\.png"', line):
+                if named := re.search(rb'": "([0-9]{5,9})\.', line):
                     self.pictures = max(self.pictures, int(named[1]) + 1)
 
-    def _picture(self) -> Path:
-        """The next that is neither there nor named in a line."""
-        while (path := self.out / f"{self.pictures:05d}.png").exists():
+    def _paths(self, suffixes: Mapping[str, str]) -> dict[str, Path]:
+        """Output -> its file, under the next number that neither a file nor a line has."""
+        ends = {n: f".{n}{suffix}" if n != "image" else suffix for n, suffix in suffixes.items()}
+        while True:
+            paths = {n: self.out / f"{self.pictures:05d}{end}" for n, end in ends.items()}
+            if not any(path.exists() for path in paths.values()):
+                return paths
             self.pictures += 1
-        return path
 
     def parts(self) -> dict[str, set[int]]:
         """Key of a sample, as it was asked for and as it was made -> which of its results are here.
@@ -142,16 +120,6 @@ class Folder:
         return found
 
 
-def record_of(line: str) -> Record:
-    """A line of ROWS, as a picture carries it too.  Raises ValueError or RecursionError."""
-    return Record.model_validate(json.loads(line))
-
-
-def one_line(value: Any) -> str:
-    """Plain data as a line of JSON; what is not Unicode, as in some names of files, is escaped."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-
-
 def key(sample: GenerateRequest) -> str:
     """What makes two samples the same work, whatever their numbers in a folder."""
     return one_line(sample.model_copy(update={"n": 1}).model_dump())
@@ -160,64 +128,24 @@ def key(sample: GenerateRequest) -> str:
 def row_of(
     result: Result, request: GenerateRequest, asked: GenerateRequest | None = None
 ) -> dict[str, Any]:
-    """The facts of a result and the request of this sample alone: what a picture carries.
+    """What a picture carries of its result.
 
     asked: the request before the model settled what it left open, which is told too.
     """
-    sample = request.model_copy(update={"n": 1, "seed": result.seed})
-    row: dict[str, Any] = {"seed": result.seed, "part": result.part}
-    if result.text is not None:
-        row["text"] = result.text
-    inputs = {path: digest(path) for path in request.paths}
-    row |= {"facts": result.facts, "request": sample.model_dump(), "inputs": inputs}
     own = [
         name for name, value in asked or () if value is None and getattr(request, name) is not None
     ]
-    return row | ({"own": own} if own else {})
+    return {**result.row, **({"own": own} if own else {})}
 
 
-def digest(path: str) -> str:
-    """sha256 of a file; "" where it is not there."""
-    file = Path(path)
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+def write(path: Path, value: Any, row: Row) -> None:
+    """An output by its medium; FileError where it cannot be written."""
+    from everyway.media import medium_of
 
-
-def save_png(path: Path, image: Image.Image, row: dict[str, Any]) -> None:
-    """The picture with the `parameters` text that viewers read, and our JSON under `everyway`."""
-    request, facts = row["request"], row["facts"]
-    info = PngImagePlugin.PngInfo()
-    info.add_text(
-        "parameters",
-        f"{request['text'] or request['kind']}\nSteps: {request['steps']}, "
-        f"Sampler: {request['sampler']}, CFG scale: {request['guidance']}, "
-        f"Seed: {row['seed']}, Size: {image.width}x{image.height}, "
-        f"Model hash: {facts['model_hash']}, Model: {printable(facts['model'])}",
-    )
-    info.add_text("everyway", one_line(row))
     try:
-        with whole(path) as temporary:
-            image.save(temporary, format="PNG", pnginfo=info)
+        medium_of(value).write(path, value, row)
     except OSError as error:
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
-
-
-def read_record(path: Path) -> Record:
-    """What a picture of ours says of itself.  Raises RequestError where it says nothing."""
-    try:
-        with Image.open(path) as image:
-            text = image.text.get("everyway") if hasattr(image, "text") else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise RequestError(f"{str(path)!r} is not a picture that can be read") from None
-    if not text:
-        raise RequestError(
-            f"{str(path)!r} carries no request; only our own PNG files can be replayed"
-        )
-    try:
-        return record_of(text)
-    except (ValueError, RecursionError):
-        raise RequestError(
-            f"{str(path)!r} carries a request that is damaged, or of another version"
-        ) from None
 
 
 def append_line(path: Path, line: str) -> None:

@@ -1,4 +1,5 @@
-"""Inpainting: what is known of a generated state stands in its place before and after each step."""
+"""Inpainting: what is known of a generated state stands in its place before and after each step,
+and the known pixels stand in theirs at the end."""
 
 from __future__ import annotations
 
@@ -47,3 +48,18 @@ def free_places(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = (isqrt(shape[0]),) * 2 if tokens else shape[1:]
     grid = F.adaptive_max_pool2d(mask[None].float(), size)[0] > 0.5  # (1, h, w)
     return grid.flatten() if tokens else grid
+
+
+def put_back(drawn: Tensor, known: Tensor, free: Tensor, blend: int = 0) -> Tensor:
+    """The drawn picture where the mask frees it, the known one bit for bit where it does not.
+
+    drawn, known: (C, H, W).  free: (1, H, W) bool.  blend: how many pixels inside the free places
+    the one passes over into the other.
+    """
+    known, free = known.to(drawn), free.to(drawn.device)
+    still = (~free).float()
+    weight = free.to(drawn.dtype)
+    for _ in range(blend):
+        still = F.max_pool2d(still[None], 3, stride=1, padding=1)[0]
+        weight = weight + (1 - still)
+    return torch.where(free, torch.lerp(known, drawn, weight / (blend + 1)), known)

@@ -33,16 +33,19 @@ def _known() -> tuple[str, ...]:
     return tuple(form for form in FORMATS if form in Image.OPEN)
 
 
-def read_picture(file: Path | BinaryIO, ground: str = "white") -> Image.Image:
+def read_picture(file: Path | BinaryIO | Image.Image, ground: str = "white") -> Image.Image:
     """RGB pixels of the first frame, upright, transparency on `ground`, greys of 16 bits scaled to
     8.
 
+    file: a path, an open file, or a picture of Pillow, which stays open.
     Raises OSError for whatever cannot be read, UnidentifiedImageError where it is no picture.
     """
     try:
         with warnings.catch_warnings():
             for remark in (Image.DecompressionBombWarning, UserWarning):  # of what can be read
                 warnings.simplefilter("ignore", remark)
+            if isinstance(file, Image.Image):
+                return _rgb(ImageOps.exif_transpose(file), ground)
             with Image.open(file, formats=_known()) as opened:
                 return _rgb(ImageOps.exif_transpose(opened), ground)
     except OSError:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from everyway.data.decode import read_picture
 from everyway.data.faults import FolderError, printable, reason
 from everyway.data.listing import TABLES
 from everyway.data.pairs import Pair, json_row, name_of, one_a_line, pairs_of
+from everyway.data.pictures import square
 from everyway.data.sample import Sample
 from everyway.whole import whole
 
@@ -129,7 +130,7 @@ class Folder:
             _log.warning(self.broken[index])
             return None
         if self.size:
-            image = ImageOps.fit(image, (self.size,) * 2, Image.Resampling.LANCZOS)
+            image = square(image, self.size)
         return Sample(
             image=np.asarray(image),
             captions=pair.captions,

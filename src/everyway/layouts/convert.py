@@ -24,7 +24,7 @@ from everyway.layouts import file_layout, files
 from everyway.layouts.file_layout import FileLayout, Part
 from everyway.placement import CPU
 from everyway.system import System
-from everyway.systems import Lacking, system_module
+from everyway.systems import HUB, Lacking, system_module
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,8 +47,6 @@ PIPELINE = {
     "text_tokenizer": "reader",
 }
 """Folder in a pipeline of diffusers -> part."""
-FILES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".npy", ".json", ".txt"}
-"""How names end that are of files; a hub id may end like v1.1."""
 ASIDE = "aside"
 """The component of tensors that no network reads, as "part:their name"."""
 HINTS = {"heads", "drawn_size", "side", "null"}
@@ -106,7 +104,7 @@ def open_model(
     """A shipped model or folder of ours, a foreign file or folder, or a pipeline of diffusers.
 
     layout: the name of a row of LAYOUTS; "" recognises it.  parts: what a layout or TABLES names ->
-    path or hub id of what the source lacks.  weights: which set of a file with several.  told:
+    path or hf:owner/name of what is missing.  weights: which set of a file with several.  told:
     settings that no shapes show, such as heads; {"null": "fresh"} gives a network that learned no
     null one to learn.
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
@@ -241,24 +239,22 @@ def is_ours(path: Path) -> bool:
 
 
 def local(where: str) -> Path:
-    """A path, or the folder that a hub id was downloaded to."""
-    path = Path(where)
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(where))
-    if path.exists() or path.suffix in FILES or not hub_id:
-        return path
+    """A path, or the folder that a model of the hub was downloaded to, where hf:owner/name asks."""
+    if not where.startswith(HUB):
+        return Path(where)
     from huggingface_hub import snapshot_download
 
-    kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
+    name, kinds = where.removeprefix(HUB), ("*.json", "*.txt", "*.model", "*.safetensors")
     try:
         patterns = [*kinds, *(f"*/{kind}" for kind in kinds)]
-        folder = Path(snapshot_download(where, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
         if not list(folder.rglob("*.safetensors")):  # models of 2022 have pickled weights alone
-            folder = Path(snapshot_download(where, allow_patterns=["*.bin", "*/*.bin"]))
+            folder = Path(snapshot_download(name, allow_patterns=["*.bin", "*/*.bin"]))
         return folder
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"{where!r} is neither a path nor a model of the hub that can be had ({reason})"
+            f"{where!r} is not a model of the hub that can be had ({reason})"
         ) from None
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from everyway.data.sample import Sample, Scene, to_tensor
 from everyway.data.shapes import Shapes
 from everyway.errors import UsageError
-from everyway.generate import Model, to_image
+from everyway.generate import Model, Result
+from everyway.media import to_picture
 from everyway.metrics.frechet import frechet_interval
 from everyway.metrics.judge import JUDGES, Judge, Seen, judge_of
 from everyway.request import SETTINGS, GenerateRequest
@@ -174,7 +175,7 @@ class _Asker:
         self.made: list[Image.Image] = []
 
     def t2i(self, prompts: list[str]) -> list[Seen]:
-        made = self._each("text-to-image", len(prompts), text=prompts)
+        made = self._make(kind="text-to-image", text=prompts)
         self.made = [r.image for r in made]
         seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
@@ -187,25 +188,25 @@ class _Asker:
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
-        made = self._each("image-to-text", len(samples), image=pictures)
+        made = self._make(kind="image-to-text", image=pictures)
         return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
 
     def joint(self, n: int) -> list[Seen]:
-        made = self._each("joint", n)
+        made = self._untold("joint", n)
         self.made = [r.image for r in made]
         seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(r.text), s) for r, s in zip(made, seen)]
 
     def image(self, n: int) -> None:
         """Pictures without a text: nothing was stated, so only their looks are measured."""
-        self.made = [r.image for r in self._each("image", n)]
+        self.made = [r.image for r in self._untold("image", n)]
 
     @torch.inference_mode()
     def codec(self, samples: list[Sample], truths: list) -> list[Seen]:
         """The judge on real pictures that went through the image codec and back."""
         system = self.model.system
         states = system.encode({"image": to_tensor([s.image for s in samples])})
-        self.made = [to_image(pixels) for pixels in system.decode(states)["image"]]
+        self.made = [to_picture(pixels) for pixels in system.decode(states)["image"]]
         return [self.judge.compare(t, s) for t, s in zip(truths, self.judge.read(self.made))]
 
     def real(self, samples: list[Sample], truths: list) -> list[Seen]:
@@ -213,10 +214,14 @@ class _Asker:
         seen = self.judge.read([Image.fromarray(s.image) for s in samples])
         return [self.judge.compare(t, s) for t, s in zip(truths, seen)]
 
-    @torch.inference_mode()
-    def _each(self, task: str, n: int, **given) -> list:
-        seeds = [self.seed + k for k in range(n)]
-        return self.model.each(task, seeds, **given, settings=self.settings)
+    def _make(self, **given: Any) -> list[Result]:
+        """In the order of what is given."""
+        return self.model.generate(seed=self.seed, **given, **self.settings)
+
+    def _untold(self, kind: str, n: int) -> list[Result]:
+        one = GenerateRequest(kind=kind, **self.settings)
+        seeds = range(self.seed, self.seed + n)
+        return self.model.generate([one.model_copy(update={"seed": seed}) for seed in seeds])
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:

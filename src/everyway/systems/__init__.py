@@ -34,6 +34,8 @@ from typing import Any, Protocol
 
 from everyway.errors import UsageError
 
+HUB = "hf:"
+"""How a source begins that is downloaded from the hub, and only then: hf:owner/name."""
 SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 FUNCTIONS = ("build", "lacking", "image_size")

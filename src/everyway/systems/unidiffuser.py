@@ -40,12 +40,12 @@ DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" unless told otherwise."""
 NEEDED = {
     "image": {"autoencoder": "image=autoencoder_kl.pth"},
-    "image_embed": {"vision": "image_embed=openai/clip-vit-base-patch32"},
+    "image_embed": {"vision": "image_embed=hf:openai/clip-vit-base-patch32"},
     "text": {
         "decoder": "text=caption_decoder.pth",
-        "text": "text_states=openai/clip-vit-large-patch14",
-        "tokenizer": "tokenizer=openai/clip-vit-large-patch14",
-        "reader": "reader=openai-community/gpt2",
+        "text": "text_states=hf:openai/clip-vit-large-patch14",
+        "tokenizer": "tokenizer=hf:openai/clip-vit-large-patch14",
+        "reader": "reader=hf:openai-community/gpt2",
     },
 }
 """Component -> setting -> the published part that gives it."""

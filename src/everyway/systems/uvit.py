@@ -33,7 +33,7 @@ from everyway.systems import Lacking, TrainingData
 from everyway.tasks import drawing
 from everyway.validation import checked
 
-CLIP_L14 = "openai/clip-vit-large-patch14"
+CLIP_L14 = "hf:openai/clip-vit-large-patch14"
 """Where the text encoder and its tokenizer are published."""
 
 

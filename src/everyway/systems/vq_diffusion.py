@@ -292,7 +292,7 @@ SAMPLED: dict[tuple[str, bool], tuple[float, float]] = {
 """(condition, learned null) -> the (guidance, truncation) that such models were released with."""
 GUIDANCE = {"ithq": 5.0, "cc_learnable": 5.0}
 """Of the two that differ from models of their kind."""
-CLIP = "openai/clip-vit-base-patch32"
+CLIP = "hf:openai/clip-vit-base-patch32"
 """Where the text tower and its tokenizer are published."""
 IMAGE_SIZE = 256
 """Side in pixels of what every released model draws."""

@@ -38,7 +38,7 @@ def samples(
 
 @torch.no_grad()
 def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
-    given = {}
+    given: dict[str, list] = {}
     chosen = model.system.tasks[task]
     if "text" in chosen.given or chosen.contexts.get("text"):
         given["text"] = [s.captions[0] for s in unseen]
@@ -46,10 +46,8 @@ def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
         given["image"] = [Image.fromarray(s.image) for s in unseen]
     if chosen.contexts.get("label"):
         classes = model.system.conditions["label"].codec.classes
-        asked = [{"seed": k, "label": k % classes, "steps": steps} for k in range(COUNT)]
-        made = [result for one in asked for result in model.generate(kind=task, **one)]
-    else:
-        made = model.each(task, range(COUNT), settings={"steps": steps}, **given)
+        given["label"] = [k % classes for k in range(COUNT)]
+    made = model.generate(kind=task, steps=steps, **(given or {"n": COUNT}))
     pictures = given.get("image") or [r.image for r in made]
     words = given.get("text") or [r.text or "" for r in made]
     return Section(title=task, cells=[Cell(image=i, text=w) for i, w in zip(pictures, words)])

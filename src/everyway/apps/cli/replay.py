@@ -7,9 +7,11 @@ from pathlib import Path
 
 from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
-from everyway.apps.cli.making import results
 from everyway.errors import UsageError
+from everyway.record import Facts
 from everyway.request import GenerateRequest
+
+UNEXPLAINED = "nothing that its record names differs here; the picture itself may have been changed"
 
 
 def add_flags(p: Parser) -> None:
@@ -25,28 +27,22 @@ def add_flags(p: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     path = Path(args.picture)
     record = files.read_record(path)
-    if record.request.n != 1 or record.part >= record.request.parts:
-        raise UsageError(f"{path} carries a request that is not of this picture alone")
     request = _with_inputs(record, tuple(args.image), args.mask)
-    loaded = record.facts.loaded.model_dump()
-    loaded["parts"] |= dict(args.part)
+    source = record.loading(args.model, dict(args.part))
     from everyway.generate import load
 
-    model = load(args.model or request.model, **loaded)
+    model = load(**source)
     if model.hash != record.facts.model_hash:
         made_by = record.facts.model_hash
         raise UsageError(
             f"{path} was made by model {made_by}, this one is {model.hash}; give it with --model"
         )
-    made = next(result for result in results(model, [request]) if result.part == record.part)
+    made = model.part(request, record.part)
     if files.same_pixels(path, made.image):
         print(f"{path}: the same picture, bit for bit")
         return 0
-    import torch
-
-    then, now = record.facts.torch, torch.__version__
-    why = f"made with torch {then}, this is torch {now}" if then != now else "it was edited"
-    print(f"{path}: not the same; {why}")
+    why = "; ".join(record.facts.differences(Facts(**made.facts)))
+    print(f"{path}: not the same; {why or UNEXPLAINED}")
     return 1
 
 
@@ -54,6 +50,8 @@ def _with_inputs(
     record: files.Record, images: tuple[str, ...], mask: str | None
 ) -> GenerateRequest:
     """The request with the given pictures where they are now; UsageError if one has changed."""
+    from everyway.job import same
+
     was = record.request
     request = was.model_copy(update={"images": images or was.images, "mask": mask or was.mask})
     if len(request.images) != len(was.images) or (request.mask is None) != (was.mask is None):
@@ -62,6 +60,6 @@ def _with_inputs(
         if not Path(now).is_file():
             flag = "--mask" if now == request.mask else "--image"
             raise UsageError(f"the picture {now!r} that it was made from is gone; give {flag} PATH")
-        if record.inputs.get(before, files.digest(now)) != files.digest(now):
+        if before in record.inputs and not same(Path(now).read_bytes(), record.inputs[before]):
             raise UsageError(f"{now!r} is not the picture that it was made from any more")
     return request

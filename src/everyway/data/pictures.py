@@ -1,0 +1,13 @@
+"""The one crop: what a model sees of a picture that is not square, in training and in requests."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageOps
+
+
+def square(
+    image: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The middle of a picture, side x side pixels; what is left and right of it, or above and
+    below, is cut off alike."""
+    return ImageOps.fit(image, (side, side), resample)

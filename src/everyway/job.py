@@ -1,0 +1,227 @@
+"""Jobs: a request, and what the names in it stand for.  Whoever runs a job opens no file.
+
+settings -jobs-> jobs     request -opened-> job     job -read-> inputs     samples -batches-> ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from everyway.controls.masks import put_back
+from everyway.data.pictures import square
+from everyway.media import Medium, free_pixels, medium, picture_tensor, read_picture
+from everyway.request import GenerateRequest, RequestError, known, read_file, read_image
+from everyway.system import System
+
+LISTS = ("text", "image", "label")
+"""Settings that may be lists, one condition a job."""
+OWN = {"text", "images", "label", "given", "mask", "seed", "n", "model"}
+"""Fields of a request in which samples of one batch may differ."""
+Given = bytes | Image.Image | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """A request, which has the seed, with its inputs.
+
+    files: name in the request -> what it stands for: the bytes of a file, a picture of Pillow, an
+    array, or a tensor.  A server fills it with what it was sent, so that no name is ever opened.
+    """
+
+    request: GenerateRequest
+    files: Mapping[str, Given] = field(default_factory=dict)
+
+    def file(self, name: str) -> Given:
+        """What a name stands for; RequestError where the job does not hold it."""
+        if name not in self.files:
+            raise RequestError(f"the job has no file {name!r}; give it with the request")
+        return self.files[name]
+
+
+def opened(
+    request: GenerateRequest, system: System, files: Mapping[str, Given] | None = None
+) -> Job:
+    """The job of a request whose names are paths, but for those in `files`.
+
+    Raises RequestError for what cannot be read.
+    """
+    held = dict(files or {})
+    names = [str(v) for k, v in request.given.items() if _input(k, system).in_file]
+    for name in (*request.paths, *names):
+        if name not in held:
+            held[name] = read_file(name, "picture" if name in request.paths else "file")
+    return Job(request=request, files=held)
+
+
+def jobs(settings: Mapping[str, Any], system: System) -> list[Job]:
+    """Of settings as a caller in Python has them: with pictures, paths, and lists of LISTS."""
+    lists = {k: settings[k] for k in LISTS if isinstance(settings.get(k), (list, tuple))}
+    if len({len(values) for values in lists.values()}) > 1:
+        told = " and ".join(f"{len(values)} of {name}" for name, values in lists.items())
+        raise RequestError(f"there are {told}; give as many of each")
+    if not lists:
+        return [_job(settings, system)]
+    made: list[Job] = []
+    for row in zip(*lists.values()):
+        one = {**settings, **dict(zip(lists, row))}
+        if made:
+            former = made[-1].request
+            one["seed"] = former.seed + former.n
+        made.append(_job(one, system))
+    return made
+
+
+def _job(settings: Mapping[str, Any], system: System) -> Job:
+    told, files = dict(settings), dict[str, Given]()
+
+    def named(given: Any) -> Any:
+        if not isinstance(given, Given):
+            return given
+        name = digest(given)[:12]
+        files[name] = given
+        return name
+
+    if "image" in told:
+        if told.get("images"):
+            raise RequestError("image is one of images; give one of the two")
+        told["images"] = [told.pop("image")]
+    if isinstance(told.get("images"), (list, tuple)):
+        told["images"] = [named(given) for given in told["images"]]
+    if isinstance(told.get("given"), Mapping):
+        told["given"] = {name: named(given) for name, given in told["given"].items()}
+    if "mask" in told:
+        told["mask"] = named(told["mask"])
+    return opened(GenerateRequest(**told), system, files)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What a job is given, read.
+
+    values: name -> what it is given under it, pictures as squares of the system's side.
+    picture, mask: of inpainting, whole.
+    digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
+    """
+
+    values: Mapping[str, Sequence[Any]]
+    picture: Image.Image | None
+    mask: Image.Image | None
+    digests: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def free(self, side: int) -> torch.Tensor:
+        """(1, side, side) bool, True where the mask frees a pixel."""
+        return free_pixels(self.mask, side)
+
+    def put_back(self, drawn: torch.Tensor, blend: int) -> torch.Tensor:
+        """A drawn picture (3, side, side) with the known pixels where the mask frees nothing."""
+        side = drawn.shape[-1]
+        return put_back(drawn, picture_tensor([self.picture], side)[0], self.free(side), blend)
+
+
+def read(job: Job, system: System, side: int) -> Inputs:
+    """A job's inputs.  side: of the pictures that the system reads.
+
+    Raises RequestError for what it cannot take.
+    """
+    request = job.request
+    held = {name: job.file(name) for name in request.paths}
+    pictures = [read_picture(held[name], name) for name in request.images]
+    mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
+    if mask:
+        _fits(mask, pictures[0], side)
+    values: dict[str, list[Any]] = {"image": pictures, "text": [request.text]}
+    values["label"] = [request.label]
+    for name, value in request.given.items():
+        kind = _input(name, system)
+        if kind.in_file:
+            held[str(value)] = value = job.file(str(value))
+        values[name] = [kind.read(value, name)]
+    whole = [*zip(request.images, pictures), *([(request.mask, mask)] if mask else [])]
+    return Inputs(
+        values={
+            k: [_squared(v, side) for v in own]
+            for k, own in values.items()
+            if own and own[0] is not None
+        },
+        picture=pictures[0] if mask else None,
+        mask=mask,
+        digests={name: digest(content) for name, content in held.items()},
+        notes=tuple(_seen(name, p.size, side) for name, p in whole if p.width != p.height),
+    )
+
+
+def _squared(value: Any, side: int) -> Any:
+    return square(value, side) if isinstance(value, Image.Image) else value
+
+
+def _input(name: str, system: System) -> Medium:
+    """Of an input; RequestError for one that the system does not read."""
+    return medium(known("input", name, sorted(system.raws)), system.media)
+
+
+def _seen(name: str, size: tuple[int, int], side: int) -> str:
+    (w, h), least = size, min(size)
+    return f"{name} is {w}x{h}; its middle {least}x{least} is seen, at {side}x{side}"
+
+
+def _fits(mask: Image.Image, picture: Image.Image, side: int) -> None:
+    """RequestError for a mask of another shape than its picture, or that frees nothing."""
+    (w, h), (x, y) = mask.size, picture.size
+    if abs(w * y - h * x) > 0.02 * w * y:
+        raise RequestError(f"the mask is {w}x{h}, the picture {x}x{y}; give both the same shape")
+    if not free_pixels(mask, side).any():
+        least = min(x, y)
+        raise RequestError(
+            f"the mask frees nothing of the picture's middle {least}x{least}, which is what the "
+            "model sees; its bright part has to reach into it"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One sample of the job-th job: its request is settled, of n = 1 and its own seed."""
+
+    job: int
+    request: GenerateRequest
+    inputs: Inputs
+
+    @property
+    def rows(self) -> int:
+        """Of a batch: the frames of an interpolation belong together."""
+        return self.request.frames if self.request.kind == "interpolate" else 1
+
+
+def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """At most `size` samples each, of equal settings and inputs of the same names; what is several
+    rows is alone."""
+    alike: dict[str, list[Sample]] = {}
+    for sample in samples:
+        settings = sample.request.model_dump_json(exclude=OWN)
+        alike.setdefault(f"{settings} {sorted(sample.inputs.values)}", []).append(sample)
+    for group in alike.values():
+        together = 1 if group[0].rows > 1 else size
+        for start in range(0, len(group), together):
+            yield group[start : start + together]
+
+
+def digest(given: Given) -> str:
+    """Names what was given: sha256 of a file's bytes, else of the pixels or numbers."""
+    if isinstance(given, Image.Image):
+        given = np.asarray(read_image(given))
+    if not isinstance(given, bytes):
+        array = np.ascontiguousarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        given = repr(array.shape).encode() + array.tobytes()
+    return hashlib.sha256(given).hexdigest()
+
+
+def same(file: bytes, named: str) -> bool:
+    """Whether a file is what a digest names: itself, or a picture of the same pixels."""
+    return named in (digest(file), digest(read_image(file)))
