@@ -272,7 +272,7 @@ def test_a_missing_function_of_a_system_is_no_fault_of_a_model(monkeypatch):
     from everyway.systems import unidiffuser
 
     monkeypatch.delattr(unidiffuser, "lacking")
-    with pytest.raises(AttributeError, match="lacking"):
+    with pytest.raises(ImportError, match="no function lacking"):
         convert.open_model("nano")
 
 
