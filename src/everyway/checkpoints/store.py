@@ -36,6 +36,7 @@ from everyway.checkpoints.tensor_files import (
     some,
     write_safetensors,
 )
+from everyway.errors import UsageError
 from everyway.validation import first_fault
 from everyway.whole import beside, whole
 
@@ -211,13 +212,13 @@ def unfilled() -> Iterator[None]:
 
 @contextmanager
 def at_most(parameters: int) -> Iterator[None]:
-    """More made in it, by this thread, are a ValueError at once: a config may ask for any number of
+    """More made in it, by this thread, are a UsageError at once: a config may ask for any number of
     layers."""
     made, own = count(1), get_ident()
 
     def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         if get_ident() == own and next(made) > parameters:
-            raise ValueError("it asks for more layers than there are weights")
+            raise UsageError("it asks for more layers than there are weights")
 
     hook = register_module_parameter_registration_hook(counted)
     try:

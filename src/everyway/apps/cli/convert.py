@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.to and args.dtype:
         raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
     out = Path(args.out)
-    from everyway.systems import convert
+    from everyway.layouts import convert
 
     model = convert.open_model(
         args.source, args.layout, dict(args.part), args.weights, dict(args.set)
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _left(row: dict[str, Any]) -> str:
-    """What became of the tensors that no network reads."""
+    """What became of the tensors that no network reads, and which of several sets was taken."""
     words = {"aside": "kept unread", "dropped": "left out"}
-    return "".join(f", {row[k]} {said}" for k, said in words.items() if row[k])
+    left = "".join(f", {row[k]} {said}" for k, said in words.items() if row[k])
+    return left + (f"; weights: {row['weights']}" if row.get("weights") else "")
