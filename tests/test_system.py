@@ -12,8 +12,9 @@ from everyway import library
 from everyway.checkpoints import store
 from everyway.codecs.plain import Labels, Pixels
 from everyway.contracts import Context, Query
-from everyway.generate import Model, Result, to_image
+from everyway.generate import Model, Result
 from everyway.guidance import Guided, branches
+from everyway.media import medium
 from everyway.nets.tokens import ContextTokens, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.placement import Placement
@@ -379,9 +380,9 @@ def test_a_stage_names_its_system(known, monkeypatch):
     (made,) = [e for e in events if isinstance(e, Result)]
     assert made.image.size == (4, 4) and made.facts["forwards"] == 4 + 2
     last = [e for e in events if not isinstance(e, Result)][-1].progress.states
-    shown = to_image(own.systems["again"].decode(last)["image"][0])  # by its own codec
+    shown = medium("image").show(own.systems["again"].decode(last)["image"][0])  # by its own codec
     assert made.image.tobytes() == shown.tobytes()
-    assert shown.tobytes() != to_image(own.decode(last)["image"][0]).tobytes()
+    assert shown.tobytes() != medium("image").show(own.decode(last)["image"][0]).tobytes()
     assert asked == [0.5, 0.25]
 
 
