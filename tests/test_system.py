@@ -308,7 +308,8 @@ def cascade(config) -> System:
 def known(monkeypatch):
     """A module of systems by the names of this file's functions."""
     for made in (experts, cascade):
-        module = type("module", (), {"build": staticmethod(made), "lacking": lambda config: []})
+        owed = {"build": staticmethod(made), "lacking": lambda config: [], "image_size": len}
+        module = type("module", (), owed)
         monkeypatch.setitem(SYSTEMS, made.__name__, made.__name__)
         monkeypatch.setitem(__import__("sys").modules, made.__name__, module)
 
@@ -380,9 +381,9 @@ def test_a_stage_names_its_system(known, monkeypatch):
     (made,) = [e for e in events if isinstance(e, Result)]
     assert made.image.size == (4, 4) and made.facts["forwards"] == 4 + 2
     last = [e for e in events if not isinstance(e, Result)][-1].progress.states
-    shown = medium("image").show(own.systems["again"].decode(last)["image"][0])  # by its own codec
+    shown = medium("image", {}).show(own.systems["again"].decode(last)["image"][0])  # by its own codec
     assert made.image.tobytes() == shown.tobytes()
-    assert shown.tobytes() != medium("image").show(own.decode(last)["image"][0]).tobytes()
+    assert shown.tobytes() != medium("image", {}).show(own.decode(last)["image"][0]).tobytes()
     assert asked == [0.5, 0.25]
 
 
