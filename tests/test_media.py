@@ -17,7 +17,7 @@ from everyway.media import MEDIA, medium, medium_of
 from everyway.process.gaussian import X0, GaussianProcess
 from everyway.process.schedules import CosineVP
 from everyway.request import GenerateRequest, RequestError
-from everyway.system import Condition, Modality, System
+from everyway.system import Condition, Modality, Null, System
 from everyway.tasks import GENERATE, GIVEN, Task
 
 SIDE = 8
@@ -60,8 +60,8 @@ def toy() -> Model:
     """Depth maps, waves and marks under two texts: nothing that has a name of its own here."""
     process = GaussianProcess(schedule=CosineVP(), parameterisation=X0)
     shapes = {"depth": (3, SIDE, SIDE), "wave": (5,), "marks": (2, 2)}
-    null = {"none": lambda batch: Context(tokens=torch.zeros(batch, 1, 1))}
-    told = {"style": True, "subject": True}
+    null = {"none": Null(make=lambda: Context(tokens=torch.zeros(1, 1, 1)))}
+    told = {"style": 1.0, "subject": 1.0}
     every = Task(name="all", roles=dict.fromkeys(shapes, GENERATE), contexts=told)
     drawn = {"depth": GENERATE, "wave": GIVEN, "marks": GENERATE}
     system = System(

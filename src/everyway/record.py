@@ -135,5 +135,6 @@ def read_record(path: Path) -> Record:
         return record_of(text)
     except (ValueError, RecursionError):
         raise RequestError(
-            f"{str(path)!r} carries a request that is damaged, or of another version"
+            f"{str(path)!r} carries a request that is damaged, of another version, or not of this "
+            "picture alone"
         ) from None
