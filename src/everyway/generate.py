@@ -55,7 +55,7 @@ class Preview:
     steps: int
     done: float
     jobs: tuple[int, ...]
-    system: str = ""
+    system: str
     progress: Progress = field(repr=False, compare=False)
 
 

@@ -321,7 +321,9 @@ def load_tokens(folder: Path) -> ImageVQ:
 def test_a_training_learns_and_resumes_exactly(tmp_path, folder):
     """120 steps at once, and the same in two sessions, give the same weights bit for bit."""
     losses: list[float] = []
-    train(settings(folder, tmp_path / "whole", steps=120), lambda p: losses.append(p.losses["loss"]))
+    train(
+        settings(folder, tmp_path / "whole", steps=120), lambda p: losses.append(p.losses["loss"])
+    )
     assert losses[-1] < 0.8 * losses[0]
     whole = codec_folder.facts(tmp_path / "whole")["image_vq"]
     fresh = VQLearner(settings(folder, tmp_path / "none")).eval().measure(10)
