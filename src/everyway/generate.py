@@ -23,7 +23,7 @@ from everyway.controls.masks import free_places, pinned
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Job, Sample, batches, jobs, opened, read
-from everyway.media import medium, medium_of
+from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
 from everyway.plan import Carry, Stage, plan
@@ -67,7 +67,8 @@ class Result:
     job: the place of the job that it belongs to.
     part: among those of this sample (a chain, an interpolation).
     seed: of this sample alone.
-    outputs: name -> a picture of Pillow, a text, a number or an array, as `media` has it.
+    outputs: name -> a picture of Pillow, a text, a number or an array, as its medium has it.
+    media: name -> medium of each.
     request: settled, of this sample alone.  inputs: name -> digest of what was given.
     facts: what reproduces and explains it.
     """
@@ -77,6 +78,7 @@ class Result:
     part: int
     seed: int
     outputs: Mapping[str, Any]
+    media: Mapping[str, Medium] = field(repr=False)
     request: GenerateRequest
     inputs: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(repr=False)
@@ -94,7 +96,7 @@ class Result:
     @property
     def row(self) -> Row:
         """All that is plain data: what a picture carries, and a line of results.jsonl."""
-        plain = {k: v for k, v in self.outputs.items() if not medium_of(v).in_file}
+        plain = {k: v for k, v in self.outputs.items() if not self.media[k].in_file}
         own = {"seed": self.seed, "part": self.part, **plain, "facts": dict(self.facts)}
         return own | {"request": self.request.model_dump(), "inputs": dict(self.inputs)}
 
@@ -105,14 +107,15 @@ class Result:
         Raises RequestError where there is none, OSError where it cannot be written.
         """
         path = Path(path)
-        fitting = {n: v for n, v in self.outputs.items() if medium_of(v).suffix == path.suffix}
+        fitting = [name for name in self.outputs if self.media[name].suffix == path.suffix]
         if not fitting:
-            suffixes = dict.fromkeys(medium_of(value).suffix for value in self.outputs.values())
+            suffixes = dict.fromkeys(self.media[name].suffix for name in self.outputs)
             raise RequestError(
                 f"{str(path)!r} cannot hold this result; give a name in {', '.join(suffixes)}"
             )
-        value = fitting.get(path.stem.rpartition(".")[2], next(iter(fitting.values())))
-        medium_of(value).write(path, value, self.row)
+        ending = path.stem.rpartition(".")[2]
+        name = ending if ending in fitting else fitting[0]
+        self.media[name].write(path, self.outputs[name], self.row)
 
 
 def sampler_of(request: GenerateRequest) -> Sampler:
@@ -262,9 +265,7 @@ class Model:
         request = self.settled(job.request)
         task = plan(request, self.system.tasks)[0].task
         inputs = read(replace(job, request=request), self.system, self.image_size)
-        given = [m for clock in task.given for m in self.system.on(clock)]
-        given += [c for c in self.system.conditions.values() if task.contexts.get(c.name)]
-        if missing := {part.source for part in given} - inputs.values.keys():
+        if missing := {*self.system.given(task)} - inputs.values.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         for note in inputs.notes:
             log.warning(note)
@@ -311,7 +312,7 @@ class Model:
         self, row: Sample, decoded: Mapping[str, Any], part: int, facts: Row, stage: Stage
     ) -> Result:
         """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
-        raw, inputs = dict(decoded), row.inputs
+        raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
         if stage.masked:
             raw["image"] = inputs.put_back(raw["image"], row.request.blend)
         return Result(
@@ -319,7 +320,8 @@ class Model:
             job=row.job,
             part=part,
             seed=row.request.seed,
-            outputs=_outputs(self._of(stage.system), raw),
+            outputs=_outputs(system, raw),
+            media={name: medium(name, system.media) for name in raw},
             request=row.request,
             inputs=inputs.digests,
             facts={**facts, "notes": list(inputs.notes)} if inputs.notes else facts,
