@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from everyway.apps.files import Folder
 from everyway.contracts import Context
 from everyway.generate import Model, Preview, Result
-from everyway.media import MEDIA, medium, medium_of
+from everyway.media import MEDIA, medium
 from everyway.process.gaussian import X0, GaussianProcess
 from everyway.process.schedules import CosineVP
 from everyway.request import GenerateRequest, RequestError
@@ -154,7 +154,7 @@ def test_what_an_input_cannot_be_is_told(toy, settings, said):
 
 
 def test_every_medium_there_and_back(tmp_path):
-    """What is read is what a codec's answer shows, is previewed, and is found by its value."""
+    """What is read is what a codec's answer shows, and is previewed."""
     picture = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
     values = {"image": picture, "text": "여우", "label": 3, "numbers": np.ones((2, 3), np.float32)}
     assert values.keys() == MEDIA.keys()
@@ -166,7 +166,7 @@ def test_every_medium_there_and_back(tmp_path):
         raw = kind.tensor([read], 8)[0]
         shown = kind.show(raw)
         assert np.array_equal(np.asarray(shown), np.asarray(value)), name
-        assert medium_of(shown) is kind and isinstance(kind.preview(shown), (str, Image.Image))
+        assert isinstance(kind.preview(shown), (str, Image.Image))
         path = tmp_path / f"{name}{kind.suffix}"
         kind.write(path, shown, row)
         if kind.in_file:
@@ -176,7 +176,7 @@ def test_every_medium_there_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "given"), [("label", -1), ("label", True), ("label", "1"), ("text", 1), ("image", 1)]
+    ("name", "given"), [("label", -1), ("label", True), ("label", "one"), ("text", 1), ("image", 1)]
 )
 def test_what_is_none_of_a_medium_is_told(name, given):
     with pytest.raises(RequestError):

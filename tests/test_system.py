@@ -380,11 +380,18 @@ def test_a_stage_names_its_system(known, monkeypatch):
     events = list(model.run(GenerateRequest(kind="image", steps=4, seed=1)))
     (made,) = [e for e in events if isinstance(e, Result)]
     assert made.image.size == (4, 4) and made.facts["forwards"] == 4 + 2
-    last = [e for e in events if not isinstance(e, Result)][-1].progress.states
-    shown = medium("image", {}).show(own.systems["again"].decode(last)["image"][0])  # by its own codec
+    previews = [e for e in events if not isinstance(e, Result)]
+    assert [e.system for e in previews] == [""] * 4 + ["again"] * 2
+    last = previews[-1].progress.states
+    shown = medium("image", {}).show(
+        own.systems["again"].decode(last)["image"][0]
+    )  # by its own codec
     assert made.image.tobytes() == shown.tobytes()
     assert shown.tobytes() != medium("image", {}).show(own.decode(last)["image"][0]).tobytes()
     assert asked == [0.5, 0.25]
+    frame, _ = model.frame(previews[-1].progress, system=previews[-1].system)
+    decoded = own.systems["again"].decode(previews[-1].progress.clean)
+    assert frame["image"].tobytes() == medium("image", {}).show(decoded["image"][0]).tobytes()
 
 
 def test_labels_have_a_null_only_if_there_is_one():

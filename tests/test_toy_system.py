@@ -3,6 +3,12 @@ and all that it makes."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -151,3 +157,49 @@ def test_one_modality_before_the_others(model, paths):
         "red" if picture[0].mean() > picture[2].mean() else "blue" for picture in made["image"]
     ]
     assert sum(text.startswith(look) for text, look in zip(made["text"], shown)) >= 13
+
+
+# -- from the command line ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everyway(tmp_path_factory):
+    """Runs the command where a package has the toy system among its entry points."""
+    folder = tmp_path_factory.mktemp("installed")
+    package = folder / "toy-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[everyway.systems]\ntoy = toy_system\n")
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent), *sys.path])
+
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "everyway.apps.cli", *words],
+            cwd=folder, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call.folder = folder
+    return call
+
+
+def test_the_command_line_trains_it_lists_it_and_makes_all_that_it_makes(everyway):
+    everyway("train", "toy", "--set", "sample_every=350", "--quiet")
+    model = everyway.folder / "runs/toy/model"
+    assert (everyway.folder / "runs/toy/samples/0000350.png").is_file()
+    assert "tunes, of the system's own" in (model / "README.md").read_text()
+    facts = json.loads(everyway("models", "runs/toy"))
+    assert facts["tasks"]["everything"] == ["subject", "style"]
+    assert facts["tasks"]["name"] == ["image"]
+    told = ["--given", "subject=red", "--given", "style=loud", "--json", "-n", "8"]
+    made = json.loads(everyway("generate", "everything", "--model", "runs/toy", *told))["results"]
+    assert sum(row["text"] == "red loud" for row in made) >= 7
+    tunes = [(everyway.folder / "out" / row["sound"]).read_text() for row in made]
+    assert sum(tune == "3 3 3 3\n" for tune in tunes) >= 7
+    first = str(everyway.folder / "out" / made[0]["image"])
+    line = everyway("generate", "name", "--image", first, "--model", "runs/toy", "--out", "named")
+    assert line.startswith("red ")
+    assert "bit for bit" in everyway("replay", first)
+    everyway("generate", "image", "--given", "subject=blue", "--model", "runs/toy", "--out", "blue")

@@ -23,7 +23,7 @@ from everyway.controls.masks import free_places, pinned
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Job, Sample, batches, jobs, opened, read
-from everyway.media import Medium, medium, medium_of
+from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
 from everyway.plan import Carry, Stage, plan
@@ -45,6 +45,7 @@ class Preview:
     """Where a run is: step of steps in stage of stages of one batch (all counted from 1).
 
     done: share of the whole run, in (0, 1].  jobs: for every row of the batch, its job's place.
+    system: which of the model's `systems` the stage runs on; "" is its own.
     progress: the states and clean estimates there, which `Model.frame` can show.
     """
 
@@ -54,6 +55,7 @@ class Preview:
     steps: int
     done: float
     jobs: tuple[int, ...]
+    system: str
     progress: Progress = field(repr=False, compare=False)
 
 
@@ -65,7 +67,8 @@ class Result:
     job: the place of the job that it belongs to.
     part: among those of this sample (a chain, an interpolation).
     seed: of this sample alone.
-    outputs: name -> a picture of Pillow, a text, a number or an array, as `media` has it.
+    outputs: name -> a picture of Pillow, a text, a number or an array, as its medium has it.
+    media: name -> medium of each.
     request: settled, of this sample alone.  inputs: name -> digest of what was given.
     facts: what reproduces and explains it.
     """
@@ -75,6 +78,7 @@ class Result:
     part: int
     seed: int
     outputs: Mapping[str, Any]
+    media: Mapping[str, Medium] = field(repr=False)
     request: GenerateRequest
     inputs: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(repr=False)
@@ -92,7 +96,7 @@ class Result:
     @property
     def row(self) -> Row:
         """All that is plain data: what a picture carries, and a line of results.jsonl."""
-        plain = {k: v for k, v in self.outputs.items() if not medium_of(v).in_file}
+        plain = {k: v for k, v in self.outputs.items() if not self.media[k].in_file}
         own = {"seed": self.seed, "part": self.part, **plain, "facts": dict(self.facts)}
         return own | {"request": self.request.model_dump(), "inputs": dict(self.inputs)}
 
@@ -103,14 +107,15 @@ class Result:
         Raises RequestError where there is none, OSError where it cannot be written.
         """
         path = Path(path)
-        fitting = {n: v for n, v in self.outputs.items() if medium_of(v).suffix == path.suffix}
+        fitting = [name for name in self.outputs if self.media[name].suffix == path.suffix]
         if not fitting:
-            suffixes = dict.fromkeys(medium_of(value).suffix for value in self.outputs.values())
+            suffixes = dict.fromkeys(self.media[name].suffix for name in self.outputs)
             raise RequestError(
                 f"{str(path)!r} cannot hold this result; give a name in {', '.join(suffixes)}"
             )
-        value = fitting.get(path.stem.rpartition(".")[2], next(iter(fitting.values())))
-        medium_of(value).write(path, value, self.row)
+        ending = path.stem.rpartition(".")[2]
+        name = ending if ending in fitting else fitting[0]
+        self.media[name].write(path, self.outputs[name], self.row)
 
 
 def sampler_of(request: GenerateRequest) -> Sampler:
@@ -224,25 +229,25 @@ class Model:
         """Side in pixels of the pictures that this model reads."""
         return int(self.facts.get("image_size", 64))
 
-    def frame(self, progress: Progress, row: int = 0) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def frame(
+        self, progress: Progress, row: int = 0, system: str = ""
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(a row's outputs, how sure each token of them is) at a Preview's progress, each by name.
+
+        system: the Preview's, whose modalities these are.
 
         Tokens that are still masked are shown as their likeliest.  Of how sure it is, (side, side)
         or (L,) in [0, 1] and 0 where a token is masked, there is none for outputs without tokens.
         """
-        shown, certainty = Bundle(), dict[str, Tensor]()
+        of, shown, certainty = self._of(system), Bundle(), dict[str, Tensor]()
         for name, clean in progress.clean.items():
-            own, cut = self.system.modalities[name], slice(row, row + 1)
+            own, cut = of.modalities[name], slice(row, row + 1)
             shown[name], sure = own.process.preview(clean[cut], progress.states[name][cut])
             if sure is not None:
                 side = isqrt(sure.shape[1])
                 square = (side, side) if side**2 == sure.shape[1] else (-1,)
                 certainty[own.source] = sure[0].reshape(square)
-        decoded = self.system.decode(shown)
-        return {name: self._medium(name).show(raw[0]) for name, raw in decoded.items()}, certainty
-
-    def _medium(self, name: str) -> Medium:
-        return medium(name, self.system.media)
+        return _outputs(of, {k: raw[0] for k, raw in of.decode(shown).items()}), certainty
 
     def _jobs(self, work: Work) -> list[Job]:
         """RequestError for what is neither a request nor a job."""
@@ -260,9 +265,7 @@ class Model:
         request = self.settled(job.request)
         task = plan(request, self.system.tasks)[0].task
         inputs = read(replace(job, request=request), self.system, self.image_size)
-        given = [m for clock in task.given for m in self.system.on(clock)]
-        given += [c for c in self.system.conditions.values() if task.contexts.get(c.name)]
-        if missing := {part.source for part in given} - inputs.values.keys():
+        if missing := {*self.system.given(task)} - inputs.values.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         for note in inputs.notes:
             log.warning(note)
@@ -279,7 +282,7 @@ class Model:
         carried = self._carried(batch, self.system)
         began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
         for number, stage in enumerate(stages):
-            system = self._of(stage)
+            system = self._of(stage.system)
             if system is not self.system:
                 carried = carried | self._carried(batch, system)
             if stage.prepare:
@@ -291,7 +294,7 @@ class Model:
             for progress in self._sample(stage, carried, noise, request, free):
                 done = (number + progress.step / progress.steps) / len(stages)
                 where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, progress)
+                yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
             carried = carried | {name: progress.states[name] for name in generated}
             calls += progress.calls
@@ -302,30 +305,31 @@ class Model:
             for k, row in enumerate(rows):
                 one = {name: values[k] for name, values in decoded.items()}
                 part = k if row.rows > 1 else shown
-                yield self._result(row, one, part, facts, stage.masked)
+                yield self._result(row, one, part, facts, stage)
             shown += 1
 
     def _result(
-        self, row: Sample, decoded: Mapping[str, Any], part: int, facts: Row, masked: bool
+        self, row: Sample, decoded: Mapping[str, Any], part: int, facts: Row, stage: Stage
     ) -> Result:
         """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
-        raw, inputs = dict(decoded), row.inputs
-        if masked:
+        raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
+        if stage.masked:
             raw["image"] = inputs.put_back(raw["image"], row.request.blend)
         return Result(
             index=0,
             job=row.job,
             part=part,
             seed=row.request.seed,
-            outputs={name: self._medium(name).show(value) for name, value in raw.items()},
+            outputs=_outputs(system, raw),
+            media={name: medium(name, system.media) for name in raw},
             request=row.request,
             inputs=inputs.digests,
             facts={**facts, "notes": list(inputs.notes)} if inputs.notes else facts,
         )
 
-    def _of(self, stage: Stage) -> System:
-        """The system that a stage runs on."""
-        return self.system.systems[stage.system] if stage.system else self.system
+    def _of(self, name: str) -> System:
+        """The system of that name that a stage runs on; "" is the model's own."""
+        return self.system.systems[name] if name else self.system
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""
@@ -337,7 +341,7 @@ class Model:
     def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         side, raws = self.image_size, system.raws
-        raw = {k: self._medium(k).tensor(v, side) for k, v in values.items() if k in raws}
+        raw = {k: medium(k, system.media).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
         for i in range(max(map(len, raw.values()), default=0)):
             one = {name: v[i : i + 1] for name, v in raw.items()}
@@ -354,7 +358,7 @@ class Model:
         free: Sequence[Tensor],
     ) -> Iterator[Progress]:
         """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
-        system, task, batch = self._of(stage), stage.task, len(noise.seeds)
+        system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
         }
@@ -481,6 +485,11 @@ def load(
     """
     made = library.load(name_or_path, device, dtype, memory, parts, settings)
     return Model(**vars(made))
+
+
+def _outputs(system: System, decoded: Mapping[str, Any]) -> dict[str, Any]:
+    """One sample as codecs decoded it, by name, as its media have it."""
+    return {name: medium(name, system.media).show(raw) for name, raw in decoded.items()}
 
 
 @contextmanager

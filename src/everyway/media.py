@@ -1,7 +1,7 @@
 """What raw data is outside of a system: read, given to codecs, shown, written, previewed.
 
 A system names its raw data ("image", "text", "label", ...); the name is also that of its medium,
-unless the system's `media` says another.  What has no medium of its own is numbers.
+unless the system's `media` says another, or brings one.  What has no medium of its own is numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from everyway.whole import whole
 
 @dataclass(frozen=True, kw_only=True)
 class Medium:
-    """kind: of the values, in Python.  suffix: of the file that a value is kept in.
+    """suffix: of the file that a value is kept in.
 
     in_file: whether a value is given as a file; a text and a number stand in the request itself.
     read: (what was given, its name) -> a value; RequestError for what is none.
@@ -36,7 +36,6 @@ class Medium:
     preview: value -> what a sheet or a terminal shows of it.
     """
 
-    kind: type
     suffix: str
     in_file: bool
     read: Callable[[Any, str], Any]
@@ -86,6 +85,9 @@ def read_text(given: Any, name: str) -> str:
 
 
 def read_label(given: Any, name: str) -> int:
+    """given: a number, or its digits."""
+    if isinstance(given, str) and given.isascii() and given.isdigit():
+        return int(given)
     if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise RequestError(f"{name} is {given!r:.40}; give the number of a class, from 0 up")
     return given
@@ -113,7 +115,6 @@ def write_numbers(path: Path, values: np.ndarray, row: Row) -> None:
 
 MEDIA = {
     "image": Medium(
-        kind=Image.Image,
         suffix=".png",
         in_file=True,
         read=read_picture,
@@ -123,7 +124,6 @@ MEDIA = {
         preview=lambda picture: picture,
     ),
     "text": Medium(
-        kind=str,
         suffix=".txt",
         in_file=False,
         read=read_text,
@@ -133,7 +133,6 @@ MEDIA = {
         preview=str,
     ),
     "label": Medium(
-        kind=int,
         suffix=".txt",
         in_file=False,
         read=read_label,
@@ -143,7 +142,6 @@ MEDIA = {
         preview=lambda label: f"class {label}",
     ),
     "numbers": Medium(
-        kind=np.ndarray,
         suffix=".npy",
         in_file=True,
         read=read_numbers,
@@ -153,14 +151,10 @@ MEDIA = {
         preview=lambda values: " x ".join(map(str, values.shape)) + " numbers",
     ),
 }
-"""Name -> medium.  A new one is a row here."""
+"""Name -> medium.  One that several systems share is a row here."""
 
 
-def medium(name: str, media: Mapping[str, str]) -> Medium:
-    """Of raw data of that name.  media: a system's own, name -> medium."""
-    return MEDIA.get(media.get(name, name), MEDIA["numbers"])
-
-
-def medium_of(value: Any) -> Medium:
-    """Of a value that a result has."""
-    return next(m for m in MEDIA.values() if isinstance(value, m.kind))
+def medium(name: str, media: Mapping[str, str | Medium]) -> Medium:
+    """Of raw data of that name.  media: a system's own, name -> a row of MEDIA or a medium."""
+    own = media.get(name, name)
+    return own if isinstance(own, Medium) else MEDIA.get(own, MEDIA["numbers"])

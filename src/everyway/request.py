@@ -76,6 +76,8 @@ SETTINGS = (
     "purity_weight",
     "tokens_per_step",
     "null",
+    "guidance_interval",
+    "thresholds",
 )
 """How a request samples, whatever it makes; these decide a score and stand beside it."""
 

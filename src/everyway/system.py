@@ -130,7 +130,8 @@ class System:
 
     conditions: the contexts that the network is given.
     systems: other systems that a request passes through, by name (the stages of a cascade).
-    media: raw data -> its medium, where that is not of its name, as {"depth": "image"}.
+    media: raw data -> its medium, where that is not of its name, as {"depth": "image"}: a row of
+    `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
@@ -144,7 +145,7 @@ class System:
     config: Mapping[str, Any] = field(default_factory=dict)
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     systems: Mapping[str, System] = field(default_factory=dict)
-    media: Mapping[str, str] = field(default_factory=dict)
+    media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     sampler: str = "dpm++2m"
@@ -229,6 +230,12 @@ class System:
     def on(self, clock: str) -> tuple[Modality, ...]:
         """The modalities that follow `clock`."""
         return tuple(m for m in self.modalities.values() if m.clock == clock)
+
+    def given(self, task: Task) -> tuple[str, ...]:
+        """The raw data that a task is given, by name."""
+        parts: list[Modality | Condition] = [m for clock in task.given for m in self.on(clock)]
+        parts += [c for c in self.conditions.values() if task.contexts.get(c.name)]
+        return tuple(dict.fromkeys(part.source for part in parts))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}

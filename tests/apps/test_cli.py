@@ -13,6 +13,7 @@ import everyway
 from everyway.apps import cli, files
 from everyway.generate import load
 from everyway.library import SHIPPED
+from everyway.record import write_png
 
 FAST = ["--model", "nano", "--steps", "3"]
 
@@ -56,6 +57,7 @@ def test_picture_k_is_the_picture_of_seed_s_plus_k(run, tmp_path):
         ["generate", "text"],
         ["generate", "text", "--image", "PICTURE"],
         ["generate", "image", "--text", "a red ring top on blue", "--given-noise", "text=0.3"],
+        ["generate", "image", "--guidance-interval", "0.2,0.8", "--thresholds", "image=0.9"],
         ["vary", "image", "PICTURE"],
         ["vary", "text", "a red ring top on blue"],
         ["interpolate", "PICTURE", "PICTURE", "--frames", "2"],
@@ -82,10 +84,10 @@ def test_replay_says_why_not(run, picture, tmp_path):
     changed.load()
     info = json.loads(changed.text["everyway"])
     row = info | {"facts": info["facts"] | {"model_hash": "0123"}}
-    files.write(tmp_path / "other.png", changed.convert("RGB"), row)
+    write_png(tmp_path / "other.png", changed.convert("RGB"), row)
     code, _, err = run("replay", "other.png")
     assert code == 2 and "was made by model 0123" in err
-    files.write(tmp_path / "moved.png", Image.new("RGB", changed.size), info)
+    write_png(tmp_path / "moved.png", Image.new("RGB", changed.size), info)
     code, out, _ = run("replay", "moved.png")
     assert code == 1 and "not the same" in out
 
@@ -118,6 +120,12 @@ MISTAKES = {
     "count": (["generate", "image", "-n", "0"], "n=0"),
     "not a number": (["generate", "image", "-n", "many"], "many"),
     "guidance": (["generate", "image", "--guidance", "nan"], "guidance"),
+    "interval": (["generate", "image", "--guidance-interval", "0.2"], "give 2 values, a comma"),
+    "thresholds": (["generate", "image", "--thresholds", "0.9"], "is not NAME=VALUE"),
+    "threshold of none": (
+        ["generate", "image", "--thresholds", "a=.9", *FAST],
+        "thresholds are of",
+    ),
     "seed": (["generate", "image", "--seed", "-1"], "seed=-1"),
     "missing picture": (["generate", "text", "--image", "no.png"], "there is no picture"),
     "unreadable picture": (["generate", "text", "--image", "bad.png"], "not a picture"),

@@ -12,9 +12,13 @@ from everyway.process.config import PREDICTIONS, SCHEDULES, gaussian
 from everyway.process.gaussian import X0, EDMPrecond
 from everyway.process.schedules import CosineVP, EDMSigma, LinearVP
 from everyway.process.times import Within, lognormal_times, mixture_times, uniform_times
+from everyway.process.training_times import Knots, LogNormal, Tasks, Uniform
 from everyway.sampling.loop import final, sample
 from everyway.sampling.noise import PerSampleNoise, StreamNoise
-from everyway.systems import uvit
+from everyway.settings import ConfigError
+from everyway.systems import system_module, uvit
+from everyway.train.config import resolve
+from everyway.train.sources import Data
 
 NETWORK = uvit.network(size=4, patch=2, channels=3, dim=16, depth=2, heads=2).to_json()
 
@@ -90,3 +94,40 @@ def test_an_expert_draws_its_own_share_of_the_times():
     assert float((lines["text"] == 0).double().mean()) == pytest.approx(0.53, abs=0.03)
     with pytest.raises(ValueError, match="give 0 <= low < high <= 1"):
         Within(noise=noise(), low=0.5, high=0.5)
+
+
+@pytest.mark.parametrize("law", [Uniform, Knots, LogNormal, Tasks])
+def test_a_training_may_keep_to_an_interval_of_noise(law):
+    """All of the times are there unless told; the two parts of an interval have none in common."""
+    clocks = dict.fromkeys(("image", "text"), gaussian("edm"))
+    whole, low, high = (
+        law(**told).draw(noise(), clocks, 500) for told in ({}, {"high": 0.4}, {"low": 0.4})
+    )
+    plain = law()._drawn(noise(), clocks, 500)
+    assert all(torch.equal(whole[k], plain[k]) for k in clocks)
+    free = (0 < whole["image"]) & (whole["image"] < 1)
+    assert float(low["image"][free].max()) <= float(high["image"][free].min()) + 1e-9
+
+
+@pytest.mark.parametrize(("system", "preset"), [("unidiffuser", "nano"), ("uvit", "nano")])
+def test_schedules_and_intervals_are_settings_of_a_training(system, preset):
+    told = {"system": system, "times": "uniform", "high": "0.5"}
+    for schedule in ("edm", "flow", {"name": "zero-terminal", "steps": 10}):
+        config = resolve(preset, told | {"schedule": schedule})
+        assert config.model.times.high == 0.5
+        made = config.model.system(Words("shapes", 0))
+        assert made.processes["image"] == gaussian(schedule) == build(made).processes["image"]
+    with pytest.raises(ConfigError, match="schedule 'odd' is unknown; choose one of linear"):
+        resolve(preset, told | {"schedule": "odd"})
+    with pytest.raises(ConfigError, match="low is 0.7 and high 0.5; give low < high"):
+        resolve(preset, told | {"low": "0.7"})
+
+
+class Words(Data):
+    """Data of two words."""
+
+    words = ("blue", "red")
+
+
+def build(made):
+    return system_module(made.name).build(json.loads(json.dumps(made.config)))

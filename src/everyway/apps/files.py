@@ -20,6 +20,7 @@ __all__ = ["FileError", "Folder", "Record", "key", "read_record", "row_of", "wri
 
 if TYPE_CHECKING:
     from everyway.generate import Result
+    from everyway.media import Medium
 
 ROWS = "results.jsonl"
 LONGEST = 2**20
@@ -54,20 +55,18 @@ class Folder:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             with FileLock(self.out / ".lock"):
-                return self._saved(row, result.outputs)
+                return self._saved(row, result)
         except OSError as error:
             raise FileError(f"{self.out} cannot be written: {error.strerror or error}") from None
 
-    def _saved(self, row: dict[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
-        from everyway.media import medium_of
-
+    def _saved(self, row: dict[str, Any], result: Result) -> dict[str, Any]:
         self._catch_up()
-        held = {name: value for name, value in outputs.items() if medium_of(value).in_file}
-        paths = self._paths({name: medium_of(value).suffix for name, value in held.items()})
+        media = {name: own for name, own in result.media.items() if own.in_file}
+        paths = self._paths({name: own.suffix for name, own in media.items()})
         row = {"index": self.lines} | row | {name: path.name for name, path in paths.items()}
         try:
             for name, path in paths.items():
-                write(path, held[name], row)
+                write(path, media[name], result.outputs[name], row)
             append_line(self.out / ROWS, one_line(row))
         except FileError:
             for path in paths.values():
@@ -138,12 +137,10 @@ def row_of(
     return {**result.row, **({"own": own} if own else {})}
 
 
-def write(path: Path, value: Any, row: Row) -> None:
+def write(path: Path, medium: Medium, value: Any, row: Row) -> None:
     """An output by its medium; FileError where it cannot be written."""
-    from everyway.media import medium_of
-
     try:
-        medium_of(value).write(path, value, row)
+        medium.write(path, value, row)
     except OSError as error:
         raise FileError(f"{path} was not written: {error.strerror or error}") from None
 

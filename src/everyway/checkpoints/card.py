@@ -58,7 +58,7 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     lines = [
         f"# {config['system']}: {facts.get('name', 'a model')}",
         "",
-        f"Data: {ABOUT.get(data, 'a folder of pictures')}.",
+        f"Data: {ABOUT.get(data) or facts.get('about', 'a folder of pictures')}.",
         *_begun_from(facts),
         *_licence(facts, history),
         "",
@@ -67,7 +67,7 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     ]
     for row in history:
         hours = f"{row['seconds'] / 3600:.2f}"
-        data = row["data"] if row["data"] in ABOUT else "a folder"
+        data = row["data"] if row["data"] in ABOUT or "about" in facts else "a folder"
         numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
         lines.append("| " + " | ".join(map(str, ("transformer", data, *numbers))) + " |")
         if "averaged" in row:

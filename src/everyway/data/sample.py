@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ class Sample:
     """image: uint8 (H, W, 3).  captions: one or more.  record: plain data (JSON), or None.
 
     label: the number of its class, where it has one.
+    raw: what else it has, by the name of the raw data: a sound's numbers, a style.
     """
 
     image: np.ndarray
@@ -29,6 +30,7 @@ class Sample:
     record: dict[str, Any] | None = None
     key: str = ""
     label: int | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:

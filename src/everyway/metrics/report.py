@@ -51,7 +51,8 @@ def evaluate(
     if wrong:
         raise UsageError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
     settings = model.settled(GenerateRequest(kind="image", **(settings or {})))
-    settings = {name: getattr(settings, name) for name in SETTINGS}
+    fields = GenerateRequest.model_fields
+    settings = {n: v for n in SETTINGS if (v := getattr(settings, n)) != fields[n].default}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
     distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}}

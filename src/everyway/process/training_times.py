@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from everyway.contracts import Noise, Process, Times
 from everyway.process.times import (
+    Within,
     knot_times,
     lognormal_times,
     mixture_times,
@@ -21,32 +22,54 @@ Clocks = Mapping[str, Process]
 """clock -> the process of a modality that follows it."""
 
 
-class Uniform(Settings):
+class Law(Settings):
+    """low, high: quantiles of the times that are trained on, an expert's interval of noise; under
+    uniform times they are times (`times.Within`).
+    """
+
+    low: float = Field(0.0, ge=0, le=1)
+    high: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> Law:
+        if self.low >= self.high:
+            raise ConfigError(f"low is {self.low} and high {self.high}; give low < high")
+        return self
+
+    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        """clock -> (batch,)."""
+        return self._drawn(Within(noise=noise, low=self.low, high=self.high), clocks, batch)
+
+    def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+        raise NotImplementedError
+
+
+class Uniform(Law):
     """Every clock on its own, uniform in [0, 1)."""
 
     law: Literal["uniform"] = "uniform"
 
-    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+    def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return uniform_times(noise, (*clocks,), batch)
 
 
-class Knots(Settings):
+class Knots(Law):
     """Every clock on its own, on the thousand steps of a discrete schedule."""
 
     law: Literal["knots"] = "knots"
 
-    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+    def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return knot_times(noise, (*clocks,), batch)
 
 
-class LogNormal(Settings):
+class LogNormal(Law):
     """log(sigma / alpha) of every clock normal with this mean and standard deviation."""
 
     law: Literal["lognormal"] = "lognormal"
     mean: float = -1.2
     std: float = Field(1.2, gt=0)
 
-    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+    def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         out = {}
         for clock, process in clocks.items():
             schedule = process.schedule  # type: ignore[attr-defined]
@@ -56,7 +79,7 @@ class LogNormal(Settings):
         return out
 
 
-class Tasks(Settings):
+class Tasks(Law):
     """The clocks `image` and `text`, mostly on the lines that tasks sample on.
 
     shift: how far times are drawn towards 1, where what a picture shows is decided.
@@ -77,7 +100,7 @@ class Tasks(Settings):
             raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
         return self
 
-    def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
+    def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         lines = task_lines(self.to_image, self.to_text, self.joint)
         return mixture_times(noise, (*clocks,), batch, lines=lines, shift=self.shift)
 

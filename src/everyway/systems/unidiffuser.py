@@ -11,7 +11,7 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -378,6 +378,7 @@ class Training(Settings):
 
     codecs: the folder of trained codecs.  init: a model to start from, codecs and weights.
     patch, depth: of its network, other than it has them; what does not fit then starts afresh.
+    schedule: of `process.config.gaussian`, other than the preset has it.
     times: a law of `process.training_times`.  drop: share of the samples without their conditions.
     """
 
@@ -386,24 +387,29 @@ class Training(Settings):
     codecs: str = "runs/codecs"
     patch: int = Field(0, ge=0)
     depth: int = Field(0, ge=0)
+    schedule: str | dict[str, Any] = ""
     times: TwoClocks = Tasks()
     drop: float = Field(0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _all_read(self) -> Training:
         if self.init:
-            self.unread(("codecs",), "a training that starts from init")
+            self.unread(("codecs", "schedule"), "a training that starts from init")
         else:
             whose = f"preset {self.preset!r} of unidiffuser without init"
             self.unread(("patch", "depth") + ("codecs",) * (self.preset == "nano"), whose)
+        if self.schedule:
+            gaussian(self.schedule)
         return self
 
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
+        own = {"schedule": self.schedule} if self.schedule else {}
         if self.preset == "nano":
-            return build(nano(data.words))
+            return build(replace(nano(data.words), **own))
         folder = Path(self.codecs)
-        made = build(mini({name: codec_folder.settings(folder, name) for name in NEEDED}))
+        codecs = {name: codec_folder.settings(folder, name) for name in NEEDED}
+        made = build(replace(mini(codecs), **own))
         for name, codec in made.codecs.items():
             codec_folder.fill(folder, name, codec)
         return made

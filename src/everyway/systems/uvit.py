@@ -323,7 +323,7 @@ class Training(Settings):
     preset: a name in PRESETS or NANO.  codecs: a model or file that holds the codecs of latents.
     size: side in pixels of the pictures; skip, told_time, conv, patch: of the network; all other
     than the preset has them.  skip is "concat", "add" or "none", told_time "token" or "norm", conv
-    "after", "before" or "none".
+    "after", "before" or "none".  schedule: of `process.config.gaussian`.
     init: a model to start from, codecs and weights.  times: a law of `process.training_times`.
     drop: share of the samples without their condition; where it is 0 a network of classes has no
     null class.
@@ -335,6 +335,7 @@ class Training(Settings):
     size: int = Field(0, ge=0)
     skip: str = ""
     told_time: str = ""
+    schedule: str | dict[str, Any] = ""
     conv: Literal["", "after", "before", "none"] = ""
     patch: int = Field(0, ge=0)
     times: OneClock = Uniform()
@@ -343,13 +344,15 @@ class Training(Settings):
     @model_validator(mode="after")
     def _all_read(self) -> Training:
         if self.init:
-            read = ("size", "skip", "told_time", "conv", "patch")
+            read = ("size", "skip", "told_time", "conv", "patch", "schedule")
             self.unread(read, "a training that starts from init")
         elif self.preset not in {**NANO, **PRESETS}:
             known = ", ".join({**NANO, **PRESETS})
             raise ConfigError(f"preset {self.preset!r} is unknown; choose one of {known}")
         elif self.preset in NANO:
             self.unread(("codecs",), f"preset {self.preset!r} of uvit")
+        if self.schedule:
+            gaussian(self.schedule)
         return self
 
     def network(self) -> UViTConfig:
@@ -383,6 +386,8 @@ class Training(Settings):
             own = replace(own, **NANO_SAMPLING)
         if told == "label" and not drops:
             own = replace(own, guidance=1.0)
+        if self.schedule:
+            own = replace(own, schedule=self.schedule, sampler="dpm++2m")
         if parts := lacking(own):
             raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
         system = build(own)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from everyway.data.sample import Sample
 from everyway.generate import Model
+from everyway.job import LISTS, jobs
+from everyway.media import medium
 from everyway.sheet import Cell, Section, sheet
 from everyway.system import System
+from everyway.tasks import Task
 
 COUNT = 6
 FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come from
@@ -38,16 +43,32 @@ def samples(
 
 @torch.no_grad()
 def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
-    given: dict[str, list] = {}
-    chosen = model.system.tasks[task]
-    if "text" in chosen.given or chosen.contexts.get("text"):
-        given["text"] = [s.captions[0] for s in unseen]
-    if "image" in chosen.given:
-        given["image"] = [Image.fromarray(s.image) for s in unseen]
-    if chosen.contexts.get("label"):
-        classes = model.system.conditions["label"].codec.classes
-        given["label"] = [k % classes for k in range(COUNT)]
-    made = model.generate(kind=task, steps=steps, **(given or {"n": COUNT}))
-    pictures = given.get("image") or [r.image for r in made]
-    words = given.get("text") or [r.text or "" for r in made]
-    return Section(title=task, cells=[Cell(image=i, text=w) for i, w in zip(pictures, words)])
+    work, given = [], []
+    for number, sample in enumerate(unseen):
+        given.append(_given(model.system, model.system.tasks[task], sample, number))
+        named = {k: v for k, v in given[-1].items() if k in LISTS}
+        other = {k: v for k, v in given[-1].items() if k not in LISTS}
+        told = {"kind": task, "steps": steps, "seed": number, "given": other}
+        work += jobs(told | named, model.system)
+    made = sorted(model.generate(work), key=lambda result: result.job)
+    media = model.system.media
+    cells = [_cell(media, {**own, **result.outputs}) for own, result in zip(given, made)]
+    return Section(title=task, cells=cells)
+
+
+def _given(system: System, task: Task, sample: Sample, number: int) -> dict[str, Any]:
+    """What a task is given of a sample; classes are taken in turn."""
+    own = {"image": Image.fromarray(sample.image), **dict.fromkeys(("text", "label")), **sample.raw}
+    if sample.captions:
+        own["text"] = sample.captions[0]
+    if "label" in (names := system.given(task)):
+        own["label"] = number % system.conditions["label"].codec.classes
+    return {name: medium(name, system.media).read(own[name], name) for name in names}
+
+
+def _cell(media: Mapping[str, Any], values: Mapping[str, Any]) -> Cell:
+    """A picture, and in words all else that it is of."""
+    views = [medium(name, media).preview(value) for name, value in values.items()]
+    pictures = [view for view in views if isinstance(view, Image.Image)]
+    words = ", ".join(view for view in views if isinstance(view, str))
+    return Cell(image=pictures[-1] if pictures else None, text=words)

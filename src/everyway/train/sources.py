@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import Sample, to_tensor
 from everyway.layouts import convert
+from everyway.media import medium
 from everyway.system import System
-from everyway.systems import system_module
+from everyway.systems import SYSTEMS, system_module
 from everyway.train import latents as cache
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.devices import PartialState, agreed
@@ -71,8 +73,8 @@ def open_data(
     captioned: bool = True,
     reads: Callable[[str], object] | None = None,
 ):
-    """A built-in endless set by name, in its own size, or a folder of pictures (or shards of them),
-    fitted to `size`.
+    """A built-in endless set or one of a system's own by name, in its own size, or a folder of
+    pictures (or shards of them), fitted to `size`.
 
     captioned, reads: which pictures and captions of a folder are left out (`Folder`).
     """
@@ -84,10 +86,18 @@ def open_data(
         return Lattice(seed=seed, whole=LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
+    if name in (own := of_systems()):
+        return own[name](seed)
     if os.path.isdir(name) or are_shards(name):
         return Folder(name, size, captioned, reads)
-    known = ", ".join(BUILT_IN)
+    known = ", ".join((*BUILT_IN, *own))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
+
+
+def of_systems() -> dict[str, Callable[[int], Any]]:
+    """Name -> what makes a data set of a seed, of those that systems bring."""
+    own = (getattr(system_module(system), "DATA", {}) for system in SYSTEMS)
+    return {name: make for table in own for name, make in table.items()}
 
 
 def data_of(system: System, config: TrainConfig):
@@ -116,7 +126,7 @@ def streams(
     Of a folder every tenth picture is for measuring, and the others come in a new order each turn.
     """
     name = config.source.data
-    if name in BUILT_IN:
+    if name in BUILT_IN or name in of_systems():
         learn, test = (open_data(name, seed) for seed in (config.seed, TEST_SEED))
         return (lambda at: [learn.sample(i) for i in at]), (lambda at: [test.sample(i) for i in at])
     data = open_data(name, config.seed, size, captioned)
@@ -189,18 +199,16 @@ def sample_at(data, row: int, count: int, flip: bool = False) -> Sample:
 
 
 def encode(system: System, samples: list[Sample]) -> dict[str, Tensor]:
-    """modality -> (B, V, ...): one variant of a picture, one of each caption.
+    """modality -> (B, V, ...): one variant of what a sample has once, one of each caption; and
+    what the conditions read, as `contracts.flat` has it.
 
-    Raises ConfigError for a picture without a class where the system reads one.
+    Raises ConfigError for what the system reads and the samples do not have.
     """
-    out = {k: v[:, None] for k, v in system.encode({"image": pictures(samples)}).items()}
-    if "label" in system.raws:
-        told = flat(system.contexts({"label": _labels(samples)}))
-        out |= {k: v[:, None] for k, v in told.items()}
+    out = {k: v[:, None] for k, v in _encoded(system, _raw(system, samples)).items()}
     if "text" not in system.raws:
         return out
     said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
-    texts = [_words(system, captions) for captions in said]
+    texts = [_encoded(system, {"text": captions}) for captions in said]
     return out | {k: torch.stack([t[k] for t in texts], 1) for k in texts[0]}
 
 
@@ -211,9 +219,26 @@ def _labels(samples: list[Sample]) -> list[int]:
     return [sample.label for sample in samples]
 
 
-def _words(system: System, captions: list[str]) -> dict[str, Tensor]:
-    """The text as states, and as what the conditions read."""
-    return system.encode({"text": captions}) | flat(system.contexts({"text": captions}))
+def _raw(system: System, samples: list[Sample]) -> dict[str, Any]:
+    """What samples have once, by name.  A condition that they do not have is its null."""
+    raw: dict[str, Any] = {"image": pictures(samples)} if "image" in system.raws else {}
+    if "label" in system.raws:
+        raw["label"] = _labels(samples)
+    for name in sorted(system.raws & samples[0].raw.keys()):
+        kind = medium(name, system.media)
+        values = [kind.read(sample.raw[name], name) for sample in samples]
+        raw[name] = kind.tensor(values, image_size(system))
+    if missing := {m.source for m in system.modalities.values()} - {*raw, "text"}:
+        raise ConfigError(
+            f"the data has no {', '.join(sorted(missing))}, which {system.name} is made of; choose "
+            "other data"
+        )
+    return raw
+
+
+def _encoded(system: System, raw: dict[str, Any]) -> dict[str, Tensor]:
+    """As states, and as what the conditions read."""
+    return system.encode(raw) | flat(system.contexts(raw))
 
 
 def _fingerprint(system: System, config: TrainConfig, data, count: int) -> str:

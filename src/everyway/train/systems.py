@@ -122,16 +122,17 @@ class SystemLearner(Learner):
         """The averaged network and the codecs as a model folder, OUT/model."""
         config, folder = self.config, out / "model"
         tensors = self.system.weights(_of_network(weights))
-        begun = origins(config, self.system)
+        begun, data = origins(config, self.system), config.source.data
         told = {"licence": config.run.licence} if config.run.licence else {}
         facts = {
             **begun,
             **told,
             "name": config.model.preset,
+            **({"about": f"{data}, of the system's own"} if data in sources.of_systems() else {}),
             "image_size": sources.image_size(self.system),
             "losses": run["losses"],
             "history": [*begun["history"], {k: v for k, v in run.items() if k != "losses"}],
-            "training": {**config.model_dump(), "data": config.source.data},
+            "training": {**config.model_dump(), "data": data},
         }
         dtype = convert.DTYPES[config.run.weights]
         document = {"system": self.system.name, "config": dict(self.system.config)}

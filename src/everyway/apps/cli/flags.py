@@ -7,7 +7,7 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from everyway.errors import UsageError
 
@@ -34,15 +34,21 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def add_fields(self, model: type[BaseModel], *fields: str) -> None:
-        """A flag for each of these fields of a model; a value is read as the model reads it."""
+        """A flag for each of these fields of a model; a value is read as the model reads it.
+
+        The values of a tuple stand with commas between them; of a dictionary each has a flag of its
+        own, NAME=VALUE.
+        """
         for name in fields:
             field = model.model_fields[name]
+            many = get_origin(field.annotation) is dict
             self.add_argument(
                 f"--{name.replace('_', '-')}" if len(name) > 1 else f"-{name}",
-                default=field.default,
+                default={} if many else field.default,
                 type=_reader(name, field),
                 help=described(model, name),
                 among=field.examples or (),
+                **({"action": Entry, "metavar": "NAME=VALUE"} if many else {}),
             )
 
     def error(self, message: str) -> None:
@@ -60,26 +66,43 @@ def described(model: type[BaseModel], name: str) -> str:
 
 
 def _reader(name: str, field: FieldInfo) -> Callable[[str], Any]:
-    """A word of the command line -> the value of a field."""
+    """A word of the command line -> the value of a field, or an entry of one."""
     from pydantic import TypeAdapter, ValidationError
 
     adapter = TypeAdapter(Annotated[field.annotation, field])
 
     def read(word: str) -> Any:
         try:
-            return adapter.validate_python(word)
+            return adapter.validate_python(_parted(word, get_origin(field.annotation)))
         except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Value error, ")
+            fault = error.errors()[0]
+            said = fault["msg"].removeprefix("Value error, ")
+            if fault["type"] in ("missing", "too_long"):
+                said = f"give {len(get_args(field.annotation))} values, a comma between them"
             raise ArgumentTypeError(f"{name}={word}: {said}") from None
 
     return read
+
+
+def _parted(word: str, kind: type | None) -> Any:
+    """As pydantic takes a tuple or a dictionary."""
+    if kind is dict:
+        return dict([pair(word)])
+    return word.split(",") if kind is tuple else word
+
+
+class Entry(argparse.Action):
+    """Adds the entry of a dictionary."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
 
 
 def _spoken(settings: dict[str, Any]) -> str:
     if settings.get("action") == "store_true":
         return "off"
     default = settings.get("default")
-    return "none" if default in (None, "", []) else str(default).replace("%", "%%")
+    return "none" if default in (None, "", [], {}) else str(default).replace("%", "%%")
 
 
 def folder(text: str) -> str:

@@ -1,4 +1,5 @@
-"""Make pictures, captions or both, from a text, a picture, or nothing."""
+"""Make pictures, captions or both, from a text, a picture, or nothing; or what a task of the model
+makes of what it is given."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from typing import Any
 from everyway.apps.cli.flags import Parser, clock_path, described, level, share
 from everyway.apps.cli.making import add_sampling, make, settings
 from everyway.errors import UsageError
-from everyway.request import GenerateRequest, known
+from everyway.request import GenerateRequest
 
 WHAT = ("image", "text", "both")
-INPUTS = ("text", "label", "mask", "strength")
+INPUTS = ("text", "label", "given", "mask", "strength")
 """Fields of a request that are flags of this command alone, under their own names."""
 
 
 def add_flags(p: Parser) -> None:
-    p.add_argument("what", help="image, text or both", among=WHAT)
+    said = "image, text or both, or a task of the model (everyway models MODEL names them)"
+    p.add_argument("what", help=said, among=WHAT)
     p.add_argument("--image", help="a picture to describe, or to draw on")
     noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
     p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
@@ -33,7 +35,6 @@ def add_flags(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    known("output", args.what, WHAT)
     if args.prompts is not None:
         return _prompts(args)
     if args.shard:
@@ -63,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _kind(what: str, text: bool, image: bool) -> str:
-    """The kind of request that makes this, given a text or an image or not."""
+    """The kind of request that makes this, given a text or an image or not; else what it is."""
     drawn, said = "text-to-image" if text else "image", "image-to-text" if image else "text"
-    return {"image": drawn, "text": said, "both": "joint"}[what]
+    return {"image": drawn, "text": said, "both": "joint"}.get(what, what)
 
 
 def _prompts(args: argparse.Namespace) -> int:
@@ -74,7 +75,7 @@ def _prompts(args: argparse.Namespace) -> int:
     if not path.is_file():
         raise UsageError(f"there is no file {args.prompts!r}")
     for flag in ("image", "given_noise", "clock_paths", *INPUTS):
-        if getattr(args, flag) not in (None, []):
+        if getattr(args, flag) not in (None, [], {}):
             raise UsageError(f"--{flag.replace('_', '-')} goes into the lines of {path}")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -97,6 +98,6 @@ def _row(what: str, line: str) -> dict[str, Any]:
     """The settings in a line: a JSON object, or what the command makes a result from."""
     if line.startswith("{"):
         return json.loads(line)
-    if what == "both":
-        raise UsageError("generate both takes no input; a JSON object is needed")
+    if what not in ("image", "text"):
+        raise UsageError(f"generate {what} takes no line of text; a JSON object is needed")
     return {"text": line} if what == "image" else {"images": (line,)}

@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everyway.apps import files
 from everyway.apps.cli import mute
 from everyway.apps.cli.flags import Parser, folder, pair
 from everyway.request import SETTINGS, GenerateRequest, read_image
+
+if TYPE_CHECKING:
+    from everyway.generate import Result
 
 SAMPLING = ("model", "n", "seed", *SETTINGS)
 """Fields of a request that every such command has as flags."""
@@ -76,7 +79,9 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
             if result.part in _parts(done, result.seed, request, settled):
                 continue
             rows.append(out.save(result, settled, request))
-            say(args, _line(args.out, rows[-1], time.monotonic() - began))
+            made = [_shown(args.out, rows[-1], result, name) for name in result.outputs]
+            said = [*made, f"seed {result.seed}", f"{time.monotonic() - began:.1f} s"]
+            say(args, "  ".join(said))
     if args.json:
         show_json({"out": args.out, "results": rows, "peak_bytes": _peak(models)})
     return 0
@@ -118,11 +123,9 @@ def _parts(done: dict[str, set[int]], seed: int, *forms: GenerateRequest) -> set
     return set[int]().union(*(done.get(key, ()) for key in keys))
 
 
-def _line(out: str, row: dict[str, Any], seconds: float) -> str:
-    """Path and text, seed, and the seconds since the command began."""
-    made = [str(Path(out) / row["image"])] if "image" in row else []
-    made += [row["text"]] if "text" in row else []
-    return "  ".join([*made, f"seed {row['seed']}", f"{seconds:.1f} s"])
+def _shown(out: str, row: dict[str, Any], result: Result, name: str) -> str:
+    """An output: the path of what is kept in a file, else itself."""
+    return str(Path(out) / row[name]) if result.media[name].in_file else str(row[name])
 
 
 def _peak(models: dict[str, Any]) -> int | None:

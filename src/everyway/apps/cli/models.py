@@ -1,4 +1,4 @@
-"""The models that are here, or the facts of one."""
+"""The models that are here, or the facts of one: its tasks, and what each is given, among them."""
 
 from __future__ import annotations
 
@@ -20,4 +20,6 @@ def run(args: argparse.Namespace) -> None:
         print("\n".join(shipped()) or "no model is shipped")
         return
     model = load(args.model)
-    show_json({"name": model.name, "hash": model.hash, **model.facts}, indent=2)
+    tasks = {name: model.system.given(task) for name, task in model.system.tasks.items()}
+    own = {"name": model.name, "hash": model.hash, "tasks": tasks}
+    show_json(own | {k: v for k, v in model.facts.items() if k not in own}, indent=2)
