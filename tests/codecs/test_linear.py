@@ -49,7 +49,7 @@ def test_thumbnails_are_one_white_vector():
 
 @pytest.fixture(scope="module")
 def table():
-    data = Lattice(whole=0.5)
+    data = Lattice(partial=True)
     spec = word_tokens(c for i in range(4000) for c in data.sample(i).captions)
     codec = TokenTable(spec, 12, 32, LEXICON.to_json())
     codec.fit(torch.randn(len(codec.tokens), 32, generator=torch.Generator().manual_seed(0)))

@@ -15,7 +15,7 @@ from everyway.metrics import lattice as judge
 
 
 def test_a_sample_depends_on_seed_and_index_alone():
-    one, other = Lattice(seed=3, whole=0.5), Lattice(seed=3, whole=0.5)
+    one, other = Lattice(seed=3, partial=True), Lattice(seed=3, partial=True)
     for index in (7, 2, 40):
         a, b = one.sample(index), other.sample(index)
         assert np.array_equal(a.image, b.image) and a.captions == b.captions
@@ -31,7 +31,7 @@ def test_pairs_are_held_out():
 
 @pytest.mark.parametrize("lang", ["en", "ko"])
 def test_plain_captions_are_read_back(lang):
-    data = Lattice(whole=0.5)
+    data = Lattice(partial=True)
     for index in range(300):
         text = data.sample(index).captions["en ko".split().index(lang)]
         stated = lattice.parse_caption(text)

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from everyway.data.folder import Folder, write_folder
+from everyway.data.lattice import Lattice
 from everyway.data.shapes import Shapes
 from everyway.train import devices, sources
 from everyway.train.config import ConfigError, resolve
-from everyway.train.systems import prepared
+from everyway.train.latents import Latents
+from everyway.train.learner import Share
+from everyway.train.systems import SystemLearner, prepared
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +101,21 @@ def test_every_state_of_a_mirrored_sample_is_of_the_mirrored_picture(tmp_path):
         for name, state in system.encode({"image": picture}).items():
             found = made.parts[0][name][row].float()
             torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-3)
+
+
+def test_a_text_that_is_made_states_everything():
+    """Captions that leave things unsaid are conditions; a text to be made is one of the others."""
+    config = resolve("nano", {"data": "lattice", "cache": "64"})
+    system = prepared(config)
+    assert isinstance(data := sources.data_of(system, config), Lattice) and data.complete == 0.5
+    samples = [data.sample(index) for index in range(64)]
+    latents = Latents(parts=[sources.encode(system, samples)], complete=data.complete)
+    learner = SystemLearner(system, latents, config)
+    share = Share(seed=0, step=0, size=512, rows=slice(0, 512), device=torch.device("cpu"))
+    x0, _, times, _, _ = learner.batch(share)
+    whole = {text for s in samples for text in s.captions[:2]}
+    said = system.modalities["text"].codec.decode(x0["text"])
+    whole = set(system.modalities["text"].codec.decode(system.encode({"text": [*whole]})["text"]))
+    unsaid = torch.tensor([text not in whole for text in said])
+    assert not unsaid[times["text"] > 0].any()
+    assert 0.3 < unsaid[times["text"] == 0].float().mean() < 0.7

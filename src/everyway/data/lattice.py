@@ -47,8 +47,8 @@ LEXICON = Lexicon(
     bare=emoji.LEXICON.bare & frozenset(OBJECTS),
 )
 ATLAS = Path(__file__).parent.parent / "shipped" / "lattice" / "atlas.png"
-LATTICES = {"lattice": 0.75, "lattice-whole": 1.0}
-"""Name -> the share of its captions that state everything."""
+LATTICES = {"lattice": True, "lattice-whole": False}
+"""Name -> whether it has captions too that leave some of the scene unsaid."""
 LEAST_COVER = 1 / 3
 """Of its cell, by the artwork of a large object."""
 
@@ -59,14 +59,19 @@ class Lattice:
 
     split: "train" never holds a held-out pair, "heldout" has no other pairs.  count: 1 or 2 objects
     in every scene; None draws, 1 with the probability `single`.
-    whole: share of the samples whose captions state everything; the others leave some of it unsaid.
+    partial: every sample has two captions more, which leave some of the scene unsaid.
     """
 
     seed: int = 0
     split: str = "train"
     count: int | None = None
     single: float = 0.4
-    whole: float = 1.0
+    partial: bool = False
+
+    @property
+    def complete(self) -> float:
+        """The share of a sample's captions, at their front, that state everything."""
+        return 0.5 if self.partial else 1.0
 
     def __iter__(self) -> Iterator[Sample]:
         index = 0
@@ -92,12 +97,15 @@ class Lattice:
         return Scene(objects=pair, relation=RELATIONS[rng.integers(2)], background=background)
 
     def sample(self, index: int) -> Sample:
-        """A picture with an English and a Korean caption, which state the same attributes."""
-        scene, rng = self.scene(index), np.random.default_rng((self.seed, index, 1))
-        stated = scene if rng.random() < self.whole else some(scene, rng)
+        """A picture with an English and a Korean caption that state everything, then, of partial
+        ones, two that state the same part of it."""
+        scene = self.scene(index)
+        stated = [scene]
+        if self.partial:
+            stated.append(some(scene, np.random.default_rng((self.seed, index, 1))))
         return Sample(
             image=draw(scene),
-            captions=tuple(plain(stated, LEXICON, lang) for lang in LANGS),
+            captions=tuple(plain(part, LEXICON, lang) for part in stated for lang in LANGS),
             record=scene.to_json(),
             key=f"lattice-{self.split}-{self.seed}-{index:08d}",
         )

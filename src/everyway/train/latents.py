@@ -34,9 +34,14 @@ class CacheError(EverywayError, OSError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """parts: of PART samples each, but the last: modality -> (n, V, ...)."""
+    """parts: of PART samples each, but the last: modality -> (n, V, ...).
+
+    complete: the share of a sample's captions, at their front, that state everything.  A text that
+    leaves things unsaid is a condition; as something to be made it would be one of many.
+    """
 
     parts: Sequence[dict[str, Tensor]]
+    complete: float = 1.0
 
     def __len__(self) -> int:
         return sum(len(next(iter(part.values()))) for part in self.parts)

@@ -83,7 +83,7 @@ def open_data(
 
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
-        return Lattice(seed=seed, whole=LATTICES[name])
+        return Lattice(seed=seed, partial=LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if name in (own := of_systems()):
@@ -172,7 +172,7 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
     for codec in system.codecs.values():
         codec.to(state.device)
     try:
-        return cache.encode(
+        made = cache.encode(
             folder,
             lambda row: sample_at(data, row, count, source.flip),
             lambda samples: encode(system, samples),
@@ -181,6 +181,7 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
             processes=state.num_processes,
             progress=lambda done, count: note(f"encoded {done:,} of {count:,} samples"),
         )
+        return replace(made, complete=getattr(data, "complete", 1.0))
     finally:
         for codec in system.codecs.values():
             codec.to("cpu")

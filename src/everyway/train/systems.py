@@ -76,10 +76,14 @@ class SystemLearner(Learner):
         source, noise = share.generator("samples"), share.noise()
         rows = torch.randint(len(self.latents), (share.size,), generator=source)
         variants = torch.rand(share.size, generator=source)
-        encoded = self.latents.rows(rows[share.rows], variants[share.rows])
+        times, weights = self._times(share, source, noise)
+        index, variants = rows[share.rows], variants[share.rows]
+        if "text" in times:  # a text that is made states everything
+            made = (times["text"] > 0).to(variants.device)
+            variants = torch.where(made, variants * self.latents.complete, variants)
+        encoded = self.latents.rows(index, variants)
         encoded = {k: v.to(share.device) for k, v in encoded.items()}
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
-        times, weights = self._times(share, source, noise)
         return x0, encoded, times, weights, noise
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
