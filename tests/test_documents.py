@@ -1,6 +1,7 @@
 """What the documents show runs, what they name exists, and the examples are short and quick.
 
-A fenced Python block after the comment `<!-- not run -->` is left out.
+A fenced Python block after the comment `<!-- not run -->` is left out.  A block that begins with a
+comment of a file's name is that file.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from everyway.apps import cli
+from everyway.systems import SYSTEMS
+from everyway.train.config import tomllib
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 NOT_RUN = "<!-- not run -->"
-TO_BE_WRITTEN = {"codecs/sound.py", "systems/mine.py", "tests/systems/test_mine.py"}
+TO_BE_WRITTEN = {"codecs/sound.py", "tests/systems/test_mine.py"}
 WRITTEN_BY_US = {"config.json"}  # in every model folder and run folder
+FILE = re.compile(r"# ([\w.-]+\.(?:py|toml))\n")
 SUFFIXES = "py|md|sh|json|toml|png|jsonl|safetensors"
 
 
@@ -79,8 +83,25 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__document__"}
     for language, line, text, run in blocks(document):
-        if language == "python" and run:
-            exec(compile("\n" * (line - 1) + text, name(document), "exec"), namespace)
+        if language == "python" and run and not FILE.match(text):
+            shown = "\n" * (line - 1) + text
+            exec(compile(shown, name(document), "exec", dont_inherit=True), namespace)
+
+
+@each([d for d in DOCUMENTS if any(FILE.match(text) for _, _, text, _ in blocks(d))])
+def test_files_and_commands_of_a_document_work_together(document, tmp_path, monkeypatch):
+    """Its entry points are taken as an installation would, and the commands are run in order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for _, _, text, _ in blocks(document):
+        if found := FILE.match(text):
+            Path(found[1]).write_text(text, encoding="utf-8")
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for system, module in project["entry-points"]["everyway.systems"].items():
+        monkeypatch.setitem(SYSTEMS, system, module)
+    for line in commands(document):
+        if line.startswith("everyway "):
+            assert cli.main(shlex.split(line)[1:]) == 0, line
 
 
 def test_a_block_is_found_run_or_left_out(tmp_path):

@@ -7,19 +7,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import toy_system
-from everyway import library, objective
-from everyway.contracts import flat
+from everyway.apps import cli
 from everyway.generate import load
 from everyway.guidance import guided
-from everyway.process.times import uniform_times
 from everyway.sampling.loop import absent_states, final, sample
-from everyway.sampling.noise import PerSampleNoise, StreamNoise
+from everyway.sampling.noise import PerSampleNoise
 from everyway.systems import SYSTEMS
 from everyway.tasks import FIRST, LAST
 
@@ -41,36 +37,19 @@ def raw(kinds):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    system = toy_system.build({"dim": 48})
-    optimiser = torch.optim.AdamW(system.network.parameters(), lr=3e-3)
-    for step in range(350):
-        noise = StreamNoise(torch.Generator().manual_seed(step))
-        chosen = torch.randint(4, (48,), generator=noise.generator).tolist()
-        data = raw([KINDS[k] for k in chosen])
-        x0 = system.encode({k: v for k, v in data.items() if k in system.modalities})
-        told = system.contexts(data)
-        contexts = objective.contexts_of(system, x0 | flat(told), noise, drop=0.2, samples=48)
-        times = uniform_times(noise, toy_system.ALL, 48)
-        loss = objective.total(system, objective.losses(system, x0, times, noise, contexts))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return system
+def trained(tmp_path_factory):
+    """The run folder of its training, from the command line."""
+    folder = tmp_path_factory.mktemp("toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SYSTEMS, "toy", "toy_system")
+        words = ["train", "toy", "--out", str(folder), "--set", "sample_every=350", "--quiet"]
+        assert cli.main(words) == 0
+        yield folder
 
 
 @pytest.fixture(scope="module")
-def model(trained, tmp_path_factory):
-    """Saved as a model folder and loaded again."""
-    folder = tmp_path_factory.mktemp("toy") / "model"
-    held, SYSTEMS["toy"] = dict(SYSTEMS), "toy_system"
-    try:
-        library.save(folder, trained, {"image_size": 4})
-        yield load(str(folder), device="cpu")
-    finally:
-        SYSTEMS.clear()
-        SYSTEMS.update(held)
+def model(trained):
+    return load(trained, device="cpu")
 
 
 def draw(system, task, given, batch, paths=None, weights=None):
@@ -113,10 +92,12 @@ def right(made, kinds, share=0.85):
         assert sum(same) >= share * len(kinds), (name, made[name])
 
 
-def test_it_is_loaded_as_it_was(trained, model):
-    for name, value in trained.network.state_dict().items():
-        assert torch.equal(value, model.system.network.state_dict()[name])
-    assert set(model.system.components) == {"network"}
+def test_it_is_loaded_as_it_was_saved(model, tmp_path):
+    model.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again", device="cpu")
+    assert set(model.system.components) == {"network"} and again.hash == model.hash
+    for name, value in model.system.network.state_dict().items():
+        assert torch.equal(value, again.system.network.state_dict()[name])
 
 
 def test_both_conditions_bear_on_everything_that_is_made(model):
@@ -162,44 +143,45 @@ def test_one_modality_before_the_others(model, paths):
 # -- from the command line ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def everyway(tmp_path_factory):
-    """Runs the command where a package has the toy system among its entry points."""
-    folder = tmp_path_factory.mktemp("installed")
-    package = folder / "toy-1.dist-info"
+def test_its_name_is_an_entry_point(tmp_path):
+    package = tmp_path / "toy-1.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
     (package / "entry_points.txt").write_text("[everyway.systems]\ntoy = toy_system\n")
-    path = os.pathsep.join([str(folder), str(Path(__file__).parent), *sys.path])
-
-    def call(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "everyway.apps.cli", *words],
-            cwd=folder, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    call.folder = folder
-    return call
+    code = "from everyway.systems import SYSTEMS; print(SYSTEMS['toy'])"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    told = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", code], **told).stdout == "toy_system\n"
 
 
-def test_the_command_line_trains_it_lists_it_and_makes_all_that_it_makes(everyway):
-    everyway("train", "toy", "--set", "sample_every=350", "--quiet")
-    model = everyway.folder / "runs/toy/model"
-    assert (everyway.folder / "runs/toy/samples/0000350.png").is_file()
-    assert "tunes, of the system's own" in (model / "README.md").read_text()
-    facts = json.loads(everyway("models", "runs/toy"))
-    assert facts["tasks"]["everything"] == ["subject", "style"]
-    assert facts["tasks"]["name"] == ["image"]
-    told = ["--given", "subject=red", "--given", "style=loud", "--json", "-n", "8"]
-    made = json.loads(everyway("generate", "everything", "--model", "runs/toy", *told))["results"]
+def test_the_command_line_tells_of_it_and_makes_all_that_it_makes(trained, run, tmp_path):
+    assert (trained / "samples/0000350.png").is_file()
+    assert "tunes, of the system's own" in (trained / "model/README.md").read_text()
+    tasks = json.loads(run("models", trained)[1])["tasks"]
+    assert (tasks["everything"], tasks["name"]) == (["subject", "style"], ["image"])
+    told = ["--given", "subject=red", "--given", "style=loud", "--model", trained]
+    code, out, err = run("generate", "everything", *told, "-n", 8, "--json")
+    made = json.loads(out)["results"]
     assert sum(row["text"] == "red loud" for row in made) >= 7
-    tunes = [(everyway.folder / "out" / row["sound"]).read_text() for row in made]
+    tunes = [(tmp_path / "out" / row["sound"]).read_text() for row in made]
     assert sum(tune == "3 3 3 3\n" for tune in tunes) >= 7
-    first = str(everyway.folder / "out" / made[0]["image"])
-    line = everyway("generate", "name", "--image", first, "--model", "runs/toy", "--out", "named")
-    assert line.startswith("red ")
-    assert "bit for bit" in everyway("replay", first)
-    everyway("generate", "image", "--given", "subject=blue", "--model", "runs/toy", "--out", "blue")
+    first = tmp_path / "out" / made[0]["image"]
+    code, out, err = run("generate", "name", "--image", first, "--model", trained)
+    assert code == 0 and out.startswith("red ")
+    code, out, err = run("generate", "image", "--given", "subject=blue", "--model", trained)
+    assert code == 0 and "out/00008.png  seed 0" in out
+    assert "bit for bit" in run("replay", first)[1]
+
+
+def test_what_it_is_not_given_or_does_not_know_is_one_line(trained, run):
+    said = {
+        ("generate", "everything", "--given", "subject=red"): "everything needs style; give it",
+        ("generate", "everythin"): "task 'everythin' is unknown; did you mean 'everything'?",
+        ("generate", "name", "--given", "sond=a"): "input 'sond' is unknown; did you mean 'sound'?",
+        ("train", "toy", "--data", "shapes"): "the data has no sound, which toy is made of",
+        ("train", "toy", "--data", "tune"): "data 'tune' is unknown",
+    }
+    for words, line in said.items():
+        own = ["--out", "odd"] if words[0] == "train" else ["--model", trained]
+        code, _, err = run(*words, *own)
+        assert code == 2 and line in err and err.count("\n") == 1, err

@@ -166,7 +166,7 @@ class Training(Settings):
 DATA = {"tunes": Tunes}
 TRAININGS = {
     "toy": dict(
-        data="tunes", cache=64, steps=350, batch=48, optimiser="adamw", lr=3e-3, ema=0.95,
-        out="runs/toy",
+        data="tunes", cache=64, steps=350, batch=48, optimiser="adamw", lr=3e-3, warmup=10,
+        ema=0.95, out="runs/toy",
     )
 }  # fmt: skip
