@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -67,6 +68,7 @@ class Lattice:
     count: int | None = None
     single: float = 0.4
     whole: float = 1.0
+    size: ClassVar[int] = SIDE
 
     def __iter__(self) -> Iterator[Sample]:
         index = 0
@@ -93,27 +95,48 @@ class Lattice:
 
     def sample(self, index: int) -> Sample:
         """A picture with an English and a Korean caption, which state the same attributes."""
-        scene, rng = self.scene(index), np.random.default_rng((self.seed, index, 1))
-        stated = scene if rng.random() < self.whole else some(scene, rng)
+        scene, captions = self.described(index)
         return Sample(
             image=draw(scene),
-            captions=tuple(plain(stated, LEXICON, lang) for lang in LANGS),
+            captions=captions,
             record=scene.to_json(),
             key=f"lattice-{self.split}-{self.seed}-{index:08d}",
         )
 
+    def described(self, index: int) -> tuple[Scene, tuple[str, ...]]:
+        """The scene and the captions of `sample(index)`, without its picture."""
+        scene, rng = self.scene(index), np.random.default_rng((self.seed, index, 1))
+        stated = scene if rng.random() < self.whole else some(scene, rng)
+        return scene, tuple(plain(stated, LEXICON, lang) for lang in LANGS)
+
+    def placed(self, scene: Scene, index: int = 0) -> emoji.Placed:
+        """What a picture is put together from."""
+        return placed(scene)
+
+    def sprites(self) -> dict[tuple[str, str], np.ndarray]:
+        """(name, size) -> sprite, of all that `placed` may name."""
+        return sprites()
+
 
 def draw(scene: Scene) -> np.ndarray:
     """The picture (96, 96, 3) uint8 of a scene that states everything."""
-    scene = scene.canonical()
+    colour, things = placed(scene)
     canvas = np.empty((SIDE, SIDE, 3), np.uint8)
-    canvas[:] = COLOURS[scene.background]
+    canvas[:] = colour
+    for key, x, y in things:
+        emoji.paste(canvas, sprites()[key], (x, y))
+    return canvas
+
+
+def placed(scene: Scene) -> emoji.Placed:
+    """The parts of the picture of a scene that states everything."""
+    scene = scene.canonical()
     places = SIDES[scene.relation] if scene.relation else (scene.objects[0].place,)
+    things = []
     for thing, place in zip(scene.objects, places, strict=True):
         row, column = CELLS[place]
-        cell = canvas[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-        emoji.paste(cell, sprites()[thing.name, thing.size], (0, 0))
-    return canvas
+        things.append(((thing.name, thing.size), column * CELL, row * CELL))
+    return np.array(COLOURS[scene.background]), things
 
 
 @cache
