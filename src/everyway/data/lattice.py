@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -48,8 +48,12 @@ LEXICON = Lexicon(
     bare=emoji.LEXICON.bare & frozenset(OBJECTS),
 )
 ATLAS = Path(__file__).parent.parent / "shipped" / "lattice" / "atlas.png"
-LATTICES = {"lattice": 0.75, "lattice-whole": 1.0}
-"""Name -> the share of its captions that state everything."""
+LATTICES: dict[str, dict[str, Any]] = {
+    "lattice": {"whole": 0.75},
+    "lattice-whole": {"whole": 1.0},
+    "lattice-246": {"whole": 0.75, "names": emoji.OBJECTS},
+}
+"""Name -> settings of a `Lattice`."""
 LEAST_COVER = 1 / 3
 """Of its cell, by the artwork of a large object."""
 
@@ -61,6 +65,7 @@ class Lattice:
     split: "train" never holds a held-out pair, "heldout" has no other pairs.  count: 1 or 2 objects
     in every scene; None draws, 1 with the probability `single`.
     whole: share of the samples whose captions state everything; the others leave some of it unsaid.
+    names: of the objects; others than OBJECTS are drawn from the emoji font.
     """
 
     seed: int = 0
@@ -68,6 +73,7 @@ class Lattice:
     count: int | None = None
     single: float = 0.4
     whole: float = 1.0
+    names: tuple[str, ...] = OBJECTS
     size: ClassVar[int] = SIDE
 
     def __iter__(self) -> Iterator[Sample]:
@@ -83,7 +89,7 @@ class Lattice:
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         sizes = [SIZES[i] for i in rng.integers(2, size=2)]
         while True:
-            a, b = (OBJECTS[i] for i in rng.integers(len(OBJECTS), size=2))
+            a, b = (self.names[i] for i in rng.integers(len(self.names), size=2))
             if count == 1 or (a != b and heldout_pair(a, b) == (self.split == "heldout")):
                 break
         if count == 1:
@@ -97,7 +103,7 @@ class Lattice:
         """A picture with an English and a Korean caption, which state the same attributes."""
         scene, captions = self.described(index)
         return Sample(
-            image=draw(scene),
+            image=draw(scene, self.names),
             captions=captions,
             record=scene.to_json(),
             key=f"lattice-{self.split}-{self.seed}-{index:08d}",
@@ -107,7 +113,7 @@ class Lattice:
         """The scene and the captions of `sample(index)`, without its picture."""
         scene, rng = self.scene(index), np.random.default_rng((self.seed, index, 1))
         stated = scene if rng.random() < self.whole else some(scene, rng)
-        return scene, tuple(plain(stated, LEXICON, lang) for lang in LANGS)
+        return scene, tuple(plain(stated, emoji.LEXICON, lang) for lang in LANGS)
 
     def placed(self, scene: Scene, index: int = 0) -> emoji.Placed:
         """What a picture is put together from."""
@@ -115,16 +121,16 @@ class Lattice:
 
     def sprites(self) -> dict[tuple[str, str], np.ndarray]:
         """(name, size) -> sprite, of all that `placed` may name."""
-        return sprites()
+        return sprites(self.names)
 
 
-def draw(scene: Scene) -> np.ndarray:
+def draw(scene: Scene, names: tuple[str, ...] = OBJECTS) -> np.ndarray:
     """The picture (96, 96, 3) uint8 of a scene that states everything."""
     colour, things = placed(scene)
     canvas = np.empty((SIDE, SIDE, 3), np.uint8)
     canvas[:] = colour
     for key, x, y in things:
-        emoji.paste(canvas, sprites()[key], (x, y))
+        emoji.paste(canvas, sprites(names)[key], (x, y))
     return canvas
 
 
@@ -140,8 +146,10 @@ def placed(scene: Scene) -> emoji.Placed:
 
 
 @cache
-def sprites() -> dict[tuple[str, str], np.ndarray]:
+def sprites(names: tuple[str, ...] = OBJECTS) -> dict[tuple[str, str], np.ndarray]:
     """(name, size) -> its cell, (32, 32, 4) uint8 with premultiplied alpha."""
+    if names != OBJECTS:
+        return {(name, size): _centred(name, size, None) for name in names for size in SIZES}
     sheet = np.asarray(Image.open(ATLAS))
     return {
         (name, size): sheet[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]

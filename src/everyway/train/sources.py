@@ -81,7 +81,7 @@ def open_data(
 
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
-        return Lattice(seed=seed, whole=LATTICES[name])
+        return Lattice(seed=seed, **LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if os.path.isdir(name) or are_shards(name):
