@@ -1,9 +1,10 @@
 """Trains a model of all 246 objects within minutes of a large GPU (docs/gpu.md).
 
     python recipes/gpu.py prepare --world hard                # where the emoji font is; any CPU
-    python recipes/gpu.py all --world hard --minutes 6        # where the GPU is
+    python recipes/gpu.py --world hard --out runs/gpu         # where the GPU is
 
-Without a part it does all of them; what an earlier call has left is not done again.
+Without a part it does all of them; codecs that are there are not fitted again, and a training that
+was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from everyway.train.config import resolve
 from everyway.train.fitted import fit_codecs
 from everyway.train.folder import Progress
 
+Tell = Callable[[str], None]
 PARTS = ("prepare", "train", "evaluate")
 LIMIT = 16 * 2**20
 """Bytes of the largest file that is exported: some machines return no larger ones."""
@@ -37,7 +40,7 @@ LIMIT = 16 * 2**20
 @dataclass(frozen=True)
 class World:
     """data: name of the built-in scenes.  side: of the image latent.  guidance, steps: of a
-    system.  suite and demo are judged on the same data."""
+    system."""
 
     data: str
     side: int
@@ -69,7 +72,7 @@ def main() -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace, tell) -> None:
+def prepare(args: argparse.Namespace, tell: Tell) -> None:
     """The artwork without the font, and the codecs: small files, which travel to the GPU."""
     if not emoji.CUT.exists():
         emoji.cut()
@@ -78,11 +81,10 @@ def prepare(args: argparse.Namespace, tell) -> None:
         tell(f"codecs {json.dumps(facts)}")
 
 
-def learn(args: argparse.Namespace, tell) -> None:
+def learn(args: argparse.Namespace, tell: Tell) -> None:
     """The transformer, exported every minute to OUT/model."""
-    prepare(args, tell)
-    start = args.init or fresh(args)
-    gpu = torch.device(args.device if args.device != "auto" else _best()).type == "cuda"
+    start = args.init or fresh(args, tell)
+    gpu = args.device.startswith("cuda") or args.device == "auto" and torch.cuda.is_available()
     settings: dict[str, Any] = {
         "data": WORLDS[args.world].data,
         "init": str(start),
@@ -114,11 +116,12 @@ def learn(args: argparse.Namespace, tell) -> None:
             raise UsageError(f"{path} is larger than {LIMIT} bytes; choose a smaller --dim")
 
 
-def fresh(args: argparse.Namespace) -> Path:
+def fresh(args: argparse.Namespace, tell: Tell) -> Path:
     """A model folder with the codecs and an untrained network."""
     folder, world = args.out / "start", WORLDS[args.world]
     if (folder / "config.json").exists():
         return folder
+    prepare(args, tell)
     own = {name: codec_folder.settings(args.codecs, name) for name in unidiffuser.NEEDED}
     config = replace(
         unidiffuser.mini(own),
@@ -141,17 +144,13 @@ def fresh(args: argparse.Namespace) -> Path:
     return folder
 
 
-def judge(args: argparse.Namespace, tell) -> None:
+def judge(args: argparse.Namespace, tell: Tell) -> None:
     """OUT/scores.json and OUT/demo.png, of what was exported last."""
     model = load(args.out / "model", device=args.device)
     report = evaluate(model, n=args.n)
     store.write_text(args.out / "scores.json", json.dumps(report, indent=1))
     tell(", ".join(f"{k} {v:.3f}" for k, v in report.items() if k.endswith("all_correct")))
     demo(model, args.out, tell)
-
-
-def _best() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _arguments() -> argparse.Namespace:

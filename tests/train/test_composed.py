@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from everyway.checkpoints import store
 from everyway.data import emoji
 from everyway.data.emoji import LESSONS, EmojiScenes, MissingFont, find_font
 from everyway.data.lattice import Lattice
+from everyway.train import train
 from everyway.train.composed import Composed, write_down
+from everyway.train.config import ConfigError, resolve
 
 DATA = {
     "lattice": lambda: Lattice(seed=3, whole=0.75),
@@ -61,3 +64,20 @@ def test_what_is_no_cut_artwork_is_refused_in_one_line(tmp_path):
     (tmp_path / "cut.npz").write_bytes(b"nothing")
     with pytest.raises(MissingFont, match="cut it again"):
         EmojiScenes(font=str(tmp_path / "cut.npz")).sample(0)
+
+
+def test_data_without_scenes_is_not_composed(tmp_path):
+    with pytest.raises(ConfigError, match="compose is for"):
+        train(resolve("nano", {"compose": True}, out=str(tmp_path)))
+
+
+def test_each_saving_can_export_the_average(tmp_path):
+    found = []
+
+    def progress(told):
+        if told.step > 1:  # the first was exported before the second step
+            found.append(store.document(tmp_path / "model")["facts"]["history"][-1]["steps"])
+
+    settings = {"cache": 16, "batch": 4, "log_every": 1, "steps": 3}
+    train(resolve("nano", settings | {"save_every_s": 0, "publish": True}, str(tmp_path)), progress)
+    assert found == [1, 2]
