@@ -21,6 +21,7 @@ LATTICE = (
 )
 ABOUT = {
     **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
+    "lattice-246": LATTICE.replace("64 emoji", "246 emoji"),
     **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),
     "shapes": "procedural coloured shapes with captions",
 }

@@ -36,7 +36,11 @@ class TokenTable(nn.Module):
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""
-        return self.latent(self.tokens.encode([self.phrased(text) for text in raw]))
+        return self.latent(self.ids(raw))
+
+    def ids(self, raw: Sequence[str]) -> Tensor:
+        """(B, length) int64; raises as `encode` does."""
+        return self.tokens.encode([self.phrased(text) for text in raw])
 
     def phrased(self, text: str) -> str:
         """The plain caption that states the same; any text where there is no lexicon.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,7 @@ from PIL import Image
 from everyway.data.captions import Lexicon, parse, plain, say, some
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 from everyway.errors import EverywayError, UsageError
+from everyway.whole import whole
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -33,6 +36,9 @@ FONT_FOLDERS = (
     "~/Library/Fonts",
     "/Library/Fonts",
 )
+CUT = Path("runs/emoji.npz")
+"""The artwork alone, cut from the font by `cut`: read where there is no font, from the folder that
+a program was started in."""
 
 # picture, English name, Korean name: short, unique in both languages, no colour or place in a name.
 # Pictures that look alike at twenty pixels are left out.
@@ -128,6 +134,7 @@ LEXICON = Lexicon(
 
 # longer side of an object as a part of the picture's side; a lone object and one of two
 _EXTENT = {1: {"small": 0.40, "large": 0.66}, 2: {"small": 0.33, "large": 0.47}}
+_STRETCH = (0.96, 1.04)
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 _EDGE = 2 / 64  # free margin beside an object at the rim
 
@@ -142,6 +149,10 @@ HEADS = {
     "background": len(BACKGROUNDS),
 }
 IGNORE = -100  # the target of a head that does not apply
+
+Placed = tuple[np.ndarray, list[tuple[tuple[str, Any], int, int]]]
+"""A picture in parts: the background's colour (3,), and the key of each sprite with its left and
+upper edge."""
 
 LESSONS: dict[str, dict[str, float]] = {
     "emoji-portraits": {"portraits": 1.0, "whole": 1.0, "plain": 0.5},
@@ -227,37 +238,78 @@ class EmojiScenes:
 
         The boxes are in pixels, in the order of `scene.canonical()`.
         """
-        rng = np.random.default_rng((self.seed, index, 1))
-        scene = _filled(scene.canonical(), rng)
-        colour = np.array(COLOURS[scene.background]) + rng.integers(-6, 7, 3)
+        colour, placed = self.placed(scene, index)
         canvas = np.empty((self.size, self.size, 3), np.uint8)
-        canvas[:] = np.clip(colour, 0, 255)
+        canvas[:] = colour
         boxes = []
-        for slot, thing in enumerate(scene.objects):
-            extent = _EXTENT[len(scene.objects)][thing.size] * rng.uniform(0.96, 1.04)
-            picture = sprite(thing.name, max(4, round(extent * self.size)), self.font)
-            x, y = self._corner(scene, slot, picture.shape, rng)
+        for (name, extent), x, y in placed:
+            picture = sprite(name, extent, self.font)
             paste(canvas, picture, (x, y))
             boxes.append((x, y, x + picture.shape[1], y + picture.shape[0]))
         return canvas, np.array(boxes)
+
+    def placed(self, scene: Scene, index: int = 0) -> Placed:
+        """What a picture is put together from; `index` as in `render`."""
+        rng = np.random.default_rng((self.seed, index, 1))
+        scene = _filled(scene.canonical(), rng)
+        colour = np.array(COLOURS[scene.background]) + rng.integers(-6, 7, 3)
+        placed = []
+        for slot, thing in enumerate(scene.objects):
+            extent = _EXTENT[len(scene.objects)][thing.size] * rng.uniform(*_STRETCH)
+            key = thing.name, self._pixels(extent)
+            shape = sprite(*key, self.font).shape
+            placed.append((key, *self._corner(scene, slot, shape, rng)))
+        return np.clip(colour, 0, 255), placed
+
+    def sprites(self) -> dict[tuple[str, int], np.ndarray]:
+        """(name, longer side in pixels) -> sprite, of all that `placed` may name."""
+        least, most = _STRETCH
+        extents = sorted(extent for sizes in _EXTENT.values() for extent in sizes.values())
+        sides = [
+            side
+            for extent in extents
+            for side in range(self._pixels(least * extent), self._pixels(most * extent) + 1)
+        ]
+        return {(n, side): sprite(n, side, self.font) for side in sides for n in OBJECTS}
+
+    def _pixels(self, extent: float) -> int:
+        return max(4, round(extent * self.size))
 
     def sample(self, index: int, lang: str | None = None) -> Sample:
         """Captions in both languages (English, Korean, ...), or in `lang` ("en" or "ko") alone.
 
         The English and Korean captions of one variant state the same attributes.
         """
-        if np.random.default_rng((self.seed, index, 4)).random() < self.portraits:
+        if self._is_portrait(index):
             return self.portrait(index, lang)
-        return self._told(self.scene(index), index, f"emoji-{self.split}", lang)
+        return self._sample(self.scene(index), index, f"emoji-{self.split}", lang)
 
     def portrait(self, index: int, lang: str | None = None) -> Sample:
         """One object in turn, large and in the middle: what it looks like and what it is called."""
+        return self._sample(self._portrayed(index), index, "portrait", lang)
+
+    def described(self, index: int) -> tuple[Scene, tuple[str, ...]]:
+        """The scene and the captions of `sample(index)`, without its picture."""
+        scene = self._portrayed(index) if self._is_portrait(index) else self.scene(index)
+        return scene, self._captions(scene, index)
+
+    def _is_portrait(self, index: int) -> bool:
+        return np.random.default_rng((self.seed, index, 4)).random() < self.portraits
+
+    def _portrayed(self, index: int) -> Scene:
         rng = np.random.default_rng((self.seed, index, 3))
         only = SceneObject(name=OBJECTS[index % len(OBJECTS)], size="large", place="middle")
-        scene = Scene(objects=(only,), background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
-        return self._told(scene, index, "portrait", lang)
+        return Scene(objects=(only,), background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))])
 
-    def _told(self, scene: Scene, index: int, kind: str, lang: str | None = None) -> Sample:
+    def _sample(self, scene: Scene, index: int, kind: str, lang: str | None) -> Sample:
+        return Sample(
+            image=self.render(scene, index),
+            captions=self._captions(scene, index, lang),
+            record=scene.to_json(),
+            key=f"{kind}-{self.seed}-{index:08d}",
+        )
+
+    def _captions(self, scene: Scene, index: int, lang: str | None = None) -> tuple[str, ...]:
         rng = np.random.default_rng((self.seed, index, 2))
         captions = []
         for _ in range(self.variants):
@@ -266,12 +318,7 @@ class EmojiScenes:
                 one = self.plain and rng.random() < self.plain
                 said = plain(stated, LEXICON, each) if one else say(stated, rng, LEXICON, each)
                 captions.append(said)
-        return Sample(
-            image=self.render(scene, index),
-            captions=tuple(captions),
-            record=scene.to_json(),
-            key=f"{kind}-{self.seed}-{index:08d}",
-        )
+        return tuple(captions)
 
     def _corner(self, scene: Scene, slot: int, shape: tuple, rng: np.random.Generator) -> tuple:
         """(x, y) of a sprite's upper left pixel, inside the picture."""
@@ -343,7 +390,7 @@ def scene_of(classes: dict[str, int]) -> Scene:
 
 
 def find_font(font: str | None = None) -> Path:
-    """The font file.  Raises MissingFont with the command that installs it."""
+    """The font file, or its artwork.  Raises MissingFont with the command that installs it."""
     if font is not None:
         if not Path(font).is_file():
             raise MissingFont(f"no emoji font at {font}; give the path of a {FONT}")
@@ -352,6 +399,8 @@ def find_font(font: str | None = None) -> Path:
         path = Path(folder).expanduser() / FONT
         if path.is_file():
             return path
+    if CUT.is_file():
+        return CUT
     raise MissingFont(
         f"{FONT} was not found in the font folders; install it with "
         "`apt-get install fonts-noto-color-emoji`, or give its path as font="
@@ -397,11 +446,12 @@ def sprite(name: str, extent: int, font: str | None) -> np.ndarray:
 @cache
 def _artwork(font: str | None) -> dict[str, Image.Image]:
     """name -> the font's bitmap, premultiplied, cut to what is not transparent."""
+    if (path := find_font(font)).suffix == CUT.suffix:
+        return _cut_before(path)
     try:
         from fontTools.ttLib import TTFont, TTLibError
     except ImportError:
         raise MissingFont("Emoji Scenes need fontTools: pip install fonttools") from None
-    path = find_font(font)
     try:
         with TTFont(path, lazy=True) as file:
             glyphs, bitmaps = file.getBestCmap(), file["CBDT"].strikeData[0]
@@ -417,3 +467,18 @@ def _artwork(font: str | None) -> dict[str, Image.Image]:
         box = picture.getchannel("A").point(lambda a: 255 * (a > 24)).getbbox()
         out[name] = picture.crop(box).convert("RGBa")
     return out
+
+
+def cut(path: Path = CUT, font: str | None = None) -> None:
+    """Writes the artwork alone into a file of a few megabytes, which is read in place of a font."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **{n: np.asarray(p) for n, p in _artwork(font).items()})
+
+
+def _cut_before(path: Path) -> dict[str, Image.Image]:
+    try:
+        with np.load(path) as held:
+            pixels = {name: held[name] for name in OBJECTS}
+    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise MissingFont(f"{path} holds no cut artwork ({error}); cut it again") from None
+    return {n: Image.frombytes("RGBa", p.shape[1::-1], p.tobytes()) for n, p in pixels.items()}

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -47,8 +48,12 @@ LEXICON = Lexicon(
     bare=emoji.LEXICON.bare & frozenset(OBJECTS),
 )
 ATLAS = Path(__file__).parent.parent / "shipped" / "lattice" / "atlas.png"
-LATTICES = {"lattice": True, "lattice-whole": False}
-"""Name -> whether it has captions too that leave some of the scene unsaid."""
+LATTICES: dict[str, dict[str, Any]] = {
+    "lattice": {"partial": True},
+    "lattice-whole": {},
+    "lattice-246": {"partial": True, "names": emoji.OBJECTS},
+}
+"""Name -> settings of a `Lattice`."""
 LEAST_COVER = 1 / 3
 """Of its cell, by the artwork of a large object."""
 
@@ -60,6 +65,7 @@ class Lattice:
     split: "train" never holds a held-out pair, "heldout" has no other pairs.  count: 1 or 2 objects
     in every scene; None draws, 1 with the probability `single`.
     partial: every sample has two captions more, which leave some of the scene unsaid.
+    names: of the objects; others than OBJECTS are drawn from the emoji font.
     """
 
     seed: int = 0
@@ -67,6 +73,8 @@ class Lattice:
     count: int | None = None
     single: float = 0.4
     partial: bool = False
+    names: tuple[str, ...] = OBJECTS
+    size: ClassVar[int] = SIDE
 
     @property
     def complete(self) -> float:
@@ -86,7 +94,7 @@ class Lattice:
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         sizes = [SIZES[i] for i in rng.integers(2, size=2)]
         while True:
-            a, b = (OBJECTS[i] for i in rng.integers(len(OBJECTS), size=2))
+            a, b = (self.names[i] for i in rng.integers(len(self.names), size=2))
             if count == 1 or (a != b and heldout_pair(a, b) == (self.split == "heldout")):
                 break
         if count == 1:
@@ -99,34 +107,57 @@ class Lattice:
     def sample(self, index: int) -> Sample:
         """A picture with an English and a Korean caption that state everything, then, of partial
         ones, two that state the same part of it."""
-        scene = self.scene(index)
-        stated = [scene]
-        if self.partial:
-            stated.append(some(scene, np.random.default_rng((self.seed, index, 1))))
+        scene, captions = self.described(index)
         return Sample(
-            image=draw(scene),
-            captions=tuple(plain(part, LEXICON, lang) for part in stated for lang in LANGS),
+            image=draw(scene, self.names),
+            captions=captions,
             record=scene.to_json(),
             key=f"lattice-{self.split}-{self.seed}-{index:08d}",
         )
 
+    def described(self, index: int) -> tuple[Scene, tuple[str, ...]]:
+        """The scene and the captions of `sample(index)`, without its picture."""
+        stated = [scene := self.scene(index)]
+        if self.partial:
+            stated.append(some(scene, np.random.default_rng((self.seed, index, 1))))
+        said = (plain(part, emoji.LEXICON, lang) for part in stated for lang in LANGS)
+        return scene, tuple(said)
 
-def draw(scene: Scene) -> np.ndarray:
+    def placed(self, scene: Scene, index: int = 0) -> emoji.Placed:
+        """What a picture is put together from."""
+        return placed(scene)
+
+    def sprites(self) -> dict[tuple[str, str], np.ndarray]:
+        """(name, size) -> sprite, of all that `placed` may name."""
+        return sprites(self.names)
+
+
+def draw(scene: Scene, names: tuple[str, ...] = OBJECTS) -> np.ndarray:
     """The picture (96, 96, 3) uint8 of a scene that states everything."""
-    scene = scene.canonical()
+    colour, things = placed(scene)
     canvas = np.empty((SIDE, SIDE, 3), np.uint8)
-    canvas[:] = COLOURS[scene.background]
-    places = SIDES[scene.relation] if scene.relation else (scene.objects[0].place,)
-    for thing, place in zip(scene.objects, places, strict=True):
-        row, column = CELLS[place]
-        cell = canvas[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
-        emoji.paste(cell, sprites()[thing.name, thing.size], (0, 0))
+    canvas[:] = colour
+    for key, x, y in things:
+        emoji.paste(canvas, sprites(names)[key], (x, y))
     return canvas
 
 
+def placed(scene: Scene) -> emoji.Placed:
+    """The parts of the picture of a scene that states everything."""
+    scene = scene.canonical()
+    places = SIDES[scene.relation] if scene.relation else (scene.objects[0].place,)
+    things = []
+    for thing, place in zip(scene.objects, places, strict=True):
+        row, column = CELLS[place]
+        things.append(((thing.name, thing.size), column * CELL, row * CELL))
+    return np.array(COLOURS[scene.background]), things
+
+
 @cache
-def sprites() -> dict[tuple[str, str], np.ndarray]:
+def sprites(names: tuple[str, ...] = OBJECTS) -> dict[tuple[str, str], np.ndarray]:
     """(name, size) -> its cell, (32, 32, 4) uint8 with premultiplied alpha."""
+    if names != OBJECTS:
+        return {(name, size): _centred(name, size, None) for name in names for size in SIZES}
     sheet = np.asarray(Image.open(ATLAS))
     return {
         (name, size): sheet[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]

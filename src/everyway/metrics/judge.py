@@ -4,8 +4,8 @@ scene score and the demo have of it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,14 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     **dict.fromkeys(emoji.LESSONS, EMOJI),
-    **dict.fromkeys(lattice_data.LATTICES, LATTICE),
+    **dict.fromkeys(("lattice", "lattice-whole"), LATTICE),
+    "lattice-246": replace(
+        LATTICE,
+        read=partial(lattice.read, names=emoji.OBJECTS),
+        parse=emoji.parse_caption,
+        crispness=partial(lattice.crispness, names=emoji.OBJECTS),
+        unseen=partial(lattice_data.Lattice, names=emoji.OBJECTS),
+    ),
 }
 
 

@@ -17,19 +17,19 @@ from everyway.data.sample import SIZES, Scene, SceneObject
 Picture = Image.Image | np.ndarray
 
 
-def read(images: Sequence[Picture]) -> list[Scene]:
-    """The scene that each picture shows.  images: RGB, any size."""
-    return [scene for scene, _ in map(nearest, images)]
+def read(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> list[Scene]:
+    """The scene that each picture shows.  images: RGB, any size.  names: of all objects."""
+    return [nearest(image, names)[0] for image in images]
 
 
-def crispness(images: Sequence[Picture]) -> list[float]:
+def crispness(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> list[float]:
     """PSNR in dB of each picture to the nearest rendering; an average of scenes is far from all."""
-    return [psnr for _, psnr in map(nearest, images)]
+    return [nearest(image, names)[1] for image in images]
 
 
-def nearest(image: Picture) -> tuple[Scene, float]:
+def nearest(image: Picture, names: tuple[str, ...] = OBJECTS) -> tuple[Scene, float]:
     """The scene whose rendering is at the least squared distance, and the PSNR to it in dB."""
-    empty, things = _errors(image)
+    empty, things = _errors(image, names)
     rest = empty.sum(0)  # (grounds,)
     gain = things - empty[..., None, None]  # of an object in place of an empty cell
     found = []
@@ -38,20 +38,20 @@ def nearest(image: Picture) -> tuple[Scene, float]:
         found.append((rest[:, None] + at, (place,)))
     for places in SIDES.values():
         a, b = (gain[_cell(place)].flatten(1) for place in places)
-        same = torch.eye(len(OBJECTS), dtype=torch.bool).repeat_interleave(len(SIZES), 0)
+        same = torch.eye(len(names), dtype=torch.bool).repeat_interleave(len(SIZES), 0)
         pairs = a[:, :, None] + b[:, None, :]  # two objects of one scene differ
         pairs.masked_fill_(same.repeat_interleave(len(SIZES), 1), torch.inf)
         found.append((rest[:, None] + pairs.flatten(1), places))
     total, places = min(found, key=lambda each: float(each[0].min()))
     error = float(total.min()) / (3 * SIDE**2)
     ground, which = divmod(int(total.argmin()), total.shape[1])
-    return _scene(which, places, BACKGROUNDS[ground]), -10 * np.log10(max(error, 1e-10))
+    return _scene(which, names, places, BACKGROUNDS[ground]), -10 * np.log10(max(error, 1e-10))
 
 
-def _scene(which: int, places: tuple[str, ...], background: str) -> Scene:
-    count = len(OBJECTS) * len(SIZES)
+def _scene(which: int, names: tuple[str, ...], places: tuple[str, ...], background: str) -> Scene:
+    count = len(names) * len(SIZES)
     kinds = divmod(which, count) if len(places) == 2 else (which,)
-    named = [(OBJECTS[k // len(SIZES)], SIZES[k % len(SIZES)]) for k in kinds]
+    named = [(names[k // len(SIZES)], SIZES[k % len(SIZES)]) for k in kinds]
     if len(named) == 1:
         only = SceneObject(name=named[0][0], size=named[0][1], place=places[0])
         return Scene(objects=(only,), background=background)
@@ -60,7 +60,7 @@ def _scene(which: int, places: tuple[str, ...], background: str) -> Scene:
     return Scene(objects=pair, relation=relation, background=background)
 
 
-def _errors(image: Picture) -> tuple[Tensor, Tensor]:
+def _errors(image: Picture, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Squared errors summed over a cell, of pixels in [0, 1]: of an empty one (cells, grounds), and
     with each object (cells, grounds, names, sizes)."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -70,21 +70,21 @@ def _errors(image: Picture) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.array(picture)).double() / 255
     cells = pixels.unfold(0, CELL, CELL).unfold(1, CELL, CELL)  # (3, 3, channels, CELL, CELL)
     cells = cells.movedim(2, -1).flatten(2).flatten(0, 1)
-    templates, sizes = _templates()
+    templates, sizes = _templates(names)
     errors = cells.square().sum(1, keepdim=True) - 2 * cells @ templates.T + sizes
     errors = errors.clamp_min(0).unflatten(1, (len(BACKGROUNDS), -1))
-    return errors[..., 0], errors[..., 1:].unflatten(-1, (len(OBJECTS), len(SIZES)))
+    return errors[..., 0], errors[..., 1:].unflatten(-1, (len(names), len(SIZES)))
 
 
 @cache
-def _templates() -> tuple[Tensor, Tensor]:
+def _templates(names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Every cell there is, an empty one first on each background: (N, 3 CELL^2) float64 in [0, 1],
     and their squared norms (N,)."""
     cells = []
     for background in BACKGROUNDS:
         empty = np.full((CELL, CELL, 3), COLOURS[background], np.uint8)
         cells.append(empty)
-        for sprite in sprites().values():
+        for sprite in sprites(names).values():
             cells.append(empty.copy())
             paste(cells[-1], sprite, (0, 0))
     table = torch.from_numpy(np.stack(cells)).double().flatten(1) / 255

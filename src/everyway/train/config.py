@@ -48,11 +48,14 @@ class Source(Settings):
     cache: samples whose latents are cached; of a larger folder so many, spread evenly.
     flip: adds the mirror image of every picture with its captions, which must not say left or
     right.
+    compose: pictures of `cache` built-in scenes are put together and encoded on the training's
+    device as they are needed, not cached: for GPUs (`train.composed`).
     """
 
     data: FileName = "shapes"
     cache: int = Field(20_000, ge=1)
     flip: bool = False
+    compose: bool = False
 
 
 class Optimisation(Settings):
@@ -82,7 +85,8 @@ class Run(Settings):
     recompute: gradient checkpointing of the blocks, which saves memory and costs time.
     compile: the network goes through torch.compile.  shard: weights, gradients and optimiser lie in
     shards over the processes' GPUs (FSDP2).
-    save_every_s: seconds between savings.  sample_every: steps between sheets of samples, 0 for
+    save_every_s: seconds between savings, of which each exports the average, too, where `publish`
+    is true.  sample_every: steps between sheets of samples, 0 for
     none.  log_every: steps.
     weights: number format of what is exported.  licence: of what is exported, for its card.
     """
@@ -94,6 +98,7 @@ class Run(Settings):
     compile: bool = False
     shard: bool = False
     save_every_s: float = Field(120.0, ge=0)
+    publish: bool = False
     sample_every: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"

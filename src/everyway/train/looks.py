@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SEEN = 30
 """Tokens seen in fewer captions than this do not bear on the axes."""
@@ -48,8 +49,9 @@ def codes_of_words(effects: Tensor, counts: Tensor, dim: int, seed: int) -> Tens
     seen, and something of its own for every token: the more, the less it looks like anything."""
     seen = effects[counts >= SEEN]
     mean = seen.mean(0)
-    axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][:dim]
+    axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][: min(dim, len(seen) - 1)]
     looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
+    looks = F.pad(looks, (0, dim - looks.shape[1]))  # few words have few axes
     own = (1 - looks.square().mean(1, keepdim=True).sqrt()).clamp_min(OWN)
     generator = torch.Generator().manual_seed(seed)
     return looks + own * torch.randn(looks.shape, generator=generator)

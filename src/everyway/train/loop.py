@@ -20,6 +20,7 @@ from everyway.checkpoints import store
 from everyway.checkpoints.card import hardware
 from everyway.systems import SYSTEMS
 from everyway.train import devices, folder, sources
+from everyway.train.composed import composed
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
 from everyway.train.folder import Log, Progress
@@ -69,7 +70,8 @@ def _builder(config: TrainConfig, note: Callable[[str], None]) -> Callable[[], L
         return lambda: config.model.learner(config)
     system = prepared(config)
     sources.data_of(system, config)
-    return lambda: SystemLearner(system, sources.cached(system, config, note), config)
+    source = composed if config.source.compose else sources.cached
+    return lambda: SystemLearner(system, source(system, config, note), config)
 
 
 def _trained(
@@ -107,6 +109,8 @@ def _trained(
             halted, late = _told(engine, bool(asked), late)
             if late:
                 state.save(path, facts, first)
+                if config.run.publish and learner.partial:
+                    _export(state, config, engine, log.means, fresh=True)
                 saved = time.monotonic()
             if config.run.sample_every and state.step % config.run.sample_every == 0:
                 _show(state, config, engine)

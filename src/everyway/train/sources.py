@@ -83,7 +83,7 @@ def open_data(
 
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
-        return Lattice(seed=seed, partial=LATTICES[name])
+        return Lattice(seed=seed, **LATTICES[name])
     if name in LESSONS:
         return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
     if name in (own := of_systems()):
