@@ -74,13 +74,17 @@ class SystemLearner(Learner):
 
     def batch(self, share: Share) -> tuple[Bundle, Bundle, Times, Tensor | None, RowNoise]:
         source, noise = share.generator("samples"), share.noise()
-        rows = torch.randint(len(self.latents), (share.size,), generator=source)
-        variants = torch.rand(share.size, generator=source)
-        encoded = self.latents.rows(rows[share.rows], variants[share.rows])
-        encoded = {k: v.to(share.device) for k, v in encoded.items()}
+        encoded = self.encoded(share, source)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
         times, weights = self._times(share, source, noise)
         return x0, encoded, times, weights, noise
+
+    def encoded(self, share: Share, source: torch.Generator) -> Bundle:
+        """Samples of the cache, drawn from `source`, on the device."""
+        rows = torch.randint(len(self.latents), (share.size,), generator=source)
+        variants = torch.rand(share.size, generator=source)
+        encoded = self.latents.rows(rows[share.rows], variants[share.rows])
+        return {k: v.to(share.device) for k, v in encoded.items()}
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x0, encoded, times, weights, noise = batch
@@ -153,7 +157,6 @@ def origins(config: TrainConfig, system: System) -> dict[str, Any]:
     """What a run starts from, for its model's card: its parent, history and codecs, and the source
     of weights that others published."""
     own = config.model
-    codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
     if own.init:
         from everyway.library import facts_of
 
@@ -161,6 +164,7 @@ def origins(config: TrainConfig, system: System) -> dict[str, Any]:
         kept = {k: v for k, v in facts.items() if k in ("history", "codecs", "source", "licence")}
         path = Path(own.init)
         return kept | {"init": path.parent.name if path.name == "model" else path.name}
+    codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
     made = codec_folder.facts(Path(codecs)) if codecs else {}
     source = {}
     if codecs and not made and os.path.exists(codecs):
