@@ -10,7 +10,7 @@ Sources: Ho and Salimans, 2022, arXiv 2207.12598; Liu et al., "Compositional Vis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -139,17 +139,21 @@ class Guided:
         contexts = query.contexts | {name: self.null_contexts[name] for name in branch.without}
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
+    def asks(self, query: Query) -> list[Query]:
+        """What the answer to `query` is made of: itself first, then every branch."""
+        return [query, *self.unconditional(query)]
+
+    def answer(self, query: Query, answers: Iterator[Bundle]) -> Bundle:
+        """Made of as many `answers` as it asks, which are taken."""
+        conditional = made = next(answers)
+        for branch in self.asked(query):
+            w = self.weights(query, branch)
+            made = combine(conditional, next(answers), w, self.processes, made)
+        return made
+
     def __call__(self, queries: Sequence[Query]) -> list[Bundle]:
-        extra = [self.unconditional(query) for query in queries]
-        told = [q for query, others in zip(queries, extra) for q in (query, *others)]
-        answers, out = iter(self.denoise(told)), []
-        for query in queries:
-            conditional = made = next(answers)
-            for branch in self.asked(query):
-                w = self.weights(query, branch)
-                made = combine(conditional, next(answers), w, self.processes, made)
-            out.append(made)
-        return out
+        answers = iter(self.denoise([q for query in queries for q in self.asks(query)]))
+        return [self.answer(query, answers) for query in queries]
 
 
 def is_off(w: float | Tensor) -> bool:

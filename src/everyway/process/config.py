@@ -47,21 +47,26 @@ SCHEDULES: dict[str, tuple[Callable[..., Schedule], str]] = {
 PREDICTIONS: dict[str, Callable[..., Parameterisation]] = {
     "eps": lambda: EPS,
     "x0": lambda: X0,
-    "x0-faded": lambda: Clean(faded=True),
+    "x0-faded": partial(Clean, faded=True),
     "v": lambda: V,
     "flow": lambda: FLOW,
     "edm": EDMPrecond,
 }
 
 
-def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
-    """A name in SCHEDULES, or {"name": ..., "predicts": ..., "sigma_data": ..., ...} with settings
-    of the schedule.
+def named(settings: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a process, its name among them."""
+    return {"name": settings} if isinstance(settings, str) else dict(settings)
 
-    predicts: a name in PREDICTIONS.  sigma_data: of "edm".  Raises ValueError for what is unknown,
-    and for a prediction that its schedule does not allow.
+
+def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
+    """A name in SCHEDULES, or {"name": ..., "predicts": ..., ...} with settings of the schedule and
+    of the prediction.
+
+    predicts: a name in PREDICTIONS.  sigma_data: of "edm".  floor: of "x0-faded".  Raises
+    ValueError for what is unknown, and for a prediction that its schedule does not allow.
     """
-    own = {"name": settings} if isinstance(settings, str) else dict(settings)
+    own = named(settings)
     name = own.pop("name", "")
     if name not in SCHEDULES:
         raise UsageError(f"schedule {name!r} is unknown; choose one of {', '.join(SCHEDULES)}")
@@ -70,9 +75,8 @@ def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
     if predicts not in PREDICTIONS:
         known = ", ".join(PREDICTIONS)
         raise UsageError(f"prediction {predicts!r} is unknown; choose one of {known}")
-    made = PREDICTIONS[predicts]
-    if "sigma_data" in own:
-        made = partial(made, sigma_data=own.pop("sigma_data"))
+    told = {key: own.pop(key) for key in ("sigma_data", "floor") if key in own}
+    made = partial(PREDICTIONS[predicts], **told)
     try:
         with torch.device("cpu"):  # numbers, also where networks are made on the meta device
             return GaussianProcess(schedule=schedule(**own), parameterisation=made())

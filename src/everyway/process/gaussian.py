@@ -65,9 +65,11 @@ class Clean:
 
     faded: it is shown alpha x_t / (alpha^2 + sigma^2), the best linear estimate of a clean state of
     unit variance, in place of x_t: of pure noise it then sees nothing.
+    floor: but no less than this part of x_t, for the noise at t = 1 to decide something.
     """
 
     faded: bool = False
+    floor: float = 0.0
     noise_from: ClassVar[float] = 0.1  # an error of x_0 is divided by sigma, however small that is
 
     def check(self, schedule: Schedule) -> None:
@@ -80,7 +82,9 @@ class Clean:
         return x0
 
     def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha / (alpha**2 + sigma**2) if self.faded else torch.ones_like(alpha)
+        if not self.faded:
+            return torch.ones_like(alpha)
+        return (alpha / (alpha**2 + sigma**2)).clamp(min=self.floor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ CODECS = {
     "encoder": "everyway.train.encoder",
     "text": "everyway.train.text",
     "recogniser": "everyway.train.recogniser",
+    "distill": "everyway.train.distill",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
 

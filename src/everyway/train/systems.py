@@ -74,17 +74,22 @@ class SystemLearner(Learner):
 
     def batch(self, share: Share) -> tuple[Bundle, Bundle, Times, Tensor | None, RowNoise]:
         source, noise = share.generator("samples"), share.noise()
-        rows = torch.randint(len(self.latents), (share.size,), generator=source)
-        variants = torch.rand(share.size, generator=source)
         times, weights = self._times(share, source, noise)
-        index, variants = rows[share.rows], variants[share.rows]
-        if "text" in times:  # a text that is made states everything
-            made = (times["text"] > 0).to(variants.device)
-            variants = torch.where(made, variants * self.latents.complete, variants)
-        encoded = self.latents.rows(index, variants)
-        encoded = {k: v.to(share.device) for k, v in encoded.items()}
+        encoded = self.encoded(share, source, times["text"] > 0 if "text" in times else None)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
         return x0, encoded, times, weights, noise
+
+    def encoded(self, share: Share, source: torch.Generator, made: Tensor | None) -> Bundle:
+        """Samples of the cache, drawn from `source`, on the device.
+
+        made: (B,) bool, whose text is made: those state everything.
+        """
+        rows = torch.randint(len(self.latents), (share.size,), generator=source)[share.rows]
+        variants = torch.rand(share.size, generator=source)[share.rows]
+        if made is not None:
+            whole = variants * self.latents.complete
+            variants = torch.where(made.to(variants.device), whole, variants)
+        return {k: v.to(share.device) for k, v in self.latents.rows(rows, variants).items()}
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x0, encoded, times, weights, noise = batch
@@ -157,7 +162,6 @@ def origins(config: TrainConfig, system: System) -> dict[str, Any]:
     """What a run starts from, for its model's card: its parent, history and codecs, and the source
     of weights that others published."""
     own = config.model
-    codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
     if own.init:
         from everyway.library import facts_of
 
@@ -165,6 +169,7 @@ def origins(config: TrainConfig, system: System) -> dict[str, Any]:
         kept = {k: v for k, v in facts.items() if k in ("history", "codecs", "source", "licence")}
         path = Path(own.init)
         return kept | {"init": path.parent.name if path.name == "model" else path.name}
+    codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
     made = codec_folder.facts(Path(codecs)) if codecs else {}
     source = {}
     if codecs and not made and os.path.exists(codecs):

@@ -19,6 +19,7 @@ def add_flags(p: Parser) -> None:
     own = "by default the preset's own"
     p.add_argument("--data", help=f"emoji, shapes, or a folder of pictures with captions; {own}")
     p.add_argument("--out", type=folder, help=f"the run folder; {own}")
+    p.add_argument("--teacher", help="of distill: a model, by name or folder; by default mini")
     said = "time, such as 90s, 30m or 2h; by default all the steps"
     p.add_argument("--budget", type=seconds, help=said)
     said = f"another value of a setting below; {own}"
@@ -48,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if odd := [word for word in args.set if "=" not in word]:
         raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
     told = {key: value for key, _, value in (word.partition("=") for word in args.set)}
-    if args.data:
-        told["data"] = args.data
+    told |= {name: said for name in ("data", "teacher") if (said := getattr(args, name))}
     config = resolve(args.preset, told, args.out, args.budget)
     from everyway.train import train
 
