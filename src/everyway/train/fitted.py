@@ -1,8 +1,9 @@
-"""Fits the codecs of `mini` to Emoji Lattice: tokenizer, cells, thumbnails and token table.
+"""Fits the codecs of `mini` and `mini-vq` to Emoji Lattice: tokenizer, cells, thumbnails, token
+table and image tokens.
 
 python -m everyway.train.fitted --out runs/codecs
 
-They are linear, so nothing is trained: all four take half a minute.
+They are linear, so nothing is trained: all of them take half a minute.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from everyway.checkpoints import codec_folder
+from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.pca import CellPCA, ThumbnailPCA
 from everyway.codecs.text_latent import exact_share
 from everyway.codecs.text_tokens import word_tokens
 from everyway.codecs.token_table import TokenTable
-from everyway.data.lattice import LEXICON, Lattice
+from everyway.data.lattice import GRID, LEXICON, Lattice, draw
 from everyway.data.sample import to_tensor
 from everyway.train.looks import codes_of_words, effects_of_words
 
 CELLS = {"cell": 32, "channels": 192}
 THUMBNAILS = {"side": 24, "channels": 64}
+TOKENS = {"cell": 32, "channels": 128}  # of a codebook, whose cells are few
 LENGTH, DIM = 12, 64  # of the text latent
 LANGUAGE = 4
 """Numbers of each token that tell its language alone: without them an English word lies nearer to
@@ -42,8 +46,8 @@ SEED, TEST_SEED = 21, 700_001
 def fit_codecs(out: Path, scenes: int = 12_000) -> dict[str, dict[str, Any]]:
     """Writes the codecs into `out`, each NAME.safetensors, .json and .facts.json; returns facts.
 
-    Facts: psnr_db of unseen pictures; the shares of captions read back exactly from latents with
-    noise of sigma 0, 0.3 and 0.6.
+    Facts: psnr_db of unseen pictures, through latents and through tokens; the shares of captions
+    read back exactly from latents with noise of sigma 0, 0.3 and 0.6.
     """
     data, test = Lattice(seed=SEED, whole=0.75), Lattice(seed=TEST_SEED, whole=0.75)
     spec = word_tokens(c for i in range(scenes) for c in data.sample(i).captions)
@@ -53,17 +57,22 @@ def fit_codecs(out: Path, scenes: int = 12_000) -> dict[str, dict[str, Any]]:
     image.fit(some)
     embed.fit(some)
     text.fit(_codes(text, image, data, scenes))
+    cells = to_tensor(cells_of(data, scenes))
+    tokens = CellVQ(len(cells), **TOKENS)
+    tokens.fit(cells)
     unseen = _pictures(test, range(500))
     captions = [test.sample(i).captions[i % 2] for i in range(500)]
     facts = {
-        "image": {"psnr_db": round(psnr(image.decode(image.encode(unseen)), unseen).item(), 2)},
+        "image": _quality(image, unseen),
         "image_embed": {},
+        "image_vq": _quality(tokens, unseen),
         "text": {f"exact_at_{s}": exact_share(text, captions, s) for s in (0.0, 0.3, 0.6)},
     }
     settings = {"tokenizer": spec, "length": LENGTH, "dim": DIM, "lexicon": LEXICON.to_json()}
     for name, codec, config in (
         ("image", image, CELLS),
         ("image_embed", embed, THUMBNAILS),
+        ("image_vq", tokens, {"codes": len(cells), **TOKENS}),
         ("text", text, settings),
     ):
         config = {"kind": type(codec).__name__, **config}
@@ -91,13 +100,24 @@ def _codes(text: TokenTable, image: CellPCA, data: Lattice, scenes: int) -> Tens
     return torch.cat([codes, side[:, None].expand(-1, LANGUAGE)], 1)
 
 
+def cells_of(data: Lattice, scenes: int) -> list[np.ndarray]:
+    """(CELL, CELL, 3) uint8 each: every different cell of the first scenes."""
+    pictures = (draw(data.scene(i)) for i in range(scenes))
+    cells = (c for p in pictures for row in np.split(p, GRID) for c in np.split(row, GRID, axis=1))
+    return list({cell.tobytes(): cell for cell in cells}.values())
+
+
+def _quality(codec: CellPCA | CellVQ, pictures: Tensor) -> dict[str, float]:
+    return {"psnr_db": round(psnr(codec.decode(codec.encode(pictures)), pictures).item(), 2)}
+
+
 def _pictures(data: Lattice, indices: range) -> Tensor:
     return to_tensor([data.sample(i).image for i in indices])
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description="fit the codecs of mini to Emoji Lattice")
+    parser = argparse.ArgumentParser(description="fit the codecs of Emoji Lattice")
     parser.add_argument("--out", type=Path, default=Path("runs/codecs"))
     parser.add_argument("--scenes", type=int, default=12_000)
     args = parser.parse_args()
