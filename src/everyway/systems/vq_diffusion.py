@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.tensor_files import LayoutError
 from everyway.codecs import bundle
+from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.clip_text import CLIP_B32_TEXT
 from everyway.codecs.image_vq import shrinks
 from everyway.codecs.plain import Labels
@@ -416,11 +417,24 @@ class Training(Settings):
             text, weights, shared = _text_of_mini(data)
             made = build(mini(tokens, text, {"text": shared}))
             made.codecs["text"].load_state_dict(weights)
-        codec_folder.fill(Path(self.tokens), "image_vq", made.codecs["image"])
+        codec = codec_folder.fill(Path(self.tokens), "image_vq", made.codecs["image"])
+        if isinstance(codec, CellVQ):
+            _start_from_looks(made.network, codec.codes)
         return made
 
     def started(self, former: System) -> System:
         return former
+
+
+@torch.no_grad()
+def _start_from_looks(network: UViT, codes: Tensor) -> None:
+    """Embedding and head of the tokens start from what their codes look like, each axis alike:
+    what the network learns of one code then holds for those that look like it."""
+    codes = codes / codes.std(0)
+    axes = nn.init.orthogonal_(codes.new_empty(codes.shape[1], network.config.dim))
+    looks = codes @ axes * (axes.shape[1] / axes.shape[0]) ** 0.5  # of variance 1
+    network.embed["image"].weight[:-1] = looks
+    network.head["image"].weight.copy_(0.1 * looks)
 
 
 def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor], str]:
