@@ -214,7 +214,7 @@ def changed(folder: Path, name: str, place: str, value: object) -> Path:
     [
         ("nano", "depth"),
         ("mini-vq", "network.depth"),
-        ("mini-vq", "codec.encoder.layers_per_block"),
+        ("mini-vq", "codec.codes"),
         ("mini", "codec_config.image_embed.vision.num_hidden_layers"),
         ("mini", "codec_config.text.decoder.n_layer"),
     ],

@@ -304,7 +304,7 @@ def tiny(monkeypatch, config):
     monkeypatch.setattr(vq_diffusion.Training, "system", build)
 
 
-SMALL = {"cache": "96", "batch": "8", "log_every": "2", "warmup": "2"}
+SMALL = {"data": "emoji", "cache": "96", "batch": "8", "log_every": "2", "warmup": "2"}
 
 
 def test_interrupted_training_equals_uninterrupted(tiny, tmp_path):
@@ -326,7 +326,7 @@ def test_interrupted_training_equals_uninterrupted(tiny, tmp_path):
 
 def test_it_learns_pictures_and_its_null(tiny, config, tmp_path):
     """A few seconds of training beat a blind guess, whose loss is log(codes) a token."""
-    overrides = {"steps": "60", "cache": "64", "batch": "16", "log_every": "10"}
+    overrides = SMALL | {"steps": "60", "cache": "64", "batch": "16", "log_every": "10"}
     out = tmp_path / "run"
     train(resolve("mini-vq", overrides, out=str(out)))
     rows = [json.loads(row) for row in (out / "log.jsonl").read_text().splitlines()]

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.tensor_files import LayoutError
-from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
-from everyway.codecs.image_vq import ImageVQ, shrinks
+from everyway.codecs import bundle
+from everyway.codecs.cell_vq import CellVQ
+from everyway.codecs.clip_text import CLIP_B32_TEXT
+from everyway.codecs.image_vq import shrinks
 from everyway.codecs.plain import Labels
-from everyway.codecs.text_latent import TextLatent
 from everyway.contracts import Context
 from everyway.errors import UsageError
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
@@ -44,8 +45,8 @@ NETWORKS: dict[str, tuple[type[nn.Module], Callable[[Mapping[str, Any]], Any]]] 
     "uvit": (UViT, UViTConfig.from_json),
 }
 """kind -> (class, its config from plain data)."""
-TEXTS: dict[str, type[nn.Module]] = {"latent": TextLatent, "clip": ClipText}
-"""text_kind -> the codec whose latent is the context "text"."""
+TEXTS = {"latent": "TextLatent", "clip": "ClipText"}
+"""text_kind -> the kind of the text codec where its settings name none (`bundle.KINDS`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class VQDiffusionConfig:
 
     kind: of the network, a name in NETWORKS.  network: its config as plain data; it also says what
     the network is told: a context "text", a "label", or nothing.
-    codec: settings of its ImageVQ.  text: settings of the text codec, whose latent is the context.
+    codec: settings of its ImageVQ, or of another kind of `bundle.KINDS`.
+    text: settings of the text codec, whose latent is the context.
     text_kind: of the text codec, a name in TEXTS.
     shared: component -> the shipped model that has its weights, and after an "@" their sha256.
     rates: a name in RATES.  steps, auxiliary: of the process.
@@ -107,17 +109,24 @@ def uvit(
 def mini(
     codec: Mapping[str, Any], text: Mapping[str, Any], shared: Mapping[str, str]
 ) -> VQDiffusionConfig:
-    """`mini-vq`: 64x64 pictures as 8x8 tokens, told by a text latent; 2.9M parameters."""
+    """`mini-vq`: 96x96 pictures as nine tokens, or with an `ImageVQ` 64x64 as 8x8 tokens; given a
+    text latent; 3.2M parameters."""
+    fitted = "cell" in codec
     network = uvit(
-        side=8,
-        codes=codec["quantiser"]["codes"],
+        side=3 if fitted else 8,
+        codes=codec["codes"] if fitted else codec["quantiser"]["codes"],
         text=(text["length"], text["dim"]),
-        dim=160,
-        depth=6,
-        heads=5,
+        dim=192,
+        depth=4,
+        heads=6,
     )
     return VQDiffusionConfig(
-        kind="uvit", network=network.to_json(), codec=codec, text=text, shared=shared
+        kind="uvit",
+        network=network.to_json(),
+        codec=codec,
+        text=text,
+        shared=shared,
+        sample_steps=9 if fitted else 25,  # of nine tokens one a step
     )
 
 
@@ -135,7 +144,7 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     if parts := lacking(config):
         raise Lacking(parts, "parts")
     network = kind(checked(network_config(config.network)))
-    picture = ImageVQ(**config.codec).eval().requires_grad_(False)
+    picture = bundle.codec("image", config.codec, "ImageVQ")
     side, codes = grid_of(network.config)
     if codes != picture.classes:
         raise UsageError(f"the network is of {codes} codes, the codec of {picture.classes}")
@@ -168,7 +177,7 @@ def grid_of(network: TokenTransformerConfig | UViTConfig) -> tuple[int, int]:
 
 def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
     """A text, with the network's learned null if any, and the zero-shot one of an empty text."""
-    codec = TEXTS[config.text_kind](**config.text).eval().requires_grad_(False)
+    codec = bundle.codec("text", config.text, TEXTS[config.text_kind])
     nothing = Null(make=lambda: Context(tokens=codec.latent(codec.tokens.nothing(1))), codec=codec)
     nulls = {"empty": nothing}
     if shape := learned(network):
@@ -359,7 +368,8 @@ def image_size(config: Mapping[str, Any] | VQDiffusionConfig) -> int:
     """Side in pixels; 8 a token where the codec is not given yet."""
     config = read(config)
     side, _ = grid_of(NETWORKS[config.kind][1](config.network))
-    return side * (shrinks(config.codec["encoder"]) if "encoder" in config.codec else 8)
+    shrunk = shrinks(config.codec["encoder"]) if "encoder" in config.codec else 8
+    return side * config.codec.get("cell", shrunk)
 
 
 def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
@@ -384,14 +394,14 @@ def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
 class Training(Settings):
     """What a training of this system reads.
 
-    tokens: the folder of the trained image tokens.  codecs: the folder of the text codec, or "" for
+    tokens: the folder of the image tokens.  codecs: the folder of the text codec, or "" for
     that of `mini`, whose weights are then shared.  init: a model to start from, codecs and weights.
     times: a law of `process.training_times`.  drop: share of the samples without their conditions.
     """
 
     preset: Literal["mini-vq"] = "mini-vq"
     init: str = ""
-    tokens: str = "runs/vq"
+    tokens: str = "runs/codecs"
     codecs: str = ""
     times: Tokens = Importance()
     drop: float = Field(0.1, ge=0, lt=1)
@@ -412,11 +422,24 @@ class Training(Settings):
             text, weights, shared = _text_of_mini(data)
             made = build(mini(tokens, text, {"text": shared}))
             made.codecs["text"].load_state_dict(weights)
-        codec_folder.fill(Path(self.tokens), "image_vq", made.codecs["image"])
+        codec = codec_folder.fill(Path(self.tokens), "image_vq", made.codecs["image"])
+        if isinstance(codec, CellVQ):
+            _start_from_looks(made.network, codec.codes)
         return made
 
     def started(self, former: System) -> System:
         return former
+
+
+@torch.no_grad()
+def _start_from_looks(network: UViT, codes: Tensor) -> None:
+    """Embedding and head of the tokens start from what their codes look like, each axis alike:
+    what the network learns of one code then holds for those that look like it."""
+    codes = codes / codes.std(0)
+    axes = nn.init.orthogonal_(codes.new_empty(codes.shape[1], network.config.dim))
+    looks = codes @ axes * (axes.shape[1] / axes.shape[0]) ** 0.5  # of variance 1
+    network.embed["image"].weight[:-1] = looks
+    network.head["image"].weight.copy_(0.1 * looks)
 
 
 def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor], str]:
@@ -430,6 +453,7 @@ def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor]
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "mini-vq": dict(
-        data="emoji", cache=24_000, steps=200_000, lr=5e-3, weight_decay=0.0, out="runs/mini-vq"
+        data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0, ema=0.997,
+        cooldown=0.4, out="runs/mini-vq",
     )
-}
+}  # fmt: skip

@@ -1,8 +1,9 @@
-"""Fits linear codecs to built-in scenes: tokenizer, cells, thumbnails and token table.
+"""Fits the codecs of `mini` and `mini-vq` to built-in scenes: tokenizer, cells, thumbnails, token
+table and image tokens.
 
 python -m everyway.train.fitted --out runs/codecs --data lattice
 
-They are linear, so nothing is trained: all four take half a minute.
+They are linear, so nothing is trained: all of them take half a minute.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
+from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.pca import CellPCA, ThumbnailPCA
 from everyway.codecs.text_latent import exact_share
@@ -25,12 +28,13 @@ from everyway.codecs.text_tokens import word_tokens
 from everyway.codecs.token_table import TokenTable
 from everyway.data import emoji
 from everyway.data.captions import Lexicon
-from everyway.data.lattice import LEXICON
+from everyway.data.lattice import GRID, LEXICON, Lattice, draw
 from everyway.data.sample import Sample, to_tensor
 from everyway.train import sources
 from everyway.train.looks import codes_of_words, effects_of_words
 
 THUMBNAILS = {"side": 24, "channels": 64}
+TOKENS = {"cell": 32, "channels": 128}  # of a codebook, whose cells are few
 DIM = 64  # of the text latent
 LANGUAGE = 4
 """Numbers of each token that tell its language alone: without them an English word lies nearer to
@@ -49,11 +53,13 @@ class Fit:
 
     lexicon: of the `TokenTable`, which reads any wording as the plain one; None where wordings are
     learned.
+    tokens: of a `CellVQ`, where the different cells are few.
     """
 
     cells: dict[str, int]
     length: int
     lexicon: Lexicon | None = None
+    tokens: dict[str, int] | None = None
 
     @property
     def text(self) -> dict[str, Any]:
@@ -62,7 +68,7 @@ class Fit:
 
 
 FITS = {
-    "lattice": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON),
+    "lattice": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, tokens=TOKENS),
     "lattice-246": Fit(cells={"cell": 32, "channels": 256}, length=16, lexicon=emoji.LEXICON),
     "emoji": Fit(cells={"cell": 8, "channels": 64}, length=24),
 }
@@ -76,8 +82,8 @@ def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[s
 
     name: of the data, one of FITS.
 
-    Facts: psnr_db of unseen pictures; the shares of captions read back exactly from latents with
-    noise of sigma 0, 0.3 and 0.6.
+    Facts: psnr_db of unseen pictures, through latents and through tokens; the shares of captions
+    read back exactly from latents with noise of sigma 0, 0.3 and 0.6.
     """
     fit = FITS[name]
     data, test = (sources.open_data(name, seed) for seed in (SEED, TEST_SEED))
@@ -91,19 +97,22 @@ def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[s
     text.fit(_codes(text, image, data, scenes))
     unseen = _pictures(test, range(500))
     captions = [said[i % len(said)] for i in range(500) for said in [test.described(i)[1]]]
-    facts = {
-        "image": {"psnr_db": round(psnr(image.decode(image.encode(unseen)), unseen).item(), 2)},
-        "image_embed": {},
-        "text": {f"exact_at_{s}": exact_share(text, captions, s) for s in (0.0, 0.3, 0.6)},
-    }
-    for name, codec, config in (
-        ("image", image, fit.cells),
-        ("image_embed", embed, THUMBNAILS),
-        ("text", text, settings),
-    ):
-        config = {"kind": type(codec).__name__, **config}
-        codec_folder.write(out, name, codec, config, facts[name])
-    return facts
+    made: list[tuple[str, nn.Module, dict[str, Any], dict[str, Any]]] = [
+        ("image", image, fit.cells, _quality(image, unseen)),
+        ("image_embed", embed, THUMBNAILS, {}),
+        ("text", text, settings, {
+            f"exact_at_{s}": exact_share(text, captions, s) for s in (0.0, 0.3, 0.6)
+        }),
+    ]  # fmt: skip
+    if fit.tokens:
+        cells = to_tensor(cells_of(data, scenes))
+        tokens = CellVQ(len(cells), **fit.tokens)
+        tokens.fit(cells)
+        own = {"codes": len(cells), **fit.tokens}
+        made.append(("image_vq", tokens, own, _quality(tokens, unseen)))
+    for part, codec, config, facts in made:
+        codec_folder.write(out, part, codec, {"kind": type(codec).__name__, **config}, facts)
+    return {part: facts for part, _, _, facts in made}
 
 
 def _codes(text: TokenTable, image: CellPCA, data: Any, scenes: int) -> Tensor:
@@ -128,6 +137,17 @@ def _codes(text: TokenTable, image: CellPCA, data: Any, scenes: int) -> Tensor:
     codes = codes_of_words(effects, counts, DIM - LANGUAGE, SEED)
     side = languages[:, 1].float() - languages[:, 0].float()  # -1 English, 1 Korean, 0 both
     return torch.cat([codes, side[:, None].expand(-1, LANGUAGE)], 1)
+
+
+def cells_of(data: Lattice, scenes: int) -> list[np.ndarray]:
+    """(CELL, CELL, 3) uint8 each: every different cell of the first scenes."""
+    pictures = (draw(data.scene(i)) for i in range(scenes))
+    cells = (c for p in pictures for row in np.split(p, GRID) for c in np.split(row, GRID, axis=1))
+    return list({cell.tobytes(): cell for cell in cells}.values())
+
+
+def _quality(codec: CellPCA | CellVQ, pictures: Tensor) -> dict[str, float]:
+    return {"psnr_db": round(psnr(codec.decode(codec.encode(pictures)), pictures).item(), 2)}
 
 
 def _pictures(data: Any, indices: range) -> Tensor:
