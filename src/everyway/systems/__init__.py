@@ -17,9 +17,12 @@ and, where it is trained here,
 
     TRAININGS, Training               the presets of its trainings, and the settings that they read:
                                       name -> settings other than the defaults; a Settings class
-                                      with `init`, `times`, `drop` and two methods,
+                                      with `preset`, `init`, `times`, `drop`, where codecs have
+                                      weights `codecs`, and two methods,
                                       system(data: TrainingData) -> System, with a fresh network,
                                       and started(former: System) -> System, from that of `init`
+    DATA                              data sets of its own: name -> what makes one of a seed, with
+                                      sample(index) -> data.sample.Sample
 
 where a config is plain data, as in the model folder.
 """
