@@ -126,6 +126,7 @@ def mini(
         codec=codec,
         text=text,
         shared=shared,
+        guidance=1.5 if fitted else 3.0,
         sample_steps=9 if fitted else 25,  # of nine tokens one a step
     )
 
