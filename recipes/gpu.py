@@ -111,9 +111,6 @@ def learn(args: argparse.Namespace, tell: Tell) -> None:
 
     facts = train(resolve("mini", settings), progress, tell)
     tell(json.dumps(facts))
-    for path in Path(facts["model"]).iterdir():
-        if path.stat().st_size > LIMIT:
-            raise UsageError(f"{path} is larger than {LIMIT} bytes; choose a smaller --dim")
 
 
 def fresh(args: argparse.Namespace, tell: Tell) -> Path:
@@ -136,6 +133,9 @@ def fresh(args: argparse.Namespace, tell: Tell) -> Path:
     )
     torch.manual_seed(args.seed)
     system = unidiffuser.build(config)
+    size = 2 * sum(p.numel() for p in system.network.parameters())
+    if size > LIMIT:
+        raise UsageError(f"the network is {size:,} bytes, above {LIMIT:,}; choose a smaller --dim")
     for name, codec in system.codecs.items():
         codec_folder.fill(args.codecs, name, codec)
     document = {"system": system.name, "config": dict(system.config)}
@@ -165,7 +165,7 @@ def _arguments() -> argparse.Namespace:
     add("--device", default="auto")
     add("--batch", type=int, default=1024)
     add("--dim", type=int, default=256, help="width of the transformer")
-    add("--depth", type=int, default=8)
+    add("--depth", type=int, default=6)
     add("--seed", type=int, default=0)
     add("--records", type=int, default=300_000, help="scenes that are composed")
     add("--scenes", type=int, default=12_000, help="scenes that codecs are fitted to")

@@ -42,7 +42,7 @@ def recipe(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments, *TINY])
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *TINY, *arguments])
         return module.main()
 
     yield run
@@ -70,3 +70,19 @@ def test_a_recipe_without_font_and_artwork_says_what_to_do(recipe, monkeypatch, 
     emoji._artwork.cache_clear()
     assert recipe("prepare") == 2
     assert "install it with" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not _font(), reason="no emoji font")
+def test_a_network_whose_file_would_be_too_large_is_refused_before_it_trains(
+    recipe, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.modules["gpu_recipe"], "LIMIT", 1000)
+    assert recipe("train", "--world", "lattice246") == 2
+    assert "choose a smaller --dim" in capsys.readouterr().out
+    assert not Path("out/model").exists()
+
+
+@pytest.mark.skipif(not _font(), reason="no emoji font")
+def test_a_training_goes_on_from_an_exported_average(recipe):
+    assert recipe("train", "--world", "lattice246") == 0
+    assert recipe("train", "--world", "lattice246", "--init", "out/model", "--out", "more") == 0
