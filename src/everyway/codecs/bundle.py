@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from everyway.codecs.cell_vq import CellVQ
-from everyway.codecs.clip_text import ClipText
-from everyway.codecs.encoders import ImageEmbedding
-from everyway.codecs.image_vae import ImageVAE
-from everyway.codecs.image_vq import ImageVQ
-from everyway.codecs.pca import CellPCA, ThumbnailPCA
-from everyway.codecs.text_latent import TextLatent
-from everyway.codecs.token_table import TokenTable
 from everyway.errors import UsageError
 
-KINDS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (
-        *(ImageVAE, ImageEmbedding, TextLatent),  # a UniDiffuser's as published
-        *(CellPCA, ThumbnailPCA, TokenTable),  # fitted
-        *(ImageVQ, CellVQ, ClipText),
-    )
+MODULES = {
+    "ImageVAE": "image_vae",
+    "ImageEmbedding": "encoders",
+    "TextLatent": "text_latent",
+    "CellPCA": "pca",
+    "ThumbnailPCA": "pca",
+    "TokenTable": "token_table",
+    "ImageVQ": "image_vq",
+    "CellVQ": "cell_vq",
+    "ClipText": "clip_text",
 }
+"""Kind, a class -> its module here, imported for a codec of that kind alone: some of them need
+libraries that take longer to import than a small model takes to draw."""
 PUBLISHED = {"image": "ImageVAE", "image_embed": "ImageEmbedding", "text": "TextLatent"}
 """Modality of a UniDiffuser -> the kind of its codec where its settings name none."""
 
@@ -37,11 +35,12 @@ def build(config: Mapping[str, Mapping[str, Any]]) -> dict[str, nn.Module]:
 def codec(name: str, settings: Mapping[str, Any], kind: str) -> nn.Module:
     """The codec of modality or condition `name` with fresh weights, frozen.
 
-    settings: of its class, and under "kind" its name in KINDS, where that is not `kind`.  Raises
+    settings: of its class, and under "kind" its name in MODULES, where that is not `kind`.  Raises
     UsageError for an unknown kind.
     """
     settings = {"kind": kind, **settings}
     kind = settings.pop("kind")
-    if kind not in KINDS:
-        raise UsageError(f"codec {kind!r} of {name} is unknown; choose one of {', '.join(KINDS)}")
-    return KINDS[kind](**settings).eval().requires_grad_(False)
+    if kind not in MODULES:
+        raise UsageError(f"codec {kind!r} of {name} is unknown; choose one of {', '.join(MODULES)}")
+    module = import_module(f"everyway.codecs.{MODULES[kind]}")
+    return getattr(module, kind)(**settings).eval().requires_grad_(False)

@@ -22,7 +22,7 @@ class PCA(nn.Module):
         super().__init__()
         self.power = power
         self.register_buffer("mean", torch.zeros(inputs))
-        self.register_buffer("axes", torch.eye(channels, inputs))
+        self.register_buffer("axes", torch.zeros(channels, inputs))
         self.register_buffer("scale", torch.ones(channels))
 
     @torch.no_grad()

@@ -193,6 +193,7 @@ class UViT(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
         if config.init == "unit":
             self.embed.apply(_unit_variance)
+        if config.init == "unit" and not self.positions.is_meta:  # sums there load the compiler
             fixed = [s for s in config.tokens if not isinstance(s, Flag)]
             self.positions.data += torch.cat([start_positions(s, dim) for s in fixed])
 

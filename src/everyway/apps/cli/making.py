@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SAMPLING = ("model", "n", "seed", *SETTINGS)
 """Fields of a request that every such command has as flags."""
+PARAMETERS_A_THREAD = 10_000_000
+"""Of a network that is asked for one sample at a time, as on a CPU."""
 
 
 def add_loading(p: Parser) -> None:
@@ -54,7 +56,19 @@ def load(args: argparse.Namespace, name: str):
     """The model as the flags say."""
     from everyway.generate import load
 
-    return load(name, args.device, args.dtype, args.memory, dict(args.part), dict(args.set))
+    told = (args.device, args.dtype, args.memory, dict(args.part), dict(args.set))
+    return sparing(load(name, *told))
+
+
+def sparing(model):
+    """The model, for which this process now computes with no more threads than pay: several would
+    wait for one another longer than a small network computes, above all on a busy machine."""
+    import torch
+
+    parameters = sum(p.numel() for n in model.system.networks.values() for p in n.parameters())
+    paying = 1 + parameters // PARAMETERS_A_THREAD
+    torch.set_num_threads(min(torch.get_num_threads(), paying))
+    return model
 
 
 def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bool = False) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
+from everyway.apps.cli.making import sparing
 from everyway.errors import UsageError
 from everyway.record import Facts
 from everyway.request import GenerateRequest
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     source = record.loading(args.model, dict(args.part))
     from everyway.generate import load
 
-    model = load(**source)
+    model = sparing(load(**source))
     if model.hash != record.facts.model_hash:
         made_by = record.facts.model_hash
         raise UsageError(
