@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from everyway.data import lattice
 from everyway.data.captions import say, some
 from everyway.data.emoji import LEXICON, EmojiScenes, caption, parse_caption
+from everyway.data.reading import read
 from everyway.data.sample import Scene, SceneObject
 
 
@@ -94,3 +98,42 @@ def test_caption_is_one_of_several():
     assert len(said) > 5
     with pytest.raises(ValueError, match="language 'fr'"):
         caption(data.scene(0), np.random.default_rng(0), "fr")
+
+
+def test_a_scene_is_the_same_in_anybodys_words():
+    """A plain prompt a line, its paraphrases indented below it; half of them Korean."""
+    prompts, paraphrases, unlike = [], 0, []
+    table = Path(__file__).parent.parent / "data" / "paraphrases.txt"
+    for line in table.read_text(encoding="utf-8").splitlines():
+        scene = lattice.parse_caption(line)
+        if not line.startswith(" "):
+            prompts.append(line)
+            wanted = scene.canonical()
+            continue
+        paraphrases += 1
+        if scene is None or scene.canonical() != wanted:
+            unlike.append((prompts[-1], line.strip(), scene))
+    assert (len(prompts), paraphrases) == (50, 200)
+    assert not unlike
+
+
+@pytest.mark.parametrize(
+    ("text", "unread", "more"),
+    [
+        ("Draw me a fox, please, on a blue background!", (), ()),
+        ("a fox wearing a mauve hatt", ("wearing", "mauve", "hatt"), ()),
+        ("a red fox on blue", ("red",), ()),
+        ("a fox, a pizza and a dog on red", (), ("dog",)),
+        ("파란 배경에 여우 한 마리를 그려 주세요", (), ()),
+        ("용과 여우, 파란 배경", ("용과",), ()),
+    ],
+)
+def test_what_was_not_understood_is_told(text, unread, more):
+    reading = read(text, lattice.LEXICON)
+    assert reading.scene.names[0] == "fox"
+    assert (reading.unread, reading.more) == (unread, more)
+
+
+def test_next_to_is_drawn_beside():
+    for text in ("a fox next to a teapot", "찻주전자 옆에 여우"):
+        assert parse_caption(text).canonical() == _scene("fox", "teapot", relation="left of")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from everyway.codecs.text_tokens import PromptError, Tokens
-from everyway.data.captions import Lexicon, language, parse, plain
+from everyway.data.captions import Lexicon, language, plain
+from everyway.data.reading import parse
 
 
 class TokenTable(nn.Module):

@@ -1,10 +1,9 @@
-"""Captions of scenes in English and Korean, and the way back from a caption to what it states."""
+"""Captions of scenes in English and Korean; `data.reading` is the way back."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,7 @@ _RELATION_EN = {
 }
 _RELATION_KO = {"left of": "왼쪽", "right of": "오른쪽", "above": "위", "below": "아래"}
 _SIDE = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-_RELATION_OF = {side: relation for relation, side in _SIDE.items()}
 _SIZE_KO = {"small": "작은", "large": "큰"}
-_PARTICLE = "이|가|은|는|을|를|과|와|의|도|하고|이랑|랑"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,143 +184,3 @@ def _joined(word: str, closed: str, opened: str) -> str:
 
 def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))] if len(choices) > 1 else choices[0]
-
-
-# ---- from a caption to a record
-
-
-@dataclass(frozen=True)
-class _Found:
-    """An object named in a text and where its words lie."""
-
-    thing: SceneObject
-    start: int
-    end: int
-
-
-def parse(text: str, lexicon: Lexicon) -> Scene | None:
-    """What a caption in either language states; None if it names no object of the lexicon.
-
-    Reads more than `say` writes; words it does not know are passed over.
-    """
-    if not isinstance(text, str):
-        return None
-    text = re.sub(r"\s+", " ", text[:2000]).strip().lower()
-    korean = language(text) == "ko"
-    found = _objects(text, lexicon, korean)[:2]
-    if not found:
-        return None
-    blank = list(text)  # objects covered, so that "red circle" says nothing of the background
-    for each in found:
-        blank[each.start : each.end] = "#" * (each.end - each.start)
-    rest = "".join(blank)
-    background = _background(rest, lexicon, korean)
-    sides = _sides_ko(rest) if korean else _sides_en(rest)
-    things = tuple(each.thing for each in found)
-    if len(found) == 1:
-        place = sides[0][0] if len({side for side, *_ in sides}) == 1 else None
-        return Scene(objects=(replace(things[0], place=place),), background=background)
-    relation = (_relation_ko if korean else _relation_en)(rest, found, sides)
-    return Scene(objects=things, relation=relation, background=background)
-
-
-@lru_cache(maxsize=8)
-def _patterns(lexicon: Lexicon) -> dict[str, re.Pattern]:
-    def any_of(words) -> str:
-        return "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
-
-    english, korean = any_of(lexicon.objects), any_of(lexicon.objects.values())
-    tints, stems = any_of(lexicon.backgrounds), any_of(_stems(lexicon))
-    return {
-        "en": re.compile(rf"(?<!\w)(?:(small|little|tiny|large|big|huge) )?({english})(?!\w)"),
-        "ko": re.compile(
-            rf"(?<![가-힣])(?:(작은|큰|커다란) )?({korean})(?=(?:{_PARTICLE})?(?:[^가-힣]|$))"
-        ),
-        "ground_en": re.compile(
-            rf"(?<!\w)({tints}) background|(?<!\w)background (?:is |of )?({tints})(?!\w)"
-            rf"|(?<!\w)(?:on|against|over) (?:an? |the )?(?:plain )?({tints})(?!\w)"
-        ),
-        "ground_ko": re.compile(rf"(?<![가-힣])({stems})색? ?배경"),
-    }
-
-
-def _stems(lexicon: Lexicon) -> dict[str, str]:
-    """Korean colour words, with and without 색 -> English."""
-    out = {ko: en for en, ko in lexicon.backgrounds.items()}
-    out |= {ko + "색": en for ko, en in out.items() if not ko.endswith("색")}
-    extra = {"흰": "white", "흰색": "white", "검정": "black", "빨강": "red", "노랑": "yellow"}
-    extra |= {"파랑": "blue", "녹색": "green", "회": "gray"}
-    return out | {ko: en for ko, en in extra.items() if en in lexicon.backgrounds}
-
-
-def _objects(text: str, lexicon: Lexicon, korean: bool) -> list[_Found]:
-    names = {ko: en for en, ko in lexicon.objects.items()} if korean else None
-    out: dict[str, _Found] = {}
-    for match in _patterns(lexicon)["ko" if korean else "en"].finditer(text):
-        size, word = match.groups()
-        name = names[word] if names else word
-        if size:
-            size = "small" if size in ("small", "little", "tiny", "작은") else "large"
-        thing = SceneObject(name=name, size=size)
-        out.setdefault(name, _Found(thing, match.start(), match.end()))
-    return list(out.values())
-
-
-def _background(rest: str, lexicon: Lexicon, korean: bool) -> str | None:
-    match = _patterns(lexicon)["ground_ko" if korean else "ground_en"].search(rest)
-    if match is None:
-        return None
-    word = next(group for group in match.groups() if group)
-    return _stems(lexicon)[word] if korean else word
-
-
-def _sides_en(rest: str) -> list[tuple[str, int]]:
-    """(place, position) of every place that is said, not of relations."""
-    pattern = r"(?<!\w)(left|right|top|bottom|middle|center|centre)\b(?! of)"
-    return [
-        ("middle" if m[1].startswith("cent") else m[1], m.start())
-        for m in re.finditer(pattern, rest)
-    ]
-
-
-def _sides_ko(rest: str) -> list[tuple[str, int]]:
-    words = {"왼": "left", "오른": "right", "위": "top", "아래": "bottom"}
-    pattern = r"(?<![가-힣])(왼|오른|위|아래)(?:쪽|편)?(?:에|의|으로|$|[^가-힣])"
-    middle = r"(?<![가-힣])(?:가운데|중앙|한가운데)"
-    found = [(words[m[1]], m.start()) for m in re.finditer(pattern, rest)]
-    found += [("middle", m.start()) for m in re.finditer(middle, rest)]
-    return sorted(found, key=lambda side: side[1])
-
-
-def _relation_en(rest: str, found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
-    between = rest[found[0].end : found[1].start]
-    words = {
-        "left of": r"left of",
-        "right of": r"right of",
-        "above": r"above|on top of|over",
-        "below": r"below|under|underneath|beneath",
-    }
-    for relation, pattern in words.items():
-        if re.search(rf"\b(?:{pattern})\b", between):
-            return relation
-    return _relation_of_sides(found, sides)
-
-
-def _relation_ko(rest: str, found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
-    if len(sides) != 1:
-        return _relation_of_sides(found, sides)
-    side, at = sides[0]
-    relation = _RELATION_OF.get(side)
-    if relation is None or at < found[0].start:
-        return None
-    return relation if at > found[1].start else OPPOSITE[relation]  # "B 왼쪽에 있는 A"
-
-
-def _relation_of_sides(found: list[_Found], sides: list[tuple[str, int]]) -> str | None:
-    """From "A on the left and B on the right", in either word order."""
-    if len(sides) != 2:
-        return None
-    first, second = (_RELATION_OF.get(side) for side, _ in sides)
-    if first is None or OPPOSITE[first] != second or sides[0][1] > found[1].start:
-        return None
-    return first

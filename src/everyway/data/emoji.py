@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from everyway.data.captions import Lexicon, parse, plain, say, some
+from everyway.data.captions import Lexicon, plain, say, some
+from everyway.data.reading import parse
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 from everyway.errors import EverywayError, UsageError
 from everyway.whole import whole

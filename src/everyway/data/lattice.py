@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from everyway.data import emoji
-from everyway.data.captions import Lexicon, parse, plain, some
+from everyway.data.captions import Lexicon, plain, some
 from everyway.data.emoji import BACKGROUNDS, COLOURS, LANGS, heldout_pair
+from everyway.data.reading import parse
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 
 CELL, GRID = 32, 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from everyway.data.captions import Lexicon
-from everyway.data.captions import parse as parse_scene
+from everyway.data.reading import parse as parse_scene
 from everyway.data.sample import Sample, Scene, SceneObject
 
 SHAPES = {
