@@ -211,9 +211,14 @@ class Model:
         settled.needs_purity(settled.sampler)
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
-        for asks in (c.null_of for c in conditions if c.null_of):
-            if settled.text and not settled.null:
-                settled = settled.model_copy(update={"null": asks(settled.text)})
+        told = [c for c in conditions if c.null_of]  # by the language of a text
+        if settled.language and not told:
+            raise RequestError("this model has no choice of language; leave --language out")
+        if settled.language:
+            known("language", settled.language, told[0].nulls)
+        if told and not settled.null:
+            null = told[0].null_of(settled.text) if settled.text else settled.language
+            settled = settled.model_copy(update={"null": null})
         odd = sorted(settled.thresholds.keys() - self.system.modalities.keys())
         if odd or settled.thresholds.keys() & self.system.tokens.keys():
             drawn = sorted(self.system.modalities.keys() - self.system.tokens.keys())
@@ -291,6 +296,8 @@ class Model:
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
+            if number and request.language:  # what was made before this stage is in it
+                request = request.model_copy(update={"null": request.language})
             for progress in self._sample(stage, carried, noise, request, free):
                 done = (number + progress.step / progress.steps) / len(stages)
                 where = number + 1, len(stages), progress.step, progress.steps

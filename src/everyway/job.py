@@ -154,7 +154,10 @@ def read(job: Job, system: System, side: int) -> Inputs:
         picture=pictures[0] if mask else None,
         mask=mask,
         digests={name: digest(content) for name, content in held.items()},
-        notes=tuple(_seen(name, p.size, side) for name, p in whole if p.width != p.height),
+        notes=(
+            *(_seen(name, p.size, side) for name, p in whole if p.width != p.height),
+            *_unread(request.text, system),
+        ),
     )
 
 
@@ -165,6 +168,12 @@ def _squared(value: Any, side: int) -> Any:
 def _input(name: str, system: System) -> Medium:
     """Of an input; RequestError for one that the system does not read."""
     return medium(known("input", name, sorted(system.raws)), system.media)
+
+
+def _unread(text: str | None, system: System) -> Iterator[str]:
+    """What of a text the codecs that can tell will not read."""
+    for codec in (m.codec for m in system.modalities.values() if m.source == "text" and text):
+        yield from codec.remarks(text) if hasattr(codec, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

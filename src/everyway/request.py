@@ -140,6 +140,8 @@ class GenerateRequest(BaseModel):
     second, "last" the other way round; or knots ((u, t), ...), as `tasks.Path`."""
     null: str = ""
     """What stands for no text in guidance, learned or empty; by default the model's first."""
+    language: str = ""
+    """Of the text that is made, as en or ko; by default the prompt's, else the model's first."""
     given: dict[str, int | Name] = {}
     """What a model reads that has no field here, by name: a text, a number, or a file's path."""
     given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}

@@ -11,6 +11,8 @@ import pytest
 from everyway import library
 from everyway.codecs.text_tokens import word_tokens
 from everyway.data.lattice import LEXICON, Lattice
+from everyway.generate import load
+from everyway.request import GenerateRequest, RequestError
 from everyway.systems import unidiffuser
 
 SLOW = ("diffusers", "transformers", "accelerate", "peft", "scipy", "sympy", "torch._dynamo")
@@ -52,3 +54,26 @@ def test_only_what_a_small_model_needs_is_imported_and_it_runs_on_one_thread(fol
         timeout=300,
     )
     assert done.stdout.splitlines()[-1:] == ["0 1 []"], done.stderr
+
+
+def test_the_language_is_that_asked_for_or_the_prompts(folder):
+    model = load(folder)
+
+    def null(**settings):
+        return model.settled(GenerateRequest(**settings)).null
+
+    assert null(kind="text", language="ko") == "ko"
+    assert null(kind="text-to-image", text="여우", language="en") == "ko"  # what is read is Korean
+    assert null(kind="text") == ""
+    with pytest.raises(RequestError, match="language 'de' is unknown"):
+        null(kind="text", language="de")
+
+
+def test_words_that_were_not_understood_are_told_beside_the_result(folder):
+    (made,) = load(folder).generate(
+        kind="text-to-image", text="a fox wearing a pizzza, a dog and a cow", steps=1
+    )
+    assert made.facts["notes"] == [
+        "one or two objects are drawn; left out: cow",
+        "not understood: wearing, pizzza (did you mean pizza?)",
+    ]

@@ -7,6 +7,7 @@ and the token's language.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from everyway.codecs.text_tokens import PromptError, Tokens
 from everyway.data.captions import Lexicon, language, plain
-from everyway.data.reading import parse
+from everyway.data.reading import parse, read
 
 
 class TokenTable(nn.Module):
@@ -55,13 +56,35 @@ class TokenTable(nn.Module):
             raise PromptError(self._nothing_known(text))
         return plain(stated, self.lexicon, language(text))
 
+    def remarks(self, text: str) -> list[str]:
+        """What of a text is not drawn, each in one line with the nearest words that are known."""
+        if self.lexicon is None:
+            return []
+        reading, made = read(text, self.lexicon), []
+        if reading.more:
+            made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")
+        if reading.unread:
+            near = {word: self._near(word) for word in reading.unread}
+            told = [w + (f" (did you mean {n}?)" if n else "") for w, n in near.items()]
+            made.append(f"not understood: {', '.join(told)}")
+        return made
+
     def _nothing_known(self, text: str) -> str:
-        names = {**self.lexicon.objects}
-        known = list(names.values() if language(text) == "ko" else names)
-        words = re.findall(r"\w+", text.lower())
-        like = [name for word in words for name in get_close_matches(word, known, 1, 0.75)]
+        known = self._names(text)
+        like = [near for word in re.findall(r"\w+", text.lower()) if (near := self._near(word))]
         hint = f"did you mean {like[0]}?" if like else f"say one of {', '.join(known[:8])}, ..."
         return f"this model knows no object in {text[:40]!r}; {hint}"
+
+    def _names(self, text: str) -> list[str]:
+        """Of the objects, in the language of a text."""
+        objects = self.lexicon.objects
+        return list(objects.values() if language(text) == "ko" else objects)
+
+    def _near(self, word: str) -> str | None:
+        """The object whose name is nearest, letter by letter in Korean too."""
+        known = {unicodedata.normalize("NFD", name): name for name in self._names(word)}
+        near = get_close_matches(unicodedata.normalize("NFD", word), known, 1, 0.75)
+        return known[near[0]] if near else None
 
     def latent(self, ids: Tensor) -> Tensor:
         """(B, length, dim) of ids (B, length)."""

@@ -19,7 +19,7 @@ from everyway.request import SETTINGS, GenerateRequest, read_image
 if TYPE_CHECKING:
     from everyway.generate import Result
 
-SAMPLING = ("model", "n", "seed", *SETTINGS)
+SAMPLING = ("model", "n", "seed", "language", *SETTINGS)
 """Fields of a request that every such command has as flags."""
 PARAMETERS_A_THREAD = 10_000_000
 """Of a network that is asked for one sample at a time, as on a CPU."""
