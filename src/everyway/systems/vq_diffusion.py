@@ -46,7 +46,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], Callable[[Mapping[str, Any]], Any]]] 
 }
 """kind -> (class, its config from plain data)."""
 TEXTS = {"latent": "TextLatent", "clip": "ClipText"}
-"""text_kind -> the kind of the text codec where its settings name none (`bundle.KINDS`)."""
+"""text_kind -> the kind of the text codec where its settings name none (`bundle.MODULES`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class VQDiffusionConfig:
 
     kind: of the network, a name in NETWORKS.  network: its config as plain data; it also says what
     the network is told: a context "text", a "label", or nothing.
-    codec: settings of its ImageVQ, or of another kind of `bundle.KINDS`.
+    codec: settings of its ImageVQ, or of another kind of `bundle.MODULES`.
     text: settings of the text codec, whose latent is the context.
     text_kind: of the text codec, a name in TEXTS.
     shared: component -> the shipped model that has its weights, and after an "@" their sha256.
