@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from everyway import library, placement
+from everyway.codecs.image_vae import ImageVAE
 from everyway.generate import load
 from everyway.placement import CPU, Placement, memory_for
 from everyway.system import System
@@ -176,10 +178,11 @@ def test_states_are_where_the_network_is(monkeypatch, tmp_path, kind):
 
 
 def test_low_decodes_row_by_row():
-    codec = load("mini", "cpu", memory="low").system.codecs["image"]
-    assert codec.autoencoder.use_slicing and codec.autoencoder.use_tiling
-    codec = load("mini", "cpu").system.codecs["image"]
+    system, codec = load("nano", "cpu").system, ImageVAE()
+    image = replace(system.modalities["image"], codec=codec)
     assert not codec.autoencoder.use_slicing
+    library._spare(replace(system, modalities={**system.modalities, "image": image}))
+    assert codec.autoencoder.use_slicing and codec.autoencoder.use_tiling
 
 
 def test_memory_is_read_where_the_system_tells(monkeypatch, tmp_path):
