@@ -59,7 +59,9 @@ def overhead(states: Bundle, w: float, rounds: int, now: Now, steps: int = 20) -
     process = GaussianProcess(schedule=CosineVP(), parameterisation=V)
     shapes, device = {k: tuple(x.shape) for k, x in states.items()}, states["image"].device
     modalities = {  # nothing is encoded or decoded here
-        k: Modality(name=k, clock=CLOCKS[k], shape=shape[1:], process=process, codec=None)
+        k: Modality(
+            name=k, clock=CLOCKS[k], shape=shape[1:], process=process, codec=None, decodes=False
+        )
         for k, shape in shapes.items()
     }
     system = System(name="echo", network=Echo(device), modalities=modalities, tasks=TASKS)

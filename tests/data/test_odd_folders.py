@@ -18,6 +18,7 @@ from everyway.data import listing
 from everyway.data.check import check
 from everyway.data.decode import read_picture
 from everyway.data.folder import Folder, FolderError
+from everyway.errors import UsageError
 
 
 def picture(path, seed: int = 0, **settings):
@@ -243,13 +244,11 @@ def test_the_stamp_knows_class_caption_and_place(tmp_path):
 
 
 def test_no_picture_is_read_for_its_words(tmp_path, monkeypatch):
-    from everyway.train.config import TrainConfig
-    from everyway.train.sources import vocabulary
+    from everyway.train.sources import Data
 
     pictures(tmp_path)
     monkeypatch.setattr("everyway.data.folder.read_picture", None)
-    words = ("0", "1", "2", "a", "circle", "red")
-    assert vocabulary(TrainConfig(data=str(tmp_path))) == words
+    assert Data(str(tmp_path), 0).words == ("0", "1", "2", "a", "circle", "red")
 
 
 def test_a_caption_that_a_model_cannot_read_is_named(tmp_path, capsys):
@@ -264,7 +263,7 @@ def test_a_caption_that_a_model_cannot_read_is_named(tmp_path, capsys):
 
     def short(text: str) -> None:
         if len(text) > 20:
-            raise ValueError("too long")
+            raise UsageError("too long")
 
     data = Folder(tmp_path, captioned=True, reads=short)
     assert [data.captions(k) for k in range(2)] == [("a fox",), ("a red circle 2",)]
@@ -347,23 +346,29 @@ def test_a_broken_shard_is_read_as_far_as_it_goes(tmp_path, kind):
 
 def test_a_broken_picture_is_left_out_of_a_training(tmp_path, caplog):
     from everyway.train import sources
-    from everyway.train.config import TrainConfig
+    from everyway.train.config import resolve
+    from everyway.train.systems import prepared
 
     data = pictures(tmp_path / "data", 6)
     (data / "0.png").write_bytes(b"no picture")
     (data / "1.txt").write_text("\n")
-    config = TrainConfig(data=str(data), out=str(tmp_path), cache=100)
-    _, latents = sources.prepare(config)
+    notes: list[str] = []
+
+    def cached(count: int):
+        config = resolve("nano", {"data": str(data), "cache": str(count)}, out=str(tmp_path))
+        return sources.cached(prepared(config), config, notes.append)
+
+    latents = cached(100)
     assert len(latents) == 5
-    assert all(torch.equal(states[0], states[1]) for states in latents.states.values())
+    (part,) = latents.parts
+    assert all(torch.equal(states[0], states[1]) for states in part.values())
     assert sum("0.png cannot be read" in line for line in caplog.messages) == 1
-    assert "5 of the 6 pictures" in caplog.messages[-1]
-    assert "1 of them are broken" in caplog.messages[-1]
-    assert "names 1 faults" in caplog.messages[-1]
-    caplog.clear()
-    _, latents = sources.prepare(TrainConfig(data=str(data), out=str(tmp_path), cache=2))
-    assert "2 of the 6 pictures" in caplog.messages[-1]
-    assert "cache=5 takes all" in caplog.messages[-1]
+    assert "5 of the 6 pictures" in notes[-1]
+    assert "1 of them are broken" in notes[-1]
+    assert "names 1 faults" in notes[-1]
+    cached(2)
+    assert "2 of the 6 pictures" in notes[-1]
+    assert "cache=5 takes all" in notes[-1]
 
 
 def test_no_pair_at_all_is_one_line(tmp_path, capsys):

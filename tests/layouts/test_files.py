@@ -13,14 +13,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from everyway import library
 from everyway.apps import cli
 from everyway.checkpoints import store
 from everyway.checkpoints.tensor_files import LayoutError, StoreError, held
+from everyway.codecs.encoders import SMALL_TEXT, SMALL_VISION
+from everyway.codecs.image_vae import SMALL
+from everyway.codecs.text_latent import SMALL_DECODER
+from everyway.codecs.text_tokens import train_tokens
 from everyway.generate import load
 from everyway.layouts import convert, file_layout, files
 from everyway.layouts.table import LAYOUTS
 from everyway.layouts.vq_diffusion import WHOLE
 from everyway.library import SHIPPED
+from everyway.systems import unidiffuser
 from published import (
     CLIP_TOKENS,
     GPT2_TOKENS,
@@ -193,10 +199,33 @@ def at_once(call, *args, **options) -> str:
     return line
 
 
-def changed(folder: Path, name: str, place: str, value: object) -> Path:
-    """A copy of a shipped model with another number in its config."""
+@pytest.fixture(scope="module")
+def homes(tmp_path_factory) -> dict[str, Path]:
+    """Shipped models, and one with the codecs of a published one, small."""
+    text = {
+        "tokenizer": train_tokens(["a red circle"], 100),
+        "length": 8,
+        "dim": 8,
+        "text": {**SMALL_TEXT, "hidden_size": 16, "intermediate_size": 16},
+        "decoder": {**SMALL_DECODER, "n_embd": 16},
+    }
+    vision = {**SMALL_VISION, "hidden_size": 16, "intermediate_size": 16, "projection_dim": 8}
+    config = unidiffuser.UniDiffuserConfig(
+        image_channels=4, image_size=16, patch=4, embed_dim=8, text_length=8, text_dim=8, dim=16,
+        depth=2, heads=2, codecs="trained", codec_config={
+            "image": {"autoencoder": {**SMALL, "block_out_channels": [32]}, "fold": 4},
+            "image_embed": {"vision": vision}, "text": text,
+        },
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    library.save(folder, unidiffuser.build(config), {"image_size": 64})
+    return {name: SHIPPED / name for name in ("nano", "mini-vq")} | {"trained": folder}
+
+
+def changed(folder: Path, home: Path, place: str, value: object) -> Path:
+    """A copy of a model with another number in its config."""
     folder.mkdir()
-    for path in (SHIPPED / name).iterdir():
+    for path in home.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     *parents, last = place.split(".")
@@ -215,12 +244,12 @@ def changed(folder: Path, name: str, place: str, value: object) -> Path:
         ("nano", "depth"),
         ("mini-vq", "network.depth"),
         ("mini-vq", "codec.codes"),
-        ("mini", "codec_config.image_embed.vision.num_hidden_layers"),
-        ("mini", "codec_config.text.decoder.n_layer"),
+        ("trained", "codec_config.image_embed.vision.num_hidden_layers"),
+        ("trained", "codec_config.text.decoder.n_layer"),
     ],
 )
-def test_layers_without_end_are_refused_at_once(tmp_path, name, place, many):
-    folder = changed(tmp_path / "model", name, place, many)
+def test_layers_without_end_are_refused_at_once(tmp_path, homes, name, place, many):
+    folder = changed(tmp_path / "model", homes[name], place, many)
     assert "config.json" in at_once(load, folder, "cpu")
     for origin in ("authors", "diffusers"):
         with pytest.raises((StoreError, LayoutError)):
@@ -231,16 +260,16 @@ def test_layers_without_end_are_refused_at_once(tmp_path, name, place, many):
 @pytest.mark.parametrize(
     ("name", "place", "value"),
     [
-        ("mini", "codec_config.image_embed.vision.hidden_size", "9"),
-        ("mini", "codec_config.text.decoder.n_layer", None),
+        ("trained", "codec_config.image_embed.vision.hidden_size", "9"),
+        ("trained", "codec_config.text.decoder.n_layer", None),
         ("mini-vq", "text.tokenizer", "x"),
         ("mini-vq", "network.layout", 0),
         ("nano", "image_size", -(10**9)),
     ],
 )
-def test_settings_of_other_kinds_are_one_line(tmp_path, name, place, value):
+def test_settings_of_other_kinds_are_one_line(tmp_path, homes, name, place, value):
     """Such as transformers and tokenizers have errors of their own for."""
-    line = at_once(load, changed(tmp_path / "model", name, place, value), "cpu")
+    line = at_once(load, changed(tmp_path / "model", homes[name], place, value), "cpu")
     assert "config.json" in line
 
 

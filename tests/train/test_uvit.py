@@ -337,10 +337,10 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
     assert made.image.size == (32, 32) and made.facts["forwards"] == 8
 
 
-@pytest.mark.parametrize("model", ["nano", "mini"])
-def test_pictures_of_shipped_models_are_read_in_their_size(model):
+@pytest.mark.parametrize(("model", "side"), [("nano", 64), ("mini", 96), ("mini-vq", 96)])
+def test_pictures_of_shipped_models_are_read_in_their_size(model, side):
     loaded = load(model, device="cpu")
-    assert sources.image_size(loaded.system) == loaded.image_size == 64
+    assert sources.image_size(loaded.system) == loaded.image_size == side
 
 
 # -- a condition that no data tells -----------------------------------------------------------
