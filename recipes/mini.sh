@@ -3,13 +3,13 @@
 # Needs: pip install -e ".[train]"; no font, no GPU.
 # Interrupt it anywhere and run it again: every part goes on from where it stopped.
 #
-#   HOURS=1.5     of the two lessons together; a core with fast bf16 sees 400 samples a second
+#   HOURS=1.8     of the three stages together; a core with fast bf16 sees 400 samples a second
 #   PROCESSES=1   of the transformer's training: one a core (a divisor of 64)
 #   RUNS=runs     folder of everything it writes
 #   PYTHON=.venv/bin/python
 set -euo pipefail
 cd "$(dirname "$0")/.."
-HOURS=${HOURS:-1.5}
+HOURS=${HOURS:-1.8}
 PROCESSES=${PROCESSES:-1}
 RUNS=${RUNS:-runs}
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -29,10 +29,11 @@ train() { # NAME PER-CENT SETTING...
   "${launch[@]}" -m everyway.apps.cli train mini --out "$RUNS/$name" --budget "${minutes}m" "${told[@]}"
 }
 
-# Captions that state everything, mostly from text to picture and back; then captions that leave
-# things unsaid, pairs and marginals, which are the same questions with more left open.
-train mini-1 30 "codecs=$RUNS/codecs" data=lattice-whole cooldown=0
-train mini 70 "init=$RUNS/mini-1/model" seed=1 lr=4e-3 to_image=0.2 to_text=0.16 joint=0.34 cooldown=0.4
+# Captions that state everything; then captions too that leave things unsaid, as conditions, and more
+# of pairs and marginals, which are the same questions with more left open; then more of these.
+train mini-1 23 "codecs=$RUNS/codecs" data=lattice-whole cooldown=0
+train mini-2 52 "init=$RUNS/mini-1/model" seed=1 lr=4e-3 to_image=0.2 to_text=0.16 joint=0.34 cooldown=0.4
+train mini 25 "init=$RUNS/mini-2/model" seed=2 lr=3e-3 to_image=0.22 to_text=0.12 joint=0.3 cooldown=0.5
 "$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini/model" --suite scenes -n 300 --json
 
 cat <<END

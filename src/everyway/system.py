@@ -264,7 +264,8 @@ class System:
         """Raises ValueError for a text that a codec of texts cannot read; no network runs."""
         codecs = [m.codec for m in self.on("text")]
         for codec in codecs + [c.codec for c in self.conditions.values() if c.source == "text"]:
-            getattr(codec, "tokens", codec).encode([text])
+            read = getattr(codec, "ids", None) or getattr(codec, "tokens", codec).encode
+            read([text])
 
     @torch.no_grad()
     def contexts(self, raw: Mapping[str, Any]) -> Contexts:

@@ -257,8 +257,8 @@ def test_a_caption_that_a_model_cannot_read_is_named(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path), "--model", "mini", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["captions"] == 2 and not found["missing_captions"]
-    assert [name for name, _ in found["bad_captions"]] == ["0.png", "1.png"]
-    assert "tokens and this model reads at most" in found["bad_captions"][0][1]
+    assert [name for name, _ in found["bad_captions"]] == ["1.png", "2.png"]
+    assert "this model knows no object in 'a red circle 2'" in found["bad_captions"][1][1]
     assert main(["data", "check", str(tmp_path), "--json"]) == 0
 
     def short(text: str) -> None:

@@ -77,7 +77,8 @@ def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     for name, part in facts.get("codecs", {}).items():
         told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
         hours = f"{part.get('minutes', 0) / 60:.2f}"
-        lines.append(f"| {name} ({told}) | | {part.get('steps', '')} | | | {hours} | |")
+        named = f"{name} ({told})" if told else name
+        lines.append(f"| {named} | | {part.get('steps', '')} | | | {hours} | |")
     for name, model in config["config"].get("shared", {}).items():
         lines.append(f"| {name}: that of `{model.partition('@')[0]}` | | | | | | |")
     for suite, report in facts.get("scores", {}).items():
