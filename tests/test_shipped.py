@@ -65,3 +65,12 @@ def rewrite(folder, change) -> None:
     held = store.document(folder)
     change(held)
     (folder / "config.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["a large fox on blue", "파란 배경에 큰 여우"])
+def test_the_default_draws_what_a_short_prompt_says(text):
+    """What it leaves unsaid is taken as usual, and told."""
+    made = everyway.load("mini").generate(kind="text-to-image", text=text, n=6)
+    seen = JUDGES["lattice"].read([result.image for result in made])
+    assert sum(s.names == ("fox",) and s.background == "blue" for s in seen) >= 5
+    assert any("taken as" in note for note in made[0].facts["notes"])

@@ -137,7 +137,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
         _fits(mask, pictures[0], side)
-    values: dict[str, list[Any]] = {"image": pictures, "text": [request.text]}
+    values: dict[str, list[Any]] = {"image": pictures, "text": [_completed(request.text, system)]}
     values["label"] = [request.label]
     for name, value in request.given.items():
         kind = _input(name, system)
@@ -170,10 +170,23 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
+def _completed(text: str | None, system: System) -> str | None:
+    """A prompt as the codecs that know what it leaves unsaid complete it."""
+    for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "completed")):
+        return codec.completed(text)
+    return text
+
+
+def _readers(system: System) -> Iterator[Any]:
+    """The modalities and conditions that read a text."""
+    everything = (*system.modalities.values(), *system.conditions.values())
+    return (each for each in everything if each.source == "text")
+
+
 def _unread(text: str | None, system: System) -> Iterator[str]:
     """What of a text the codecs that can tell will not read."""
-    for codec in (m.codec for m in system.modalities.values() if m.source == "text" and text):
-        yield from codec.remarks(text) if hasattr(codec, "remarks") else ()
+    for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "remarks")):
+        yield from codec.remarks(text)
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

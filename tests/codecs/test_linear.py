@@ -76,6 +76,19 @@ def test_a_text_in_other_words_is_read_as_the_plain_caption(table, said, plain):
     assert torch.equal(table.encode([said]), table.encode([plain]))
 
 
+@pytest.mark.parametrize(
+    ("said", "completed"),
+    [
+        ("a fox left of a teapot on blue", "a large fox left of a large teapot, blue background"),
+        ("a small fox", "a small fox in the middle, white background"),
+        ("초록 배경, 왼쪽에 여우", "초록 배경, 왼쪽에 큰 여우"),
+    ],
+)
+def test_a_prompt_is_completed_and_that_is_told(table, said, completed):
+    assert table.completed(said) == completed == table.completed(completed)
+    assert table.remarks(said) == [f"taken as: {completed}"] and not table.remarks(completed)
+
+
 def test_an_unknown_object_is_said_with_the_nearest_known_one(table):
     with pytest.raises(PromptError, match="no object in 'a pizzza'; did you mean pizza"):
         table.encode(["a pizzza"])

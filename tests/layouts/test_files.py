@@ -290,7 +290,7 @@ def test_a_side_is_bounded_by_the_tables():
 
 
 def test_a_model_without_its_system_is_refused(tmp_path):
-    folder = changed(tmp_path / "model", "nano", "depth", 2)
+    folder = changed(tmp_path / "model", SHIPPED / "nano", "depth", 2)
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del document["config"]["system"]
     (folder / "config.json").write_text(json.dumps(document), encoding="utf-8")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from everyway.codecs.text_tokens import PromptError, Tokens
-from everyway.data.captions import Lexicon, language, plain
+from everyway.data.captions import Lexicon, completed, language, plain
 from everyway.data.reading import parse, read
 
 
@@ -56,11 +56,24 @@ class TokenTable(nn.Module):
             raise PromptError(self._nothing_known(text))
         return plain(stated, self.lexicon, language(text))
 
+    def completed(self, text: str) -> str:
+        """A prompt with what it leaves unsaid as it usually is; any text where there is no lexicon.
+
+        Raises PromptError as `phrased` does.
+        """
+        if self.lexicon is None or not text.strip():
+            return text
+        stated = parse(self.phrased(text), self.lexicon)
+        return plain(completed(stated), self.lexicon, language(text))
+
     def remarks(self, text: str) -> list[str]:
-        """What of a text is not drawn, each in one line with the nearest words that are known."""
+        """How a prompt is taken, where it leaves something unsaid, and what of it is not drawn,
+        each in one line, with the nearest words that are known."""
         if self.lexicon is None:
             return []
         reading, made = read(text, self.lexicon), []
+        if (taken := self.completed(text)) != self.phrased(text):
+            made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")
         if reading.unread:

@@ -97,6 +97,20 @@ def plain(scene: Scene, lexicon: Lexicon, lang: str = "en") -> str:
     return f"{lexicon.backgrounds[ground]} 배경, {body}" if ground else body
 
 
+def completed(scene: Scene) -> Scene:
+    """The scene with what it leaves unsaid as it usually is: large, in the middle, the first left
+    of the second, on white."""
+    two = len(scene.objects) == 2
+    return Scene(
+        objects=tuple(
+            replace(o, size=o.size or "large", place=None if two else o.place or "middle")
+            for o in scene.objects
+        ),
+        relation=(scene.relation or "left of") if two else None,
+        background=scene.background or "white",
+    )
+
+
 def language(text: str) -> str:
     """ "ko" for a text with a Korean letter, else "en"."""
     return "ko" if re.search("[가-힣]", text) else "en"
