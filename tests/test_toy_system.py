@@ -157,7 +157,7 @@ def test_its_name_is_an_entry_point(tmp_path):
 def test_the_command_line_tells_of_it_and_makes_all_that_it_makes(trained, run, tmp_path):
     assert (trained / "samples/0000350.png").is_file()
     assert "tunes, of the system's own" in (trained / "model/README.md").read_text()
-    tasks = json.loads(run("models", trained)[1])["tasks"]
+    tasks = json.loads(run("models", trained, "--json")[1])["tasks"]
     assert (tasks["everything"], tasks["name"]) == (["subject", "style"], ["image"])
     told = ["--given", "subject=red", "--given", "style=loud", "--model", trained]
     code, out, err = run("generate", "everything", *told, "-n", 8, "--json")

@@ -241,7 +241,8 @@ def test_data_is_written_and_checked(run, tmp_path):
 
 def test_models_and_evaluate(run):
     assert "nano" in run("models")[1]
-    assert json.loads(run("models", "nano")[1])["name"] == "nano"
+    assert json.loads(run("models", "nano", "--json")[1])["name"] == "nano"
+    assert "objects: fox 여우, " in run("models", "mini")[1]
     words = ["evaluate", "nano", "--suite", "shapes", "-n", 2, "--steps", 3]
     report = json.loads(run(*words, "--rows", "t2i,i2t", "--json")[1])
     assert set(report["rows"]) == {"t2i", "i2t"} and 0 <= report["t2i.all_correct"] <= 1

@@ -1,4 +1,4 @@
-"""The models that are here, or the facts of one: its tasks, and what each is given, among them."""
+"""The models that are here, or one: its tasks, and the words that it knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from everyway.apps.cli.making import show_json
 
 
 def add_flags(p: Parser) -> None:
-    p.add_argument("model", nargs="?", help="one, whose facts are shown")
+    p.add_argument("model", nargs="?", help="one, which is told about; by default all are listed")
+    p.add_argument("--json", action="store_true", help="all of its facts, as JSON; off by default")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,5 +22,13 @@ def run(args: argparse.Namespace) -> None:
         return
     model = load(args.model)
     tasks = {name: model.system.given(task) for name, task in model.system.tasks.items()}
+    if not args.json:
+        given = [f"{name} ({', '.join(names) or 'nothing'})" for name, names in tasks.items()]
+        print(f"{model.name}  {model.hash}\ntasks, and what each is given: {', '.join(given)}")
+        lexicons = (getattr(codec, "lexicon", None) for codec in model.system.codecs.values())
+        for lexicon in [known for known in lexicons if known][:1]:
+            for what, words in (("objects", lexicon.objects), ("colours", lexicon.backgrounds)):
+                print(f"{what}: {', '.join(f'{en} {ko}' for en, ko in words.items())}")
+        return
     own = {"name": model.name, "hash": model.hash, "tasks": tasks}
     show_json(own | {k: v for k, v in model.facts.items() if k not in own}, indent=2)
