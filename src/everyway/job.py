@@ -185,8 +185,9 @@ def _readers(system: System) -> Iterator[Any]:
 
 def _unread(text: str | None, system: System) -> Iterator[str]:
     """What of a text the codecs that can tell will not read."""
-    for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "remarks")):
-        yield from codec.remarks(text)
+    for codec in (m.codec for m in _readers(system) if text):
+        reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
+        yield from reader.remarks(text) if hasattr(reader, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

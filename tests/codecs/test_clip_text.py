@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from everyway import job
 from everyway.checkpoints.tensor_files import LayoutError, held
 from everyway.codecs.clip_text import CLIP_B32_TEXT, ClipText
 from everyway.codecs.published_tokens import ClipTokens
@@ -108,6 +110,16 @@ def test_tokens_are_padded_with_zero_and_cut_before_the_end_mark():
     assert tokens.mask(made).sum(1).tolist() == [4, 2, 6]
     ended = ClipTokens(CLIP_TOKENS, 6).encode(["fox on"])
     assert ended.tolist() == [[start, 1, 2, end, end, end]]  # as UniDiffuser has it
+
+
+def test_a_prompt_that_is_cut_is_told():
+    """A codec, or the tokens that it reads with, says so; a job asks both."""
+    codec = SimpleNamespace(tokens=ClipTokens(CLIP_TOKENS, 6))
+    reader = SimpleNamespace(source="text", codec=codec)
+    system = SimpleNamespace(modalities={}, conditions={"text": reader})
+    (told,) = job._unread("a fox on blue red green left", system)
+    assert told.startswith("the text has 7 tokens and 4 are read, up to 'a fox on blue'")
+    assert not [*job._unread("a fox on blue", system)]
 
 
 def test_sentences_are_in_lower_case_and_padding_is_told():

@@ -45,6 +45,14 @@ class ClipTokens:
             row[: len(ids) + 2] = torch.tensor([self.start, *ids, self.end])
         return out
 
+    def remarks(self, text: str) -> list[str]:
+        """That a text is cut, where it is, and after which words."""
+        ids, most = self.tokenizer.encode(text, add_special_tokens=False).ids, self.length - 2
+        if len(ids) <= most:
+            return []
+        end = self.tokenizer.decode(ids[:most]).strip()[-30:]
+        return [f"the text has {len(ids)} tokens and {most} are read, up to {end!r}"]
+
     def nothing(self, batch: int) -> Tensor:
         """The empty sentence, `batch` times."""
         return self.encode([""]).expand(batch, -1)
