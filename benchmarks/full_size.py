@@ -124,24 +124,24 @@ def tokenizer(size: int, marks: list[str]) -> str:
     return made.to_str()
 
 
-def measured(folder: Path, words: list[str], told: list[str]) -> dict[str, float]:
+def measured(folder: Path, words: list[str], asked: list[str]) -> dict[str, float]:
     """One command: seconds in all and of a forward, and the peak of its memory."""
     given = [w for part, name in PARTS.items() for w in ("--part", f"{part}={folder / name}")]
     own = [str(folder / "picture.png") if w == "PICTURE" else w for w in words]
     began = time.monotonic()
     command = [sys.executable, "-m", "everyway.apps.cli", *own, "--json", "--model"]
     done = subprocess.run(
-        [*command, str(folder / "uvit.pth"), *given, *told, "--out", str(folder / "out")],
+        [*command, str(folder / "uvit.pth"), *given, *asked, "--out", str(folder / "out")],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     answer = json.loads(done.stdout)
-    facts = answer["results"][-1]["facts"]
+    metadata = answer["results"][-1]["facts"]
     return {
         "seconds": time.monotonic() - began,
-        "sampling": facts["seconds"],
-        "forwards": facts["forwards"],
+        "sampling": metadata["seconds"],
+        "forwards": metadata["forwards"],
         "peak_gb": (answer["peak_bytes"] or 0) / 1e9,
     }
 
@@ -161,17 +161,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("out/full-size"))
     parser.add_argument("--keep", action="store_true", help="files that are there are used again")
     parser.add_argument("--json", type=Path)
-    told = {"--steps": "4", "--dtype": "bf16", "--device": "auto", "--memory": "auto"}
-    for flag, value in told.items():
+    asked = {"--steps": "4", "--dtype": "bf16", "--device": "auto", "--memory": "auto"}
+    for flag, value in asked.items():
         parser.add_argument(flag, default=value)
-    parser.add_argument("--guidance", help="the model's own, 8, unless told; 1 halves the time")
+    parser.add_argument("--guidance", help="the model's own, 8, by default; 1 halves the time")
     parser.add_argument("--set", help="as drawn_size=32, for pictures of 256x256")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if not (args.folder / "gpt2.json").exists():
         write_files(args.folder)
     Image.effect_noise((512, 512), 60).convert("RGB").save(args.folder / "picture.png")
-    flags = [w for f in told for w in (f, getattr(args, f[2:]))]
+    flags = [w for f in asked for w in (f, getattr(args, f[2:]))]
     flags += ["--guidance", args.guidance] if args.guidance else []
     flags += ["--set", args.set] if args.set else []
     rows: dict[str, dict[str, float]] = {}

@@ -121,7 +121,7 @@ def measure(args: argparse.Namespace) -> dict:
         rows["kept for backward, float32, MB"] = {k: kept(m, a) for k, (m, a) in models.items()}
     for w in (1.0, 3.0):
         rows[f"loop of a step, guidance {w:g}, ms"] = {"everyway": overhead(states, w, rounds, now)}
-    facts = {
+    metadata = {
         "size": args.size,
         "parameters": sum(p.numel() for p in network.parameters()),
         "batch": args.batch,
@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> dict:
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
     }
-    return {**facts, "parity": apart, "rows": rows}
+    return {**metadata, "parity": apart, "rows": rows}
 
 
 def text(value: float | list[float] | None) -> str:

@@ -1,4 +1,5 @@
-"""U-ViT's design choices, one at a time: skips, how the time is told, the convolution, the patch.
+"""U-ViT's design choices, one at a time: skips, how it is conditioned on time, the convolution, the
+patch.
 
 Each trains `nano` on coloured shapes from the same start, on the same pictures, noises and times;
 one table of the mean loss in every quarter of the training, and of pictures and times never seen.
@@ -30,7 +31,7 @@ CHOICES = {
     "as published": {},
     "skip add": {"skip": "add"},
     "skip none": {"skip": "none"},
-    "time in the norms": {"told_time": "norm"},
+    "time in the norms": {"time_conditioning": "norm"},
     "conv before": {"conv": "before"},
     "conv none": {"conv": "none"},
     "patch 2": {"patch": "2"},
@@ -47,8 +48,8 @@ def table(steps: int, out: Path, only: str = "") -> list[dict]:
         if only not in name and options:
             continue
         folder = out / name.replace(" ", "-")
-        told = {"steps": str(steps), "log_every": str(max(1, steps // 4)), "cooldown": "0"}
-        config = resolve(str(RECIPE), told | options, out=str(folder))
+        common = {"steps": str(steps), "log_every": str(max(1, steps // 4)), "cooldown": "0"}
+        config = resolve(str(RECIPE), common | options, out=str(folder))
         if not (folder / "config.json").exists():
             share_cache(out, folder)
         began = time.monotonic()

@@ -77,8 +77,8 @@ def prepare(args: argparse.Namespace, tell: Tell) -> None:
     if not emoji.CUT.exists():
         emoji.cut()
     if not (args.codecs / "text.facts.json").exists():
-        facts = fit_codecs(args.codecs, args.scenes, WORLDS[args.world].data)
-        tell(f"codecs {json.dumps(facts)}")
+        metadata = fit_codecs(args.codecs, args.scenes, WORLDS[args.world].data)
+        tell(f"codecs {json.dumps(metadata)}")
 
 
 def learn(args: argparse.Namespace, tell: Tell) -> None:
@@ -109,8 +109,8 @@ def learn(args: argparse.Namespace, tell: Tell) -> None:
         losses = ", ".join(f"{name} {value:.4f}" for name, value in p.losses.items())
         tell(f"step {p.step}, {p.samples_a_second:,.0f} samples/s, {losses}")
 
-    facts = train(resolve("mini", settings), progress, tell)
-    tell(json.dumps(facts))
+    metadata = train(resolve("mini", settings), progress, tell)
+    tell(json.dumps(metadata))
 
 
 def fresh(args: argparse.Namespace, tell: Tell) -> Path:
@@ -139,8 +139,8 @@ def fresh(args: argparse.Namespace, tell: Tell) -> Path:
     for name, codec in system.codecs.items():
         codec_folder.fill(args.codecs, name, codec)
     document = {"system": system.name, "config": dict(system.config)}
-    facts = {"name": args.world, "codecs": codec_folder.facts(args.codecs)}
-    store.save(folder, document, system.weights(), facts, None)
+    metadata = {"name": args.world, "codecs": codec_folder.metadata(args.codecs)}
+    store.save(folder, document, system.weights(), metadata, None)
     return folder
 
 

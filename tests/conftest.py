@@ -10,14 +10,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def nano_run(tmp_path_factory):
-    """(facts, folder) of a nano UniDiffuser trained on shapes for a minute."""
+    """(metadata, folder) of a nano UniDiffuser trained on shapes for a minute."""
     from everyway.train.config import resolve
     from everyway.train.loop import train
 
     out = tmp_path_factory.mktemp("nano")
     overrides = {"steps": "250", "cache": "2000", "batch": "64", "log_every": "50"}
-    facts = train(resolve("nano", overrides, out=str(out)))
-    return facts, out / "model"
+    metadata = train(resolve("nano", overrides, out=str(out)))
+    return metadata, out / "model"
 
 
 @pytest.fixture(scope="session")

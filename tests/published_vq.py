@@ -111,21 +111,21 @@ VOCABULARY = len(WORDS) + len(MARKS)
 CODES = 40
 """Of a tiny codec."""
 USED = {"text": 24, "class": 24, "none": CODES}
-"""Of them in use, by what the network is told."""
+"""Of them in use, by what it is conditioned on."""
 
 
-def tiny_config(told: str, null: bool = False) -> TokenTransformerConfig:
+def tiny_config(given: str, null: bool = False) -> TokenTransformerConfig:
     """The released networks' shape at a tiny size."""
-    sizes = dict(codes=USED[told], dim=32, depth=2, heads=16, condition=told, learned_null=null)
-    if told == "text":
+    sizes = dict(codes=USED[given], dim=32, depth=2, heads=16, condition=given, learned_null=null)
+    if given == "text":
         return TokenTransformerConfig(side=8, text_length=77, text_dim=64, **sizes)
-    labels = {"class": 1001 if null else 12, "none": 0}[told]
+    labels = {"class": 1001 if null else 12, "none": 0}[given]
     return TokenTransformerConfig(side=4, table_side=8, mlp="conv", labels=labels, **sizes)
 
 
-def tiny_model(told: str, null: bool = False, kind: str = "gumbel") -> dict[str, Tensor]:
+def tiny_model(given: str, null: bool = False, kind: str = "gumbel") -> dict[str, Tensor]:
     """The "model" of a released file at a tiny size."""
-    config = tiny_config(told, null)
+    config = tiny_config(given, null)
     network = vq_network_layouts.to_authors(
         {k: _meta(shape) for k, shape in vq_network_layouts.expected(config.to_json()).items()}
     )
@@ -134,7 +134,7 @@ def tiny_model(told: str, null: bool = False, kind: str = "gumbel") -> dict[str,
     shapes |= {f"transformer.{k}": v.shape for k, v in own.items()}
     inside = vq_codec_layouts.into_whole({k: _meta(v) for k, v in tiny_codec_shapes(kind).items()})
     shapes |= {f"content_codec.{k}": v.shape for k, v in inside.items()}
-    if told == "text":
+    if given == "text":
         sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
         sizes |= {"num_hidden_layers": 2, "max_position_embeddings": 77}
         text = clip_shapes(sizes, 64)

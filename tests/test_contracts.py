@@ -15,10 +15,10 @@ def context(batch: int, **fields) -> Context:
     return Context(tokens=torch.randn(batch, 3, 4), **fields)
 
 
-def query(batch: int, told: Context, keep=("x",)) -> Query:
+def query(batch: int, conditioning: Context, keep=("x",)) -> Query:
     times = {"x": torch.full((batch,), 0.5, dtype=torch.float64)}
     states = {"x": torch.randn(batch, 5), "y": torch.randint(0, 9, (batch, 6))}
-    return Query(states=states, times=times, contexts={"text": told}, keep=keep)
+    return Query(states=states, times=times, contexts={"text": conditioning}, keep=keep)
 
 
 def test_all_of_a_query_moves_and_slices():
@@ -83,10 +83,13 @@ def test_a_bias_that_is_a_function_is_batched_as_a_pytree_or_refused():
 
 
 def test_contexts_are_cached_as_tensors_and_read_again():
-    told = {"text": context(2, mask=torch.ones(2, 3, dtype=torch.bool)), "style": context(2)}
-    held = flat(told)
-    assert set(held) == {"told.text", "told.text.mask", "told.style"}
-    back = contexts_in({**held, "told.text.mask": held["told.text.mask"].long(), "text": 0})
+    conditioning = {
+        "text": context(2, mask=torch.ones(2, 3, dtype=torch.bool)),
+        "style": context(2),
+    }
+    held = flat(conditioning)
+    assert set(held) == {"context.text", "context.text.mask", "context.style"}
+    back = contexts_in({**held, "context.text.mask": held["context.text.mask"].long(), "text": 0})
     assert set(back) == {"text", "style"} and back["text"].mask.dtype == torch.bool
     with pytest.raises(ValueError, match="is a function"):
         flat({"text": context(1, bias=lambda s: s)})

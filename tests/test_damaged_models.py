@@ -142,8 +142,8 @@ def test_a_fault_of_the_second_part_leaves_no_first(tmp_path, monkeypatch):
     written = []
     opened = convert.open_model("nano")
     layouts = [object(), object()]
-    monkeypatch.setattr(convert, "_held_by", lambda *told: {one: ({}, {}) for one in layouts})
-    monkeypatch.setattr(file_layout, "write", lambda *told: written.append(told))
+    monkeypatch.setattr(convert, "_held_by", lambda *given: {one: ({}, {}) for one in layouts})
+    monkeypatch.setattr(file_layout, "write", lambda *given: written.append(given))
     monkeypatch.setattr(file_layout, "beside", lambda layout, own: own["x"] if layout else "")
     with pytest.raises(StoreError, match="'x' is missing"):
         convert.write_back(opened, "diffusers", tmp_path)
@@ -167,7 +167,7 @@ def test_options_that_nothing_reads_are_refused(run, tmp_path, words, said):
         name, _, value = words[1].partition("=")
         own = {name: value} if value else {}
         options = {} if value else {words[0].strip("-"): words[1]}
-        convert.open_model("nano", told=own, **options)
+        convert.open_model("nano", hints=own, **options)
     with pytest.raises(LayoutError, match=said):
         load("nano", settings=own or options)
 
@@ -195,7 +195,7 @@ def test_a_shipped_name_is_converted(run, tmp_path):
 def test_a_path_is_a_name(nano):
     made = load(library.SHIPPED / "nano", "cpu")
     assert (made.name, made.hash) == ("nano", nano.hash)
-    assert library.facts_of(library.SHIPPED / "nano") == nano.facts
+    assert library.metadata_of(library.SHIPPED / "nano") == nano.metadata
 
 
 @pytest.mark.parametrize("name", ["meta", "privateuseone", "hpu", "", None])

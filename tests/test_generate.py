@@ -99,9 +99,9 @@ def test_a_picture_is_given_as_people_have_it(nano, picture):
         to_tensor([array])[0],
     ]
     asked = {"kind": "image-to-text", "steps": 1}
-    told = {nano.generate(image=form, seed=4, **asked)[0].text for form in forms}
+    options = {nano.generate(image=form, seed=4, **asked)[0].text for form in forms}
     listed = nano.generate(image=forms, seed=3, **asked)
-    assert told == {listed[1].text} and [r.seed for r in listed] == list(range(3, 9))
+    assert options == {listed[1].text} and [r.seed for r in listed] == list(range(3, 9))
     assert opened.getpixel((0, 0)) == (255, 0, 0)  # it stays open
 
 
@@ -158,7 +158,7 @@ def test_progress_counts_the_whole_run(nano):
 def test_a_closed_run_computes_nothing_more(nano, monkeypatch):
     calls = []
     clean = System._clean
-    monkeypatch.setattr(System, "_clean", lambda *told: calls.append(1) or clean(*told))
+    monkeypatch.setattr(System, "_clean", lambda *options: calls.append(1) or clean(*options))
     events = nano.run(request(steps=20, n=2 * BATCH, guidance=1.0))
     steps = [next(events).step for _ in range(3)]
     events.close()
@@ -207,15 +207,15 @@ def test_a_text_is_saved_and_what_is_not_there_is_told(nano, tmp_path):
 def test_what_differs_is_named(nano, tmp_path, run):
     """Threads, device and processor stand in the record; nothing is said that it cannot know."""
     (made,) = nano.generate(request(seed=3, model="nano"))
-    assert set(made.facts["machine"]) == {"device", "processor", "threads"}
+    assert set(made.metadata["machine"]) == {"device", "processor", "threads"}
     other = Image.new("RGB", made.image.size)
-    machine = made.facts["machine"] | {"threads": 7, "processor": "arm64 NEON"}
-    for name, facts in (("same", {}), ("moved", {"machine": machine, "torch": "1.0"})):
-        row = dict(made.row) | {"facts": made.facts | facts}
+    machine = made.metadata["machine"] | {"threads": 7, "processor": "arm64 NEON"}
+    for name, metadata in (("same", {}), ("moved", {"machine": machine, "torch": "1.0"})):
+        row = dict(made.row) | {"facts": made.metadata | metadata}
         write_png(tmp_path / f"{name}.png", other, row)
     code, out, _ = run("replay", "moved.png")
-    here = made.facts["machine"]
-    assert code == 1 and f"torch was 1.0, here it is {made.facts['torch']}" in out
+    here = made.metadata["machine"]
+    assert code == 1 and f"torch was 1.0, here it is {made.metadata['torch']}" in out
     assert f"threads was 7, here it is {here['threads']}" in out
     assert f"processor was arm64 NEON, here it is {here['processor']}" in out
     code, out, _ = run("replay", "same.png")
@@ -237,7 +237,7 @@ def test_a_record_is_of_one_picture(nano, tmp_path, run, monkeypatch, changed):
 def test_a_record_fetches_nothing_by_itself(nano, tmp_path, run, asked):
     (made,) = nano.generate(request(model=asked.get("model", "nano")))
     loaded = {"parts": {"text": asked["part"]}} if "part" in asked else {}
-    row = dict(made.row) | {"facts": made.facts | {"loaded": loaded}}
+    row = dict(made.row) | {"facts": made.metadata | {"loaded": loaded}}
     write_png(tmp_path / "a.png", made.image, row)
     code, _, err = run("replay", "a.png")
     flag = "--part text=hf:some/one" if "part" in asked else "--model hf:some/one"
@@ -279,7 +279,7 @@ def test_the_crop_is_told_and_is_that_of_training(nano, tmp_path, caplog):
     asked = picture_tensor([Image.fromarray(pixels)], nano.image_size)
     assert np.array_equal(to_tensor([trained]), asked)
     (made,) = nano.generate(kind="image-to-text", image=tmp_path / "wide.png", steps=1)
-    (note,) = made.facts["notes"]
+    (note,) = made.metadata["notes"]
     assert "wide.png is 301x224; its middle 224x224 is seen, at 64x64" in note
     assert note in caplog.text
 

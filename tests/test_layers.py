@@ -15,7 +15,7 @@ ROOT = Path(everyway.__file__).parent
 LAYERS = {
     "errors": -1,
     "contracts": 0,
-    "whole": 0,
+    "atomic": 0,
     "validation": 0,
     "settings": 0.5,
     "tasks": 1,

@@ -97,7 +97,7 @@ def test_a_lone_network_says_what_it_lacks(source, parts, files):
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("asked", "said"),
     [
         (("nothing",), "no model 'nothing'; shipped: .*or give a folder, a file"),
         (("no/file.pth",), "no file or folder"),
@@ -106,9 +106,9 @@ def test_a_lone_network_says_what_it_lacks(source, parts, files):
         (("nano", "moon"), "device 'moon' cannot be used"),
     ],
 )
-def test_mistakes_are_one_line(told, said):
+def test_mistakes_are_one_line(asked, said):
     with pytest.raises(ValueError, match=said) as caught:
-        load(*told)
+        load(*asked)
     assert "\n" not in str(caught.value)
 
 
@@ -139,7 +139,7 @@ def test_the_hub_is_asked_only_by_name(monkeypatch, tmp_path):
     """Neither a mistyped folder, nor a part, nor a recipe's codecs."""
     import huggingface_hub
 
-    def refused(*told, **more):
+    def refused(*asked, **more):
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
@@ -159,7 +159,7 @@ def test_a_run_folder_is_its_model(tmp_path, monkeypatch):
         made = load(path, "cpu")
         assert made.name == "mine" and made.note.startswith("mine: ")
     assert made.hash == load("nano").hash and library.folder_of("../mine").name == "model"
-    assert made.generate(kind="text", steps=1)[0].facts["model"] == "mine"
+    assert made.generate(kind="text", steps=1)[0].metadata["model"] == "mine"
 
 
 # -- where they go to -------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_the_hub_is_asked_by_its_own_client(model, monkeypatch, tmp_path):
     def download(repo_id, allow_patterns):
         return str(hub / repo_id)
 
-    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **told: made.append(name))
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda name, **asked: made.append(name))
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert model.push_to_hub("me/mine") == "https://hub/me/mine" and made == ["me/mine"]
@@ -308,7 +308,7 @@ def test_where_it_is_fast_it_is_computed_in(model, source, parts, monkeypatch):
 
 def test_shipped_models_run_in_float32_on_a_cpu(nano, monkeypatch):
     assert {p.dtype for p in nano.system.network.parameters()} == {torch.float32}
-    assert nano.told == {"dtype": "fp32"}
+    assert nano.load_options == {"dtype": "fp32"}
     monkeypatch.setattr(precision, "fast", lambda dtype, device: False)
     half = load("nano", "cpu", "bf16")
     text = "a red ring top on blue"
@@ -329,15 +329,15 @@ def test_tokens_and_shared_codecs_in_half_precision(monkeypatch):
         TokenTransformer(replace(table, mlp="conv", time="abs")),
         UViT(vq_diffusion.uvit(**sizes, text=(3, 8))),
     ]
-    told = {"text": Context(tokens=torch.randn(2, 3, 8))}
+    asked = {"text": Context(tokens=torch.randn(2, 3, 8))}
     states, times = {"image": torch.randint(17, (2, 16))}, {"image": torch.rand(2).double()}
     monkeypatch.setattr(precision, "fast", lambda dtype, device: False)
     for net in networks:
         net.bfloat16()
         with torch.no_grad(), precision.computing(net):
-            found = net(states, times, told)["image"]
+            found = net(states, times, asked)["image"]
         with torch.no_grad():
-            assert torch.equal(net.float()(states, times, told)["image"], found)
+            assert torch.equal(net.float()(states, times, asked)["image"], found)
 
 
 def relative(found: torch.Tensor, meta: dict, arrays: dict, key: str) -> float:

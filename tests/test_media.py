@@ -31,11 +31,13 @@ class Mean(nn.Module):
         self.one = nn.Parameter(torch.ones(()))
 
     def forward(self, states, times, contexts, keep=()):
-        told = sum(c.tokens.mean((1, 2)) for c in contexts.values())
+        conditioning = sum(c.tokens.mean((1, 2)) for c in contexts.values())
         if "wave" not in keep and "wave" in states:
-            told = told + states["wave"].flatten(1).mean(1)
+            conditioning = conditioning + states["wave"].flatten(1).mean(1)
         ones = {name: torch.ones_like(states[name]) for name in keep}
-        return {k: self.one * told.reshape(-1, *[1] * (v.ndim - 1)) * v for k, v in ones.items()}
+        return {
+            k: self.one * conditioning.reshape(-1, *[1] * (v.ndim - 1)) * v for k, v in ones.items()
+        }
 
 
 class Plain:
@@ -61,8 +63,8 @@ def toy() -> Model:
     process = GaussianProcess(schedule=CosineVP(), parameterisation=X0)
     shapes = {"depth": (3, SIDE, SIDE), "wave": (5,), "marks": (2, 2)}
     null = {"none": Null(make=lambda: Context(tokens=torch.zeros(1, 1, 1)))}
-    told = {"style": 1.0, "subject": 1.0}
-    every = Task(name="all", roles=dict.fromkeys(shapes, GENERATE), contexts=told)
+    conditioning = {"style": 1.0, "subject": 1.0}
+    every = Task(name="all", roles=dict.fromkeys(shapes, GENERATE), contexts=conditioning)
     drawn = {"depth": GENERATE, "wave": GIVEN, "marks": GENERATE}
     system = System(
         name="toy",
@@ -72,12 +74,13 @@ def toy() -> Model:
             for name, shape in shapes.items()
         },
         conditions={
-            name: Condition(name=name, source=name, codec=Letters(), nulls=null) for name in told
+            name: Condition(name=name, source=name, codec=Letters(), nulls=null)
+            for name in conditioning
         },
         tasks={"all": every, "wave-to-depth": Task(name="wave-to-depth", roles=drawn)},
         media={"depth": "image", "style": "text", "subject": "text"},
     )
-    return Model(name="toy", hash="0", system=system, facts={"image_size": SIDE})
+    return Model(name="toy", hash="0", system=system, metadata={"image_size": SIDE})
 
 
 TEXTS = {"style": "ink", "subject": "fox"}

@@ -72,17 +72,17 @@ def test_what_goes_where(memory, network, codec):
     placed = Placement(device=GPU, memory=memory)
     for name, expected in (("network", network), ("codec", codec)):
         log.clear()
-        with placed.lent(parts[name], parts["network"]):
+        with placed.on_device(parts[name], parts["network"]):
             assert "codec to cpu" not in log
         assert log == expected
-    with pytest.raises(KeyError), placed.lent(parts["codec"], parts["network"]):
+    with pytest.raises(KeyError), placed.on_device(parts["codec"], parts["network"]):
         raise KeyError
     assert log[-len(codec) :] == codec  # it leaves also when it fails
 
 
 @pytest.mark.parametrize("memory", ["offload", "low"])
 def test_threads_wait_for_their_turn(memory):
-    """While a module is lent no other thread moves it away, nor another one beside it."""
+    """While a module is on the device no other thread moves it away, nor another one beside it."""
     where: dict[str, str] = {}
     log: list[bool] = []
 
@@ -96,7 +96,7 @@ def test_threads_wait_for_their_turn(memory):
 
     def work(part: nn.Module) -> None:
         for _ in range(20):
-            with placed.lent(part, parts[0]):
+            with placed.on_device(part, parts[0]):
                 time.sleep(1e-4)
                 there = {name for name, kind in where.items() if kind == "cuda"}
                 beside = there - {part.name} - ({"network"} if memory == "offload" else set())
@@ -129,7 +129,7 @@ def test_a_placement_is_copied():
 def test_weights_that_were_moved_while_sampling_are_ordinary_ones():
     part = nn.Linear(2, 2)
     placed = Placement(device=torch.device("meta"), memory="low")
-    with torch.inference_mode(), placed.lent(part, part):
+    with torch.inference_mode(), placed.on_device(part, part):
         pass
     assert part.weight.is_meta and not part.weight.is_inference()
 

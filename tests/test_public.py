@@ -27,6 +27,6 @@ def test_type_checkers_are_told_of_every_name():
     assert (root / "py.typed").is_file()
     tree = ast.parse((root / "__init__.py").read_text("utf-8"))
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
-    told = {alias.name: node.module for node in guarded.body for alias in node.names}
-    assert told == {name: f"everyway.{where}" for name, where in everyway._PUBLIC.items()}
+    given = {alias.name: node.module for node in guarded.body for alias in node.names}
+    assert given == {name: f"everyway.{where}" for name, where in everyway._PUBLIC.items()}
     assert everyway._PUBLIC.keys() | {"__version__"} == set(everyway.__all__)

@@ -73,4 +73,4 @@ def test_the_default_draws_what_a_short_prompt_says(text):
     made = everyway.load("mini").generate(kind="text-to-image", text=text, n=6)
     seen = JUDGES["lattice"].read([result.image for result in made])
     assert sum(s.names == ("fox",) and s.background == "blue" for s in seen) >= 5
-    assert any("taken as" in note for note in made[0].facts["notes"])
+    assert any("taken as" in note for note in made[0].metadata["notes"])

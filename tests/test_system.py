@@ -45,8 +45,12 @@ class Encoder(nn.Module):
         return ["?"] * len(state)
 
 
-def network(*told) -> UViT:
-    layout = (TimeToken(clock="image"), *told, Patches(name="image", channels=3, size=4, patch=2))
+def network(*conditioning) -> UViT:
+    layout = (
+        TimeToken(clock="image"),
+        *conditioning,
+        Patches(name="image", channels=3, size=4, patch=2),
+    )
     return UViT(UViTConfig(layout=layout, dim=16, depth=2, heads=2, init="unit")).eval()
 
 
@@ -55,18 +59,22 @@ def picture(**changes) -> Modality:
     return Modality(**{**whole, "codec": Pixels(size=4), **changes})
 
 
-def system(told=("text",), null=True, codec=None, **changes) -> System:
+def system(conditioning=("text",), null=True, codec=None, **changes) -> System:
     """A picture under texts, each with a learned null or an encoded empty one."""
     codec = codec or Encoder()
     empty = Null(make=lambda: Context(tokens=codec.encode([""])), codec=codec)
     nulls = {"learned": dropped(2, 4)} if null else {"empty": empty}
-    task = Task(name="text-to-image", roles={"image": MADE}, contexts=dict.fromkeys(told, 1.0))
+    task = Task(
+        name="text-to-image", roles={"image": MADE}, contexts=dict.fromkeys(conditioning, 1.0)
+    )
     whole = dict(
         name="tiny",
-        network=network(*(ContextTokens(name=n, **SIZE, null=null) for n in told)),
+        network=network(*(ContextTokens(name=n, **SIZE, null=null) for n in conditioning)),
         modalities={"image": picture()},
         tasks={task.name: task},
-        conditions={n: Condition(name=n, source="text", codec=codec, nulls=nulls) for n in told},
+        conditions={
+            n: Condition(name=n, source="text", codec=codec, nulls=nulls) for n in conditioning
+        },
         sampler="ddim",
         steps=3,
     )
@@ -76,9 +84,11 @@ def system(told=("text",), null=True, codec=None, **changes) -> System:
 def query(own: System, batch: int = 3, **contexts) -> Query:
     generator = torch.Generator().manual_seed(0)
     states = {"image": torch.randn(batch, 3, 4, 4, generator=generator)}
-    told = contexts or {"text": Context(tokens=torch.randn(batch, 2, 4, generator=generator))}
+    conditioning = contexts or {
+        "text": Context(tokens=torch.randn(batch, 2, 4, generator=generator))
+    }
     times = {"image": torch.full((batch,), 0.5, dtype=torch.float64)}
-    return Query(states=states, times=times, contexts=told, keep=("image",))
+    return Query(states=states, times=times, contexts=conditioning, keep=("image",))
 
 
 # -- nulls ------------------------------------------------------------------------------------
@@ -105,7 +115,7 @@ def test_an_empty_text_is_encoded_once():
     with torch.inference_mode():
         kept = own.null_contexts(1)["text"].tokens
     assert not kept.is_inference() and codec.runs == 3
-    codec.to(torch.device("cpu"))  # lent to a device and back
+    codec.to(torch.device("cpu"))  # offloaded and back
     assert own.null_contexts(4)["text"].tokens.shape == (4, 2, 4) and codec.runs == 3
 
 
@@ -177,18 +187,21 @@ def test_every_sample_has_its_own_guidance():
 
 
 def test_branches_leave_out_what_they_name_and_add_up():
-    own = system(told=("subject", "style"))
+    own = system(conditioning=("subject", "style"))
     parts = (
         Branch(keep=("image",), without=("subject",), weight=3.0),
         Branch(keep=("image",), without=("style",)),
     )
     task = replace(own.tasks["text-to-image"], guidance=parts)
-    told = {n: Context(tokens=torch.randn(3, 2, 4)) for n in ("subject", "style")}
-    asked, nulls = query(own, **told), own.null_contexts(3)
+    conditioning = {n: Context(tokens=torch.randn(3, 2, 4)) for n in ("subject", "style")}
+    asked, nulls = query(own, **conditioning), own.null_contexts(3)
     made = guide(own, task, 2.0)
     assert made.forwards(asked) == 3 and branches(task) == parts
     c, a, b = own.denoiser()(
-        [asked, *(replace(asked, contexts=told | {n: nulls[n]}) for n in ("subject", "style"))]
+        [
+            asked,
+            *(replace(asked, contexts=conditioning | {n: nulls[n]}) for n in ("subject", "style")),
+        ]
     )
     (found,) = made([asked])
     expected = c["image"] + 2 * (c["image"] - a["image"]) + (c["image"] - b["image"])
@@ -198,12 +211,12 @@ def test_branches_leave_out_what_they_name_and_add_up():
 
 
 def test_requests_reach_interval_thresholds_and_paths():
-    model = Model(name="tiny", hash="", system=system(), facts={"image_size": 4})
+    model = Model(name="tiny", hash="", system=system(), metadata={"image_size": 4})
     one = dict(kind="text-to-image", text="abc", guidance=4.0)
 
     def forwards(**settings) -> int:
         (made,) = model.generate(**one, **settings)
-        return made.facts["forwards"]
+        return made.metadata["forwards"]
 
     assert forwards() == 6 and forwards(guidance_interval=(0.0, 0.5)) == 4
     strong = one | {"guidance": 60.0}
@@ -229,10 +242,10 @@ def test_requests_reach_interval_thresholds_and_paths():
 
 
 def test_a_state_and_a_condition_of_one_name_are_two_components():
-    state, told = Encoder(), Encoder()
+    state, conditioning = Encoder(), Encoder()
     both = {"image": picture(), "text": picture(name="text", clock="text", codec=state)}
-    own = system(codec=told, modalities=both, tasks={})
-    assert own.codecs == {"text": state, "text_condition": told}
+    own = system(codec=conditioning, modalities=both, tasks={})
+    assert own.codecs == {"text": state, "text_condition": conditioning}
     weights = own.weights()
     assert set(weights) == {"network", "text", "text_condition"}
     assert not torch.equal(
@@ -240,9 +253,9 @@ def test_a_state_and_a_condition_of_one_name_are_two_components():
     )
     encoded, contexts = own.encode({"text": ["ab"]}), own.contexts({"text": ["ab"]})
     assert torch.equal(encoded["text"], state.encode(["ab"]))
-    assert torch.equal(contexts["text"].tokens, told.encode(["ab"]))
-    shared = system(codec=told, told=("text", "style"))
-    assert shared.codecs == {"text": told}  # one that serves several is there once
+    assert torch.equal(contexts["text"].tokens, conditioning.encode(["ab"]))
+    shared = system(codec=conditioning, conditioning=("text", "style"))
+    assert shared.codecs == {"text": conditioning}  # one that serves several is there once
 
 
 @pytest.mark.parametrize(
@@ -293,14 +306,16 @@ class Experts(nn.Module):
 
 def experts(config) -> System:
     task = Task(name="image", roles={"image": MADE})
-    return system(told=(), name="experts", network=Experts(), tasks={"image": task}, config=config)
+    return system(
+        conditioning=(), name="experts", network=Experts(), tasks={"image": task}, config=config
+    )
 
 
 def cascade(config) -> System:
     """Experts draw a picture, and another system draws it again."""
     wider = picture(codec=Pixels(size=4, gain=9.0))
     task = Task(name="image", roles={"image": MADE})
-    again = system(told=(), tasks={"image": task}, modalities={"image": wider})
+    again = system(conditioning=(), tasks={"image": task}, modalities={"image": wider})
     return replace(experts({}), name="cascade", systems={"again": again}, config=config)
 
 
@@ -308,7 +323,7 @@ def cascade(config) -> System:
 def known(monkeypatch):
     """A module of systems by the names of this file's functions."""
     for made in (experts, cascade):
-        owed = {"build": staticmethod(made), "lacking": lambda config: [], "image_size": len}
+        owed = {"build": staticmethod(made), "missing_parts": lambda config: [], "image_size": len}
         module = type("module", (), owed)
         monkeypatch.setitem(SYSTEMS, made.__name__, made.__name__)
         monkeypatch.setitem(__import__("sys").modules, made.__name__, module)
@@ -360,13 +375,13 @@ def test_weights_beside_the_components_are_refused():
     own = Experts()
     own.extra = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="weights beside its components"):
-        system(told=(), network=own, tasks={}).components  # noqa: B018
+        system(conditioning=(), network=own, tasks={}).components  # noqa: B018
 
 
 def test_a_stage_names_its_system(known, monkeypatch):
     """The second stage begins with what the first one drew."""
     own, asked = cascade({}), []
-    model = Model(name="cascade", hash="", system=own, facts={"image_size": 4})
+    model = Model(name="cascade", hash="", system=own, metadata={"image_size": 4})
     first, again = own.tasks["image"], own.systems["again"].tasks["image"]
     stages = (Stage(task=first, shown=False), Stage(task=again, system="again", begin=0.5))
     monkeypatch.setattr("everyway.generate.plan", lambda request, tasks: stages)
@@ -379,7 +394,7 @@ def test_a_stage_names_its_system(known, monkeypatch):
     own.systems["again"].network.forward = spy
     events = list(model.run(GenerateRequest(kind="image", steps=4, seed=1)))
     (made,) = [e for e in events if isinstance(e, Result)]
-    assert made.image.size == (4, 4) and made.facts["forwards"] == 4 + 2
+    assert made.image.size == (4, 4) and made.metadata["forwards"] == 4 + 2
     previews = [e for e in events if not isinstance(e, Result)]
     assert [e.system for e in previews] == [""] * 4 + ["again"] * 2
     last = previews[-1].progress.states

@@ -56,7 +56,7 @@ def draw(system, task, given, batch, paths=None, weights=None):
     """What a task makes of raw data, decoded."""
     task = system.tasks[task].along(paths or {})
     noise, nulls = PerSampleNoise([*range(batch)]), system.null_contexts(batch)
-    told = system.contexts(given)
+    conditioning = system.contexts(given)
     last = final(
         sample(
             guided(
@@ -75,7 +75,7 @@ def draw(system, task, given, batch, paths=None, weights=None):
             shapes=system.shapes(batch),
             noise=noise,
             steps=system.steps,
-            contexts=system.weighed(told, nulls, weights or task.contexts),
+            contexts=system.weighed(conditioning, nulls, weights or task.contexts),
         )
     )
     return system.decode(last.states)
@@ -150,8 +150,8 @@ def test_its_name_is_an_entry_point(tmp_path):
     (package / "entry_points.txt").write_text("[everyway.systems]\ntoy = toy_system\n")
     code = "from everyway.systems import SYSTEMS; print(SYSTEMS['toy'])"
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    told = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
-    assert subprocess.run([sys.executable, "-c", code], **told).stdout == "toy_system\n"
+    conditioning = {"env": os.environ | {"PYTHONPATH": path}, "capture_output": True, "text": True}
+    assert subprocess.run([sys.executable, "-c", code], **conditioning).stdout == "toy_system\n"
 
 
 def test_the_command_line_tells_of_it_and_makes_all_that_it_makes(trained, run, tmp_path):
@@ -159,8 +159,8 @@ def test_the_command_line_tells_of_it_and_makes_all_that_it_makes(trained, run, 
     assert "tunes, of the system's own" in (trained / "model/README.md").read_text()
     tasks = json.loads(run("models", trained, "--json")[1])["tasks"]
     assert (tasks["everything"], tasks["name"]) == (["subject", "style"], ["image"])
-    told = ["--given", "subject=red", "--given", "style=loud", "--model", trained]
-    code, out, err = run("generate", "everything", *told, "-n", 8, "--json")
+    conditioning = ["--given", "subject=red", "--given", "style=loud", "--model", trained]
+    code, out, err = run("generate", "everything", *conditioning, "-n", 8, "--json")
     made = json.loads(out)["results"]
     assert sum(row["text"] == "red loud" for row in made) >= 7
     tunes = [(tmp_path / "out" / row["sound"]).read_text() for row in made]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everyway.atomic import atomic_write
 from everyway.codecs.plain import Pixels, Words
 from everyway.data.sample import Sample
 from everyway.media import Medium
@@ -25,7 +26,6 @@ from everyway.settings import Settings
 from everyway.system import Condition, Modality, System, dropped
 from everyway.systems import TrainingData
 from everyway.tasks import ABSENT, GENERATE, GIVEN, Task
-from everyway.whole import whole
 
 WORDS = Words(vocabulary=("red", "blue", "soft", "loud"), length=2, dim=8)
 ALL = dict.fromkeys(("image", "text", "sound"), GENERATE)
@@ -65,7 +65,7 @@ def read_notes(given: Any, name: str) -> list[int]:
 
 
 def write_notes(path: Path, notes: list[int], row: Mapping[str, Any]) -> None:
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(" ".join(map(str, notes)) + "\n")
 
 
@@ -120,7 +120,7 @@ def image_size(config: Mapping[str, Any]) -> int:
     return 4
 
 
-def lacking(config: Mapping[str, Any]) -> list[str]:
+def missing_parts(config: Mapping[str, Any]) -> list[str]:
     return []
 
 

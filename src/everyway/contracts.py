@@ -6,7 +6,8 @@
 
 A *modality* is a named stream that can be a diffusing state ("image", "image_embed", "text").  Its
 *clock* is the name of the time it follows; several modalities may share one clock.  Time runs from
-0 (clean data) to 1 (the schedule's terminal law) and is float64 everywhere outside a network.
+0 (clean data) to 1 (the schedule's terminal distribution) and is float64 everywhere outside a
+network.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ Bundle = dict[str, Tensor]
 """modality -> tensor (B, ...); a plain dict is the only container of states."""
 
 Times = dict[str, Tensor]
-"""clock -> (B,) float64 in [0, 1]; 0 is exactly clean, 1 is the terminal law ("absent")."""
+"""clock -> (B,) float64 in [0, 1]; 0 is exactly clean, 1 is the terminal distribution
+("absent")."""
 
 
 ScoreBias = Tensor | Callable[[Tensor], Tensor]
@@ -110,13 +112,13 @@ class Query:
         return (*self.times, *((name, x.shape[1:], x.dtype) for name, x in seen.items()))
 
 
-def _register(kind: type, aside: tuple[str, ...] = ()) -> None:
+def _register(cls: type, aside: tuple[str, ...] = ()) -> None:
     """A dataclass as a pytree of its fields, those of `aside` excepted."""
-    names = [f.name for f in fields(kind) if f.name not in aside]
+    names = [f.name for f in fields(cls) if f.name not in aside]
     register_pytree_node(
-        kind,
+        cls,
         lambda x: ([getattr(x, n) for n in names], tuple(getattr(x, n) for n in aside)),
-        lambda children, kept: kind(**dict(zip(names, children)), **dict(zip(aside, kept))),
+        lambda children, kept: cls(**dict(zip(names, children)), **dict(zip(aside, kept))),
     )
 
 
@@ -180,8 +182,8 @@ def _filled(like: Tensor, batch: int, value: float | bool) -> Tensor:
 
 
 def flat(contexts: Contexts) -> Bundle:
-    """Contexts as named tensors, for caches: "told.NAME", and "told.NAME.FIELD" of what else they
-    have; `contexts_in` reads them again.  Raises ValueError for a bias that is a function."""
+    """Contexts as named tensors, for caches: "context.NAME", and "context.NAME.FIELD" of what else
+    they have; `contexts_in` reads them again.  Raises ValueError for a bias that is a function."""
     out = {}
     for name, context in contexts.items():
         for field_, value in vars(context).items():
@@ -189,7 +191,7 @@ def flat(contexts: Contexts) -> Bundle:
                 continue
             if not isinstance(value, Tensor):
                 raise ValueError(f"the bias of {name!r} is a function; it cannot be cached")
-            out[f"told.{name}" if field_ == "tokens" else f"told.{name}.{field_}"] = value
+            out[f"context.{name}" if field_ == "tokens" else f"context.{name}.{field_}"] = value
     return out
 
 
@@ -197,8 +199,8 @@ def contexts_in(tensors: Bundle) -> Contexts:
     """The contexts among named tensors, as `flat` names them; other tensors are left alone."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "told":
+        group, _, rest = key.partition(".")
+        if group in ("context", "told"):  # "told" in caches of old runs
             name, _, field_ = rest.partition(".")
             boolean = field_ in ("mask", "dropped")
             found.setdefault(name, {})[field_ or "tokens"] = value.bool() if boolean else value

@@ -29,7 +29,7 @@ from everyway.placement import machine
 from everyway.plan import Carry, Stage, plan
 from everyway.record import Row
 from everyway.request import GenerateRequest, RequestError, known
-from everyway.sampling.loop import Progress, absent_states, sample
+from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
 from everyway.sampling.token_kernels import Truncated, purity
@@ -56,7 +56,7 @@ class Preview:
     done: float
     jobs: tuple[int, ...]
     system: str
-    progress: Progress = field(repr=False, compare=False)
+    progress: SamplingProgress = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +70,7 @@ class Result:
     outputs: name -> a picture of Pillow, a text, a number or an array, as its medium has it.
     media: name -> medium of each.
     request: settled, of this sample alone.  inputs: name -> digest of what was given.
-    facts: what reproduces and explains it.
+    metadata: what reproduces and explains it.
     """
 
     index: int
@@ -81,7 +81,7 @@ class Result:
     media: Mapping[str, Medium] = field(repr=False)
     request: GenerateRequest
     inputs: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(repr=False)
+    metadata: Mapping[str, Any] = field(repr=False)
 
     @property
     def image(self) -> Image.Image | None:
@@ -97,7 +97,7 @@ class Result:
     def row(self) -> Row:
         """All that is plain data: what a picture carries, and a line of results.jsonl."""
         plain = {k: v for k, v in self.outputs.items() if not self.media[k].in_file}
-        own = {"seed": self.seed, "part": self.part, **plain, "facts": dict(self.facts)}
+        own = {"seed": self.seed, "part": self.part, **plain, "facts": dict(self.metadata)}
         return own | {"request": self.request.model_dump(), "inputs": dict(self.inputs)}
 
     def save(self, path: str | Path) -> None:
@@ -129,17 +129,17 @@ def sampler_of(request: GenerateRequest) -> Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A loaded system and the facts of its folder.
+    """A loaded system and the metadata of its folder.
 
-    told: what `load` was told, as plain data.  note: what it made of it, in one line.
+    load_options: what `load` was given, as plain data.  note: what it made of it, in one line.
     formats: of the files that its weights were read from.
     """
 
     name: str
     hash: str
     system: System
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    told: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    load_options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     formats: library.Formats = field(default_factory=dict)
 
@@ -155,11 +155,11 @@ class Model:
 
         Loaded in half precision, weights of float32 are rounded: load in fp32 to keep all.
         """
-        library.save(Path(folder), self.system, self.facts, self.formats)
+        library.save(Path(folder), self.system, self.metadata, self.formats)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """The folder of `save_pretrained` onto the hub; returns its address there."""
-        return library.push(repo_id, self.system, self.facts, self.formats, private)
+        return library.push(repo_id, self.system, self.metadata, self.formats, private)
 
     def __repr__(self) -> str:
         return f"<Model {self.note or self.name}; {', '.join(self.system.tasks)}>"
@@ -211,13 +211,13 @@ class Model:
         settled.needs_purity(settled.sampler)
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
-        told = [c for c in conditions if c.null_of]  # by the language of a text
-        if settled.language and not told:
+        load_options = [c for c in conditions if c.null_of]  # by the language of a text
+        if settled.language and not load_options:
             raise RequestError("this model has no choice of language; leave --language out")
         if settled.language:
-            known("language", settled.language, told[0].nulls)
-        if told and not settled.null:
-            null = told[0].null_of(settled.text) if settled.text else settled.language
+            known("language", settled.language, load_options[0].nulls)
+        if load_options and not settled.null:
+            null = load_options[0].null_of(settled.text) if settled.text else settled.language
             settled = settled.model_copy(update={"null": null})
         odd = sorted(settled.thresholds.keys() - self.system.modalities.keys())
         if odd or settled.thresholds.keys() & self.system.tokens.keys():
@@ -232,10 +232,10 @@ class Model:
     @property
     def image_size(self) -> int:
         """Side in pixels of the pictures that this model reads."""
-        return int(self.facts.get("image_size", 64))
+        return int(self.metadata.get("image_size", 64))
 
     def frame(
-        self, progress: Progress, row: int = 0, system: str = ""
+        self, progress: SamplingProgress, row: int = 0, system: str = ""
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(a row's outputs, how sure each token of them is) at a Preview's progress, each by name.
 
@@ -307,16 +307,16 @@ class Model:
             calls += progress.calls
             if not stage.shown:
                 continue
-            facts = self._record(stage.task, time.monotonic() - began, calls)
+            metadata = self._record(stage.task, time.monotonic() - began, calls)
             decoded = self._decode(system, {name: carried[name] for name in generated})
             for k, row in enumerate(rows):
                 one = {name: values[k] for name, values in decoded.items()}
                 part = k if row.rows > 1 else shown
-                yield self._result(row, one, part, facts, stage)
+                yield self._result(row, one, part, metadata, stage)
             shown += 1
 
     def _result(
-        self, row: Sample, decoded: Mapping[str, Any], part: int, facts: Row, stage: Stage
+        self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row, stage: Stage
     ) -> Result:
         """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
         raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
@@ -331,7 +331,7 @@ class Model:
             media={name: medium(name, system.media) for name in raw},
             request=row.request,
             inputs=inputs.digests,
-            facts={**facts, "notes": list(inputs.notes)} if inputs.notes else facts,
+            metadata={**metadata, "notes": list(inputs.notes)} if inputs.notes else metadata,
         )
 
     def _of(self, name: str) -> System:
@@ -363,7 +363,7 @@ class Model:
         noise: PerSampleNoise,
         request: GenerateRequest,
         free: Sequence[Tensor],
-    ) -> Iterator[Progress]:
+    ) -> Iterator[SamplingProgress]:
         """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
         system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
@@ -382,7 +382,7 @@ class Model:
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null)
-        with _strength_told(request, steps):
+        with _naming_strength(request, steps):
             return sample(
                 self._denoise(system, task, nulls, noise, request),
                 processes=system.processes,
@@ -470,7 +470,7 @@ class Model:
         return {
             "model": self.name,
             "model_hash": self.hash,
-            "loaded": dict(self.told),
+            "loaded": dict(self.load_options),
             "machine": machine(self.system.device),
             "everyway": __version__,
             "torch": torch.__version__,
@@ -500,7 +500,7 @@ def _outputs(system: System, decoded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _strength_told(request: GenerateRequest, steps: int) -> Iterator[None]:
+def _naming_strength(request: GenerateRequest, steps: int) -> Iterator[None]:
     """What a sampler refuses of the steps that a strength leaves it is told with the strength."""
     try:
         yield

@@ -64,8 +64,8 @@ def jobs(settings: Mapping[str, Any], system: System) -> list[Job]:
     """Of settings as a caller in Python has them: with pictures, paths, and lists of LISTS."""
     lists = {k: settings[k] for k in LISTS if isinstance(settings.get(k), (list, tuple))}
     if len({len(values) for values in lists.values()}) > 1:
-        told = " and ".join(f"{len(values)} of {name}" for name, values in lists.items())
-        raise RequestError(f"there are {told}; give as many of each")
+        found = " and ".join(f"{len(values)} of {name}" for name, values in lists.items())
+        raise RequestError(f"there are {found}; give as many of each")
     if not lists:
         return [_job(settings, system)]
     made: list[Job] = []
@@ -79,7 +79,7 @@ def jobs(settings: Mapping[str, Any], system: System) -> list[Job]:
 
 
 def _job(settings: Mapping[str, Any], system: System) -> Job:
-    told, files = dict(settings), dict[str, Given]()
+    wanted, files = dict(settings), dict[str, Given]()
 
     def named(given: Any) -> Any:
         if not isinstance(given, Given):
@@ -88,17 +88,17 @@ def _job(settings: Mapping[str, Any], system: System) -> Job:
         files[name] = given
         return name
 
-    if "image" in told:
-        if told.get("images"):
+    if "image" in wanted:
+        if wanted.get("images"):
             raise RequestError("image is one of images; give one of the two")
-        told["images"] = [told.pop("image")]
-    if isinstance(told.get("images"), (list, tuple)):
-        told["images"] = [named(given) for given in told["images"]]
-    if isinstance(told.get("given"), Mapping):
-        told["given"] = {name: named(given) for name, given in told["given"].items()}
-    if "mask" in told:
-        told["mask"] = named(told["mask"])
-    return opened(GenerateRequest(**told), system, files)
+        wanted["images"] = [wanted.pop("image")]
+    if isinstance(wanted.get("images"), (list, tuple)):
+        wanted["images"] = [named(given) for given in wanted["images"]]
+    if isinstance(wanted.get("given"), Mapping):
+        wanted["given"] = {name: named(given) for name, given in wanted["given"].items()}
+    if "mask" in wanted:
+        wanted["mask"] = named(wanted["mask"])
+    return opened(GenerateRequest(**wanted), system, files)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -46,17 +46,17 @@ class ModelError(UsageError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """A system out of files.  hash: names its weights and config.  facts: of its folder.
+    """A system out of files.  hash: names its weights and config.  metadata: of its folder.
 
-    told: what it was opened with, as plain data; `load` with it again gives the same model.
+    load_options: what it was opened with, as plain data; `load` with it again gives the same model.
     note: in one line, how much it is and where it lies.  formats: of its files.
     """
 
     name: str
     hash: str
     system: System
-    facts: Mapping[str, Any]
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    load_options: Mapping[str, Any]
     note: str
     formats: Formats
 
@@ -139,16 +139,16 @@ def load(
         name=name,
         hash=_hash(path, opened, system, bool(parts or settings)),
         system=replace(system.placed(placed), config=opened.config["config"]),
-        facts=opened.facts,
-        told=_plain(dtype=dtype, parts=parts, settings=settings),
+        metadata=opened.metadata,
+        load_options=_plain(dtype=dtype, parts=parts, settings=settings),
         note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
         formats={c: {n: e.dtype for n, e in own.items()} for c, own in opened.components.items()},
     )
 
 
-def facts_of(name_or_path: str | Path) -> Mapping[str, Any]:
-    """The facts of a model, none of whose weights is read.  Errors as of `load`."""
-    return _opened(convert.local(_source(os.fspath(name_or_path))), {}, {}).facts
+def metadata_of(name_or_path: str | Path) -> Mapping[str, Any]:
+    """The metadata of a model, none of whose weights is read.  Errors as of `load`."""
+    return _opened(convert.local(_source(os.fspath(name_or_path))), {}, {}).metadata
 
 
 def _texts(parts: Mapping[str, str | Path] | None) -> dict[str, str]:
@@ -157,11 +157,11 @@ def _texts(parts: Mapping[str, str | Path] | None) -> dict[str, str]:
 
 def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -> convert.Opened:
     """With the components that lie in shipped models; ModelError for a codec alone."""
-    told = dict(settings)
-    layout, weights = told.pop("layout", ""), told.pop("weights", "")
-    made = convert.open_model(str(path), layout, parts, weights, told)
+    load_options = dict(settings)
+    layout, weights = load_options.pop("layout", ""), load_options.pop("weights", "")
+    made = convert.open_model(str(path), layout, parts, weights, load_options)
     if not made.config["system"]:
-        needed = " ".join(f"--part {part}" for part in convert.lacking(made))
+        needed = " ".join(f"--part {part}" for part in convert.missing_parts(made))
         raise ModelError(f"{path} is a part of a model; give the rest: {needed}")
     elsewhere = made.config["config"].get("shared", {})
     found = {}
@@ -179,7 +179,7 @@ def _spare(system: System) -> None:
 
 
 def save(
-    folder: Path, system: System, facts: Mapping[str, Any], formats: Formats | None = None
+    folder: Path, system: System, metadata: Mapping[str, Any], formats: Formats | None = None
 ) -> None:
     """A model folder of ours with its card.
 
@@ -189,7 +189,7 @@ def save(
     config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
     stored = system.weights().items()
     tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
-    store.save(folder, config, tensors, facts, None)
+    store.save(folder, config, tensors, metadata, None)
     card.write_card(folder)
 
 
@@ -212,7 +212,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 def push(
     repo_id: str,
     system: System,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     formats: Formats | None = None,
     private: bool = False,
 ) -> str:
@@ -220,7 +220,7 @@ def push(
     from huggingface_hub import create_repo, upload_folder
 
     with tempfile.TemporaryDirectory() as folder:
-        save(Path(folder), system, facts, formats)
+        save(Path(folder), system, metadata, formats)
         create_repo(repo_id, private=private, exist_ok=True)
         return str(upload_folder(repo_id=repo_id, folder_path=folder))
 
@@ -255,7 +255,7 @@ def _memory(
         return asked
     codecs = {name: count for name, count in bytes_.items() if not is_network(name)}
     network = sum(count for name, count in bytes_.items() if is_network(name))
-    pixels = opened.facts.get("image_size", 64) ** 2
+    pixels = opened.metadata.get("image_size", 64) ** 2
     work = pixels * WORK_A_PIXEL * DTYPES[dtype].itemsize // 4
     return memory_for(free, network, codecs, work)
 
@@ -282,5 +282,5 @@ def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> 
     return digest.hexdigest()[:12]
 
 
-def _plain(**told: Any) -> dict[str, Any]:
-    return {name: dict(v) if isinstance(v, Mapping) else v for name, v in told.items() if v}
+def _plain(**load_options: Any) -> dict[str, Any]:
+    return {name: dict(v) if isinstance(v, Mapping) else v for name, v in load_options.items() if v}

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from everyway.atomic import atomic_write
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
 from everyway.record import Row, write_png
 from everyway.request import RequestError, read_image, said
-from everyway.whole import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +104,12 @@ def read_numbers(given: Any, name: str) -> np.ndarray:
 
 
 def write_text(path: Path, text: Any, row: Row) -> None:
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def write_numbers(path: Path, values: np.ndarray, row: Row) -> None:
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, values)
 
 

@@ -45,7 +45,7 @@ class Placement:
         return self.device if stays else CPU
 
     @contextmanager
-    def lent(self, module: nn.Module, *network: nn.Module) -> Iterator[None]:
+    def on_device(self, module: nn.Module, *network: nn.Module) -> Iterator[None]:
         """`module` on the device, be it a codec or one of those that the network is made of.
 
         Those of the network then stay there until a codec, or others of them, need their place.

@@ -17,7 +17,7 @@ from everyway.system import System
 from everyway.tasks import PATHS, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
-"""What goes from stage to stage: clean states by modality, "told.NAME" and "start.NAME"."""
+"""What goes from stage to stage: clean states by modality, "context.NAME" and "start.NAME"."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 from PIL import Image, PngImagePlugin
 from pydantic import BaseModel, Field, model_validator
 
+from everyway.atomic import atomic_write
 from everyway.data.faults import printable
 from everyway.request import GenerateRequest, RequestError
 from everyway.systems import HUB
-from everyway.whole import whole
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Loading(BaseModel):
     settings: dict[str, Any] = {}
 
 
-class Facts(BaseModel):
+class Metadata(BaseModel):
     """Of those that stand in a record, what a replay needs."""
 
     model_hash: str
@@ -43,7 +43,7 @@ class Facts(BaseModel):
     loaded: Loading = Loading()
     machine: Machine | None = None
 
-    def differences(self, now: Facts) -> list[str]:
+    def differences(self, now: Metadata) -> list[str]:
         """What differs of where both were computed, a phrase each."""
         then, found = self.machine or now.machine, []
         pairs = {"torch": (self.torch, now.torch)}
@@ -65,7 +65,7 @@ class Record(BaseModel):
 
     request: GenerateRequest
     part: Annotated[int, Field(ge=0)]
-    facts: Facts
+    metadata: Metadata = Field(alias="facts")
     inputs: dict[str, str] = {}
     own: list[str] = []
 
@@ -81,7 +81,7 @@ class Record(BaseModel):
         model, parts: what stands in place of the record's.  Nothing is fetched because a record
         asks for it: RequestError for a source on the hub that is not among `model` and `parts`.
         """
-        own = self.facts.loaded.model_dump()
+        own = self.metadata.loaded.model_dump()
         own["parts"] |= parts
         asked = {"model": self.request.model} if model is None else {}
         asked |= {k: v for k, v in own["parts"].items() if k not in parts}
@@ -106,17 +106,17 @@ def one_line(value: Any) -> str:
 
 def write_png(path: Path, image: Image.Image, row: Row) -> None:
     """The picture with the `parameters` text that viewers read, and our JSON under `everyway`."""
-    request, facts = row["request"], row["facts"]
+    request, metadata = row["request"], row["facts"]
     info = PngImagePlugin.PngInfo()
     info.add_text(
         "parameters",
         f"{request['text'] or request['kind']}\nSteps: {request['steps']}, "
         f"Sampler: {request['sampler']}, CFG scale: {request['guidance']}, "
         f"Seed: {row['seed']}, Size: {image.width}x{image.height}, "
-        f"Model hash: {facts['model_hash']}, Model: {printable(facts['model'])}",
+        f"Model hash: {metadata['model_hash']}, Model: {printable(metadata['model'])}",
     )
     info.add_text("everyway", one_line(row))
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

@@ -12,6 +12,13 @@ from pydantic_core import PydanticCustomError
 from everyway.errors import UsageError
 from everyway.validation import plain
 
+FORMER = {
+    "law": "distribution",
+    "recompute": "gradient_checkpointing",
+    "told_time": "time_conditioning",
+}
+"""Settings as old files and commands name them -> their names."""
+
 
 class ConfigError(UsageError):
     """Settings that cannot be used; the message says how to mend it."""
@@ -78,13 +85,15 @@ def merged(kind: type[Settings], *tables: Mapping[str, Any]) -> dict[str, Any]:
     known, out = places(kind), dict[str, Any]()
     paths = {".".join(path): path for path in known.values()}
     for key, value in _flat(known, tables):
+        *start, last = key.split(".")
+        key = ".".join([*start, FORMER.get(last, last)])
         path = paths.get(key) or known.get(key)
         if path is None:
             raise ConfigError(f"there is no setting {key!r}; the settings are {', '.join(known)}")
         inner = out
         for word in path[:-1]:
             if not isinstance(inner.get(word), dict):
-                inner[word] = {"law": inner[word]} if word in inner else {}
+                inner[word] = {"distribution": inner[word]} if word in inner else {}
             inner = inner[word]
         inner[path[-1]] = value
     return out

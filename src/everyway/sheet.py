@@ -30,9 +30,9 @@ HANGUL_FONTS = (  # Pillow looks these names up in the system's font folders
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """A picture above words, or words alone.  given: what the model was told, not what it made.
+    """A picture above words, or words alone.  given: what the model was given, not what it made.
 
-    right: the recogniser's verdict, or None where nothing was asked for.
+    right: the classifier's verdict, or None where nothing was asked for.
     """
 
     image: Image.Image | None = None

@@ -1,4 +1,4 @@
-"""A System: modalities, a network, its tasks, and how it is sampled unless told.  Every published
+"""A System: modalities, a network, its tasks, and how it is sampled by default.  Every published
 recipe is one of these.
 
 The network answers raw outputs; `denoiser` turns them into clean estimates, which is the only thing
@@ -93,7 +93,7 @@ def dropped(*shape: int) -> Null:
 
 
 def labelled(number: int) -> Null:
-    """A label that tells nothing."""
+    """A null label."""
     return Null(make=lambda: Context(tokens=torch.tensor([number])))
 
 
@@ -135,7 +135,7 @@ class System:
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
-    sampler, guidance, steps, truncation: what this system is sampled with unless told otherwise.
+    sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
     name: str
@@ -198,7 +198,7 @@ class System:
 
     @property
     def components(self) -> dict[str, nn.Module]:
-        """Component name -> module: what is stored, placed and lent to a device one by one.
+        """Component name -> module: what is stored, placed and offloaded one by one.
 
         Those of a system within this one are "NAME.component".
         """
@@ -337,7 +337,7 @@ class System:
         with ExitStack() as stack:
             for module in needed:
                 stays = (module,) if part is self.network else ()
-                stack.enter_context(placement.lent(module, *idle, *stays))
+                stack.enter_context(placement.on_device(module, *idle, *stays))
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -383,7 +383,7 @@ class System:
         return {k: processes[k].network_input(x, times[self.clocks[k]]) for k, x in states.items()}
 
     def existing(self, times: Times) -> Times:
-        """The nearest times that every modality of a clock has (a chain of tokens has few)."""
+        """The nearest times that every modality of a clock has (a token modality has few)."""
         for name, clock in self.clocks.items():
             if clock in times:
                 times = times | {clock: self.modalities[name].process.existing(times[clock])}

@@ -202,16 +202,19 @@ TEXT_ALONE = Task(name="text", roles={"image": ABSENT, "text": GENERATE})
 TASKS = {t.name: t for t in (TEXT_TO_IMAGE, IMAGE_TO_TEXT, JOINT, IMAGE_ALONE, TEXT_ALONE)}
 
 
-def drawing(told: str, nulls: bool = True) -> dict[str, Task]:
-    """The tasks of a system of pictures alone, whose network is told "text", "label" or "".
+def drawing(condition: str, nulls: bool = True) -> dict[str, Task]:
+    """The tasks of a system of pictures alone, whose network is conditioned on "text", "label" or
+    "".
 
-    nulls: whether it has a null, without which it draws nothing untold.
+    nulls: whether it has a null, without which it draws nothing unconditionally.
     """
-    alone = Task(name="image", roles={"image": GENERATE}, contexts={told: 0.0} if told else {})
-    if not told:
+    alone = Task(
+        name="image", roles={"image": GENERATE}, contexts={condition: 0.0} if condition else {}
+    )
+    if not condition:
         return {"image": alone}
-    name = {"text": "text-to-image", "label": "class-to-image"}[told]
-    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={told: 1.0})}
+    name = {"text": "text-to-image", "label": "class-to-image"}[condition]
+    made = {name: Task(name=name, roles={"image": GENERATE}, contexts={condition: 1.0})}
     return made | {"image": alone} if nulls else made
 
 

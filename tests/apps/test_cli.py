@@ -247,7 +247,7 @@ def test_models_and_evaluate(run):
     report = json.loads(run(*words, "--rows", "t2i,i2t", "--json")[1])
     assert set(report["rows"]) == {"t2i", "i2t"} and 0 <= report["t2i.all_correct"] <= 1
     assert report["protocol"]["n"] == 2
-    assert "all_correct" in run(*words, "--rows", "recogniser")[1]
+    assert "all_correct" in run(*words, "--rows", "classifier")[1]
 
 
 def test_python_is_the_same_as_the_command(picture):

@@ -15,14 +15,14 @@ from everyway.request import RequestError
 def able(nano, *tasks: str) -> Model:
     """Nano, as if it could do these tasks only."""
     system = replace(nano.system, tasks={name: nano.system.tasks[name] for name in tasks})
-    return Model(name="less", hash="0", system=system, facts=nano.facts)
+    return Model(name="less", hash="0", system=system, metadata=nano.metadata)
 
 
 def titles(model: Model, out) -> list[str]:
     """Of what was told, once the sheet is written."""
-    told: list[str] = []
-    assert demo.demo(model, out, told.append, steps=3).is_file()
-    return [title for title in demo.USES if any(line.startswith(title) for line in told)]
+    given: list[str] = []
+    assert demo.demo(model, out, given.append, steps=3).is_file()
+    return [title for title in demo.USES if any(line.startswith(title) for line in given)]
 
 
 def test_a_unidiffuser_shows_every_use(nano, tmp_path):

@@ -73,7 +73,7 @@ def test_words_that_were_not_understood_are_told_beside_the_result(folder):
     (made,) = load(folder).generate(
         kind="text-to-image", text="a fox wearing a pizzza, a dog and a cow", steps=1
     )
-    assert made.facts["notes"] == [
+    assert made.metadata["notes"] == [
         "taken as: a large dog left of a large fox, white background",
         "one or two objects are drawn; left out: cow",
         "not understood: wearing, pizzza (did you mean pizza?)",

@@ -87,9 +87,9 @@ def folder(tmp_path):
 
 
 def test_folders_are_the_same_opened_and_loaded(folder):
-    config, opened, facts = store.open_folder(folder)
+    config, opened, metadata = store.open_folder(folder)
     again, loaded, _ = store.load(folder)
-    assert config == again == {"system": "x"} and facts == {"n": 1}
+    assert config == again == {"system": "x"} and metadata == {"n": 1}
     for part, tensors in loaded.items():
         assert opened[part].keys() == tensors.keys()
         assert all(torch.equal(opened[part][k].read(), v) for k, v in tensors.items())

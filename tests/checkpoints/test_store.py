@@ -53,10 +53,10 @@ def refused(call, *args) -> str:
 
 
 def holds(folder: Path, seed: int) -> bool:
-    config, found, facts = store.load(folder)
+    config, found, metadata = store.load(folder)
     wanted = weights(seed)
     same = all(torch.equal(found[c][k], v) for c in wanted for k, v in wanted[c].items())
-    return same and config == CONFIG and facts == FACTS
+    return same and config == CONFIG and metadata == FACTS
 
 
 # -- as written -------------------------------------------------------------------------------

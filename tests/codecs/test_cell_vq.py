@@ -44,8 +44,8 @@ def test_a_network_starts_from_what_codes_look_like(tmp_path):
     table = {"tokenizer": spec, "length": 12, "dim": 8}
     text = TokenTable(**table)
     codec_folder.write(tmp_path, "text", text, {"kind": "TokenTable", **table}, {})
-    told = {"tokens": str(tmp_path), "codecs": str(tmp_path)}
-    system = prepared(resolve("mini-vq", told))
+    given = {"tokens": str(tmp_path), "codecs": str(tmp_path)}
+    system = prepared(resolve("mini-vq", given))
     assert sources.image_size(system) == 96 and system.shapes(2)["image"] == (2, 9)
     codes = system.codecs["image"].codes
     looks = torch.nn.functional.normalize(codes / codes.std(0))

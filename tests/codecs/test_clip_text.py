@@ -117,8 +117,8 @@ def test_a_prompt_that_is_cut_is_told():
     codec = SimpleNamespace(tokens=ClipTokens(CLIP_TOKENS, 6))
     reader = SimpleNamespace(source="text", codec=codec)
     system = SimpleNamespace(modalities={}, conditions={"text": reader})
-    (told,) = job._unread("a fox on blue red green left", system)
-    assert told.startswith("the text has 7 tokens and 4 are read, up to 'a fox on blue'")
+    (given,) = job._unread("a fox on blue red green left", system)
+    assert given.startswith("the text has 7 tokens and 4 are read, up to 'a fox on blue'")
     assert not [*job._unread("a fox on blue", system)]
 
 

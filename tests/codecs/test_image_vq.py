@@ -325,7 +325,7 @@ def test_a_training_learns_and_resumes_exactly(tmp_path, folder):
         settings(folder, tmp_path / "whole", steps=120), lambda p: losses.append(p.losses["loss"])
     )
     assert losses[-1] < 0.8 * losses[0]
-    whole = codec_folder.facts(tmp_path / "whole")["image_vq"]
+    whole = codec_folder.metadata(tmp_path / "whole")["image_vq"]
     fresh = VQLearner(settings(folder, tmp_path / "none")).eval().measure(10)
     assert whole["steps"] == 120 and whole["psnr_db"] > fresh["psnr_db"] + 5
     assert 0 < whole["codes_used"] <= 1 < whole["perplexity"] <= 32
@@ -378,13 +378,15 @@ def test_the_critic_and_the_codec_are_moved_by_their_own_terms(tmp_path, folder)
     hinge = 0.5 * ((1 - critic(wanted)).relu().mean() + (1 + critic(made.detach())).relu().mean())
     for p, slope in zip(critic.parameters(), torch.autograd.grad(hinge, critic.parameters())):
         torch.testing.assert_close(p.grad, slope)
-    facts = train(settings(folder, tmp_path, steps=2, adversarial=0.1, adversarial_from=1))
-    assert facts["step"] == 2 and np.isfinite(facts["losses"]["loss"])
+    metadata = train(settings(folder, tmp_path, steps=2, adversarial=0.1, adversarial_from=1))
+    assert metadata["step"] == 2 and np.isfinite(metadata["losses"]["loss"])
 
 
 @pytest.mark.slow
 def test_the_small_codec_on_emoji_scenes(tmp_path):
     """Two minutes of the real thing: far above a flat mean picture, most codes in use."""
     train(resolve("codec-vq", {"batch": 16}, out=str(tmp_path), budget_s=120))
-    facts = codec_folder.facts(tmp_path)["image_vq"]
-    assert facts["psnr_db"] > 17 and facts["codes_used"] > 0.5 and facts["perplexity"] > 100
+    metadata = codec_folder.metadata(tmp_path)["image_vq"]
+    assert (
+        metadata["psnr_db"] > 17 and metadata["codes_used"] > 0.5 and metadata["perplexity"] > 100
+    )

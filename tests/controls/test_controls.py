@@ -86,5 +86,5 @@ def test_strength_says_how_much_of_a_picture_is_forgotten(nano, tmp_path):
     for strength in (0.2, 1.0):
         result = nano.generate(GenerateRequest(**base, strength=strength))[0]
         off.append(np.abs(np.array(result.image, int) - given).mean())
-        assert result.facts["forwards"] == round(10 * strength)
+        assert result.metadata["forwards"] == round(10 * strength)
     assert off[0] < 0.5 * off[1]

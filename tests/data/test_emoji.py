@@ -10,10 +10,10 @@ import pytest
 
 from everyway.data.emoji import (
     COLOURS,
+    CURRICULUM,
     HEADS,
     IGNORE,
     KOREAN,
-    LESSONS,
     OBJECTS,
     EmojiScenes,
     MissingFont,
@@ -157,8 +157,8 @@ def test_portraits_show_every_object_in_turn_and_say_its_name():
 
 def test_lessons_go_from_portraits_to_everything():
     shown = {
-        name: [EmojiScenes(seed=3, **lesson).sample(i) for i in range(300)]
-        for name, lesson in LESSONS.items()
+        name: [EmojiScenes(seed=3, **stage).sample(i) for i in range(300)]
+        for name, stage in CURRICULUM.items()
     }
     portraits = {n: np.mean(["portrait" in s.key for s in part]) for n, part in shown.items()}
     pairs = {n: np.mean([len(s.record["objects"]) == 2 for s in p]) for n, p in shown.items()}

@@ -188,8 +188,8 @@ def test_the_contact_sheet_of_check(one, tmp_path_factory, capsys):
     (one / "a.txt").write_text("a")
     out = tmp_path_factory.mktemp("out")
     assert main(["data", "check", str(one), "--json", "--out", str(out)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["good"] and told["contact_sheet"] == str(out / "contact-sheet.png")
+    given = json.loads(capsys.readouterr().out)
+    assert given["good"] and given["contact_sheet"] == str(out / "contact-sheet.png")
     assert Image.open(out / "contact-sheet.png").width == 104
     for inside in (one, one / "sheets"):
         assert main(["data", "check", str(one), "--out", str(inside)]) == 2

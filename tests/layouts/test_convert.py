@@ -114,7 +114,7 @@ def test_a_pipeline_of_diffusers_there_and_back(files, folder, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "tokenizer.json").write_text((files / part).read_text())
     again = convert.open_model(str(tmp_path))
-    assert not convert.lacking(again)
+    assert not convert.missing_parts(again)
     for name, entries in model.components.items():
         if name != convert.ASIDE:
             assert same(read(again.components[name]), read(entries)), name
@@ -136,8 +136,8 @@ def test_uvit_there_and_back(tmp_path):
     state = read(stored(full()["uvit_cifar10_small"][1]))
     torch.save({"nnet": {"w": torch.ones(1)}, "nnet_ema": state}, tmp_path / "all.pth")
     model = convert.open_model(str(tmp_path / "all.pth"))
-    assert model.parameters == 44_255_328 and model.facts["image_size"] == 32
-    assert model.facts["source"]["network"]["preset"] == "cifar10_small"
+    assert model.parameters == 44_255_328 and model.metadata["image_size"] == 32
+    assert model.metadata["source"]["network"]["preset"] == "cifar10_small"
     convert.save(model, tmp_path / "kept")
     (path,) = convert.write_back(convert.open_model(str(tmp_path / "kept")), "authors", tmp_path)
     assert same(torch.load(path, weights_only=True), state)
@@ -209,15 +209,15 @@ def test_other_sizes_are_drawn_by_resized_positions(files, tmp_path):
     from everyway.generate import load
 
     source, drawn = str(files / "uvit_v1.pth"), {"drawn_size": "12"}
-    model = convert.open_model(source, parts=parts(files), told=drawn)
-    assert model.facts["image_size"] == 96
+    model = convert.open_model(source, parts=parts(files), hints=drawn)
+    assert model.metadata["image_size"] == 96
     convert.save(model, tmp_path / "wide")
     wide = load(str(tmp_path / "wide"), device="cpu")
     assert wide.system.modalities["image"].shape == (4, 12, 12)
     (made,) = wide.generate(kind="text-to-image", text=PROMPT, steps=2)
     assert made.image.size == (96, 96)
     with pytest.raises(ValueError, match="drawn_size 13 is no multiple of patch 2"):
-        convert.open_model(source, told={"drawn_size": "13"})
+        convert.open_model(source, hints={"drawn_size": "13"})
 
 
 def test_the_kind_of_data_is_told_to_v1_alone(files, model):
@@ -302,7 +302,7 @@ def test_published_sizes_are_those_of_the_released_networks():
 
 def test_a_lone_network_names_what_it_lacks(files, tmp_path):
     lone = convert.open_model(str(files / "uvit_v1.pth"))
-    needed = convert.lacking(lone)
+    needed = convert.missing_parts(lone)
     assert [n.split("=")[0] for n in needed] == [*parts(files)][:2] + [
         "text",
         "text_states",
@@ -314,18 +314,18 @@ def test_a_lone_network_names_what_it_lacks(files, tmp_path):
     assert "\n" not in str(caught.value)
     convert.save(lone, tmp_path / "lone")
     whole = convert.open_model(str(tmp_path / "lone"), parts=parts(files))
-    assert not convert.lacking(whole) and convert.restored(whole).codecs
+    assert not convert.missing_parts(whole) and convert.restored(whole).codecs
 
 
 def test_a_codec_may_come_first(files, tmp_path):
     alone = convert.open_model(str(files / "autoencoder_kl.pth"))
-    assert convert.lacking(alone) == ["network=uvit_v1.pth"]
+    assert convert.missing_parts(alone) == ["network=uvit_v1.pth"]
     convert.save(alone, tmp_path / "codec")
     rest = {k: v for k, v in parts(files).items() if k != "image"}
     whole = convert.open_model(
         str(tmp_path / "codec"), parts={"network": str(files / "uvit_v1.pth"), **rest}
     )
-    assert not convert.lacking(whole) and convert.restored(whole).codecs
+    assert not convert.missing_parts(whole) and convert.restored(whole).codecs
 
 
 @pytest.mark.parametrize(

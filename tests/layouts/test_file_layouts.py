@@ -43,12 +43,12 @@ def held_all(state: dict) -> dict:
     return {name: held(tensor) for name, tensor in state.items()}
 
 
-def opened(state: dict, told: dict | None = None, layout: str = "") -> file_layout.Part:
+def opened(state: dict, hints: dict | None = None, layout: str = "") -> file_layout.Part:
     entries = held_all(state)
     if layout:
-        return file_layout.read(entries, file_layout.named(LAYOUTS, layout), told or {})
+        return file_layout.read(entries, file_layout.named(LAYOUTS, layout), hints or {})
     return file_layout.read(
-        entries, file_layout.recognised(entries, LAYOUTS, Path("x")), told or {}
+        entries, file_layout.recognised(entries, LAYOUTS, Path("x")), hints or {}
     )
 
 
@@ -261,8 +261,8 @@ def test_what_no_shapes_show_comes_from_the_config_beside_the_file():
     part = opened(tiny_text_decoder(2).state_dict(), dict(tiny_text_decoder(2).config))
     assert part.settings["decoder"]["n_head"] == 2
     assert part.settings["decoder"]["activation_function"] == "gelu_new"
-    told = {"scaling_factor": 0.5, "norm_num_groups": 16}
-    settings = opened(tiny_vae().state_dict(), told).settings
+    hints = {"scaling_factor": 0.5, "norm_num_groups": 16}
+    settings = opened(tiny_vae().state_dict(), hints).settings
     assert settings["scale"] == 0.5 and settings["autoencoder"]["norm_num_groups"] == 16
 
 
@@ -328,8 +328,8 @@ def test_the_average_is_taken_where_a_file_has_several_weights(tmp_path):
     nets = {name: {"w": torch.full((2,), float(n))} for n, name in enumerate(("nnet", "ema", "x"))}
     torch.save({**nets, "step": torch.tensor(5), "optimizer": {"state": {}}}, tmp_path / "a.pth")
     for wanted, value in (("", 1.0), ("nnet", 0.0), ("x", 2.0)):
-        found, told, _ = files.open_tensors(tmp_path / "a.pth", wanted)
-        assert found["w"].read()[0] == value and told == {}
+        found, hints, _ = files.open_tensors(tmp_path / "a.pth", wanted)
+        assert found["w"].read()[0] == value and hints == {}
     line = refused(files.open_tensors, tmp_path / "a.pth", "emma")
     assert "'emma'" in line and "nnet, ema, x" in line
 

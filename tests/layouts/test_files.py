@@ -300,8 +300,8 @@ def test_a_model_without_its_system_is_refused(tmp_path):
 def test_a_missing_function_of_a_system_is_no_fault_of_a_model(monkeypatch):
     from everyway.systems import unidiffuser
 
-    monkeypatch.delattr(unidiffuser, "lacking")
-    with pytest.raises(ImportError, match="no function lacking"):
+    monkeypatch.delattr(unidiffuser, "missing_parts")
+    with pytest.raises(ImportError, match="no function missing_parts"):
         convert.open_model("nano")
 
 
@@ -319,9 +319,9 @@ def test_whole_numbers_are_no_weights(network, kind):
 
 
 def test_whole_numbers_in_a_folder_of_ours_are_no_weights(tmp_path):
-    config, tensors, facts = store.load(SHIPPED / "nano")
+    config, tensors, metadata = store.load(SHIPPED / "nano")
     tensors["network"] = {k: v.to(torch.int64) for k, v in tensors["network"].items()}
-    store.save(tmp_path / "model", config, tensors, facts)
+    store.save(tmp_path / "model", config, tensors, metadata)
     line = refused(load, tmp_path / "model", "cpu", error=StoreError)
     assert "weights are floats, but these are not" in line
 

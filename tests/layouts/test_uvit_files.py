@@ -94,8 +94,8 @@ def test_a_hint_that_nothing_reads_is_named(tmp_path):
     shapes = network_shapes(small(), uvit_layouts.KEYMAP)
     torch.save({k: torch.zeros(s) for k, s in shapes.items()}, tmp_path / "nnet.pth")
     with pytest.raises(LayoutError, match="--set drawn_size: .* has nothing that reads it"):
-        convert.open_model(str(tmp_path / "nnet.pth"), told={"drawn_size": "8"})
-    found = convert.open_model(str(tmp_path / "nnet.pth"), told={"heads": "2"})
+        convert.open_model(str(tmp_path / "nnet.pth"), hints={"drawn_size": "8"})
+    found = convert.open_model(str(tmp_path / "nnet.pth"), hints={"heads": "2"})
     assert found.config["config"]["network"]["heads"] == 2
 
 

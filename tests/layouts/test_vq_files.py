@@ -40,9 +40,9 @@ def held_all(state: dict) -> Entries:
     return {name: held(tensor) for name, tensor in state.items()}
 
 
-def opened(entries: Entries, part: str = "", told: dict | None = None) -> file_layout.Part:
+def opened(entries: Entries, part: str = "", hints: dict | None = None) -> file_layout.Part:
     rows = [row for row in LAYOUTS if part in ("", row.part)]
-    return file_layout.read(entries, file_layout.recognised(entries, rows, Path("x")), told or {})
+    return file_layout.read(entries, file_layout.recognised(entries, rows, Path("x")), hints or {})
 
 
 def back(part: file_layout.Part) -> Entries:
@@ -116,11 +116,11 @@ def test_a_network_that_was_never_in_such_a_file_gets_all_of_its_tensors():
 def there_and_back(name: str, most: int) -> None:
     source = whole(name)
     parts = parts_of(source)
-    told = vq_diffusion.PRESETS[name].condition
-    assert parts.keys() == {"network", "image"} | ({"text_states"} if told == "text" else set())
+    hints = vq_diffusion.PRESETS[name].condition
+    assert parts.keys() == {"network", "image"} | ({"text_states"} if hints == "text" else set())
     assert parts["network"].layout.preset(parts["network"].settings) == PRESETS.get(name, name)
     assert parts["image"].layout.preset(parts["image"].settings) == MODELS[name][1]
-    if told == "text":
+    if hints == "text":
         assert parts["text_states"].layout.preset(parts["text_states"].settings) == "CLIP B/32"
     assert sum(part.dropped for part in parts.values()) == 0
     compare(WHOLE.join({name: back(part) for name, part in parts.items()}), source, most)
@@ -218,22 +218,22 @@ def test_what_is_written_holds_its_averages_without_taking_room_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "null"),
+    ("hints", "null"),
     [("text", False), ("text", True), ("class", False), ("class", True), ("none", False)],
 )
-def test_settings_are_in_the_shapes(told, null):
-    parts = parts_of(held_all(tiny_model(told, null)))
-    assert parts["network"].settings == tiny_config(told, null).to_json()
+def test_settings_are_in_the_shapes(hints, null):
+    parts = parts_of(held_all(tiny_model(hints, null)))
+    assert parts["network"].settings == tiny_config(hints, null).to_json()
     assert parts["network"].layout.preset(parts["network"].settings) == ""
 
 
 def test_settings_that_no_shapes_show_are_told():
     entries = WHOLE.split(held_all(tiny_model("none")))["network"]
-    told = opened(entries, told={"heads": "4", "side": "8"}).settings
-    assert (told["heads"], told["side"], told["table_side"]) == (4, 8, 0)
+    hints = opened(entries, hints={"heads": "4", "side": "8"}).settings
+    assert (hints["heads"], hints["side"], hints["table_side"]) == (4, 8, 0)
     with pytest.raises(ValueError, match="cannot be divided among 5 heads"):
-        opened(entries, told={"heads": 5})
-    codec = opened(held_all(tiny_codec("ema")), told={"norm_num_groups": 8}).settings
+        opened(entries, hints={"heads": 5})
+    codec = opened(held_all(tiny_codec("ema")), hints={"norm_num_groups": 8}).settings
     assert codec["encoder"]["norm_num_groups"] == codec["decoder"]["norm_num_groups"] == 8
 
 

@@ -16,8 +16,12 @@ TIMES = {"image": torch.tensor([0.3, 0.8], dtype=torch.float64)}
 NO = torch.zeros(2, dtype=torch.bool)
 
 
-def uvit(*told) -> UViT:
-    layout = (TimeToken(clock="image"), *told, Patches(name="image", channels=2, size=4, patch=2))
+def uvit(*conditioning) -> UViT:
+    layout = (
+        TimeToken(clock="image"),
+        *conditioning,
+        Patches(name="image", channels=2, size=4, patch=2),
+    )
     return UViT(UViTConfig(layout=layout, dim=16, depth=2, heads=2, init="unit"))
 
 
@@ -117,10 +121,12 @@ def test_a_weight_blends_with_the_null(name):
 
 def test_two_contexts_of_one_kind_have_each_its_own_null():
     network = uvit(*(ContextTokens(name=n, **TEXT, null=True) for n in ("subject", "style")))
-    told = {n: Context(tokens=text(k)) for k, n in enumerate(("subject", "style"))}
-    for lost in told:
-        given = told | {lost: Context(tokens=text(9), dropped=~NO)}
-        by_hand = told | {lost: Context(tokens=network.nulls[lost].detach().expand(2, -1, -1))}
+    conditioning = {n: Context(tokens=text(k)) for k, n in enumerate(("subject", "style"))}
+    for lost in conditioning:
+        given = conditioning | {lost: Context(tokens=text(9), dropped=~NO)}
+        by_hand = conditioning | {
+            lost: Context(tokens=network.nulls[lost].detach().expand(2, -1, -1))
+        }
         answers = [network({"image": STATES["uvit"]}, TIMES, c)["image"] for c in (given, by_hand)]
         assert torch.equal(*answers)
 

@@ -81,8 +81,8 @@ def stages(network: UViT, arrays: dict):
 
     def record(block, inputs, x: torch.Tensor) -> None:
         whole = x.double()
-        facts = torch.stack([whole.mean(), whole.std(correction=0), whole.abs().max()])
-        found.append(torch.cat([facts, whole[0, 0, :4], whole[0, -1, :4]]))
+        metadata = torch.stack([whole.mean(), whole.std(correction=0), whole.abs().max()])
+        found.append(torch.cat([metadata, whole[0, 0, :4], whole[0, -1, :4]]))
 
     blocks = [*network.ins, network.mid, *network.outs, network.norm]
     handles = [block.register_forward_hook(record) for block in blocks]
@@ -144,11 +144,11 @@ def test_guided_noise_of_every_mode(guided_case):
     """The authors' scale s is our w = s + 1; noise estimates combine as clean ones do."""
     meta, arrays, network = guided_case
     tested = 0
-    for case, facts in meta["cases"].items():
+    for case, metadata in meta["cases"].items():
         mode = case.split("_s")[0]
         if mode not in MODES:
             continue  # t2i_empty has its own test below
-        task, data_type = MODES[mode], facts["calls"][0].get("data_type")
+        task, data_type = MODES[mode], metadata["calls"][0].get("data_type")
         contexts = {"data_type": Context(tokens=torch.tensor(data_type))} if data_type else {}
 
         def raw(queries, contexts=contexts):
@@ -157,7 +157,7 @@ def test_guided_noise_of_every_mode(guided_case):
         def absent(name, shape):
             return normal(f"input:guided:{NOISES[name]}", SHAPES[name])
 
-        ask = guided(raw, task, CLOCKS, 1.0 + facts["scale"], absent)
+        ask = guided(raw, task, CLOCKS, 1.0 + metadata["scale"], absent)
         states = {k: normal(f"input:guided:{n}", SHAPES[k]) for k, n in NAMES.items()}
         keep = tuple(k for k, clock in CLOCKS.items() if clock in task.generated)
         states |= {k: absent(k, v) for k, v in SHAPES.items() if _absent(task, k)}
@@ -190,9 +190,9 @@ def test_guidance_by_an_empty_prompt(guided_case):
         data_type = meta["cases"][case]["calls"][0].get("data_type")
         contexts = {"data_type": Context(tokens=torch.tensor(data_type))} if data_type else {}
         with torch.inference_mode():
-            told = network(states, times, contexts, keep=keep)
+            conditioning = network(states, times, contexts, keep=keep)
             null = network(states | {"text": empty}, times, contexts, keep=keep)
-        out = combine(told, null, 1.0 + meta["cases"][case]["scale"])
+        out = combine(conditioning, null, 1.0 + meta["cases"][case]["scale"])
         found = torch.cat([out[k].flatten(1) for k in keep], 1)
         compare(arrays, case, found, meta["outputs"][case]["stride"], atol=6e-5)
 
@@ -211,9 +211,9 @@ def test_kept_outputs_are_the_same_numbers():
 def test_checkpointing_gives_the_same_gradients():
     meta, _ = golden("tiny_uvit_uncond")
     grads = []
-    for checkpointing in (False, True):
+    for gradient_checkpointing in (False, True):
         network = uvit_of(meta["config"])
-        network.checkpointing = checkpointing
+        network.gradient_checkpointing = gradient_checkpointing
         states = {"image": state(meta["inputs"]["x"])}
         network(states, {"image": time([10.0, 500.0])})["image"].square().mean().backward()
         grads.append([p.grad for p in network.parameters()])

@@ -65,8 +65,8 @@ def test_published_layout(name, config, table, count):
 
 
 def test_counts_are_those_of_the_papers():
-    told = {min(MILLIONS, key=lambda m: abs(count - 1e6 * m)) for *_, count in networks()}
-    assert told == MILLIONS
+    conditioning = {min(MILLIONS, key=lambda m: abs(count - 1e6 * m)) for *_, count in networks()}
+    assert conditioning == MILLIONS
     for name, _, _, count in networks():
         assert min(abs(count - 1e6 * m) for m in MILLIONS) < 0.51e6, name
 

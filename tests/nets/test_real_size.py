@@ -71,7 +71,7 @@ def test_uvit(preset):
 
 @pytest.mark.slow
 def test_uvit_huge():
-    """The largest U-ViT, told its null class: mean, standard deviation and absolute maximum."""
+    """The largest U-ViT, given its null class: mean, standard deviation and absolute maximum."""
     config, name = uvit.PRESETS["imagenet256_huge"], "real_uvit_imagenet256_huge"
     network = filled_network(config, uvit_layouts.KEYMAP, 500_832_016)
     state, null = normal(f"input:{name}:x", (1, 4, 32, 32)), Context(tokens=torch.tensor([1000]))

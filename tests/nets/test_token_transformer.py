@@ -62,9 +62,9 @@ def time(steps: list[int], of: int = 100) -> Tensor:
 
 
 def logits(network: TokenTransformer, tokens: Tensor, steps: list[int], **contexts) -> Tensor:
-    told = {k: Context(tokens=v) for k, v in contexts.items()}
+    conditioning = {k: Context(tokens=v) for k, v in contexts.items()}
     with torch.inference_mode():
-        out = network({"image": tokens}, {"image": time(steps)}, told)
+        out = network({"image": tokens}, {"image": time(steps)}, conditioning)
     return out["image"]
 
 
@@ -293,10 +293,12 @@ def test_checkpointing_gives_the_same_gradients(config):
         "label": Context(tokens=torch.tensor([3, 10])),
     }
     grads, calls = [], []
-    for checkpointing in (False, True):
+    for gradient_checkpointing in (False, True):
         network = made(config).train()
-        network.checkpointing = checkpointing
-        network.blocks[0].mlp.register_forward_pre_hook(lambda *_, c=checkpointing: calls.append(c))
+        network.gradient_checkpointing = gradient_checkpointing
+        network.blocks[0].mlp.register_forward_pre_hook(
+            lambda *_, c=gradient_checkpointing: calls.append(c)
+        )
         tokens = torch.arange(128).view(2, 64) % 33
         out = network({"image": tokens}, {"image": time([5, 80])}, contexts)["image"]
         out.square().mean().backward()
@@ -309,13 +311,13 @@ def test_checkpointing_gives_the_same_gradients(config):
 @pytest.mark.parametrize("config", [TEXT, CLASS, UNCOND], ids=["text", "class", "none"])
 def test_a_sample_does_not_depend_on_its_batch(config):
     network, tokens, steps = made(config), torch.arange(192).view(3, 64) * 7 % 33, [0, 40, 99]
-    told = {
+    conditioning = {
         "text": torch.cat([TEXT_TOKENS, -TEXT_TOKENS[:1]]),
         "label": torch.tensor([10, 2, 9]),
     }
-    batch = logits(network, tokens, steps, **told)
+    batch = logits(network, tokens, steps, **conditioning)
     for i in range(3):
-        row = {k: v[i : i + 1] for k, v in told.items()}
+        row = {k: v[i : i + 1] for k, v in conditioning.items()}
         alone = logits(network, tokens[i : i + 1], steps[i : i + 1], **row)
         torch.testing.assert_close(alone[0], batch[i], rtol=0, atol=ATOL)
 

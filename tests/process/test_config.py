@@ -96,14 +96,15 @@ def test_an_expert_draws_its_own_share_of_the_times():
         Within(noise=noise(), low=0.5, high=0.5)
 
 
-@pytest.mark.parametrize("law", [Uniform, Knots, LogNormal, Tasks])
-def test_a_training_may_keep_to_an_interval_of_noise(law):
+@pytest.mark.parametrize("distribution", [Uniform, Knots, LogNormal, Tasks])
+def test_a_training_may_keep_to_an_interval_of_noise(distribution):
     """All of the times are there unless told; the two parts of an interval have none in common."""
     clocks = dict.fromkeys(("image", "text"), gaussian("edm"))
     whole, low, high = (
-        law(**told).draw(noise(), clocks, 500) for told in ({}, {"high": 0.4}, {"low": 0.4})
+        distribution(**given).draw(noise(), clocks, 500)
+        for given in ({}, {"high": 0.4}, {"low": 0.4})
     )
-    plain = law()._drawn(noise(), clocks, 500)
+    plain = distribution()._drawn(noise(), clocks, 500)
     assert all(torch.equal(whole[k], plain[k]) for k in clocks)
     free = (0 < whole["image"]) & (whole["image"] < 1)
     assert float(low["image"][free].max()) <= float(high["image"][free].min()) + 1e-9
@@ -111,16 +112,16 @@ def test_a_training_may_keep_to_an_interval_of_noise(law):
 
 @pytest.mark.parametrize(("system", "preset"), [("unidiffuser", "nano"), ("uvit", "nano")])
 def test_schedules_and_intervals_are_settings_of_a_training(system, preset):
-    told = {"system": system, "times": "uniform", "high": "0.5"}
+    given = {"system": system, "times": "uniform", "high": "0.5"}
     for schedule in ("edm", "flow", {"name": "zero-terminal", "steps": 10}):
-        config = resolve(preset, told | {"schedule": schedule})
+        config = resolve(preset, given | {"schedule": schedule})
         assert config.model.times.high == 0.5
         made = config.model.system(Words("shapes", 0))
         assert made.processes["image"] == gaussian(schedule) == build(made).processes["image"]
     with pytest.raises(ConfigError, match="schedule 'odd' is unknown; choose one of linear"):
-        resolve(preset, told | {"schedule": "odd"})
+        resolve(preset, given | {"schedule": "odd"})
     with pytest.raises(ConfigError, match="low is 0.7 and high 0.5; give low < high"):
-        resolve(preset, told | {"low": "0.7"})
+        resolve(preset, given | {"low": "0.7"})
 
 
 class Words(Data):

@@ -35,7 +35,7 @@ def at(index: int, steps: int, batch: int = 1) -> torch.Tensor:
 
 
 def matrix(process: MaskReplace, rates) -> torch.Tensor:
-    """(K + 1, K + 1) float64: column j is the law of what class j turns into."""
+    """(K + 1, K + 1) float64: column j is the distribution of what class j turns into."""
     stay, replaced, mask = (float(rate[0]) for rate in rates)
     k = process.classes
     out = torch.full((k + 1, k + 1), replaced, dtype=torch.float64)
@@ -66,10 +66,12 @@ def test_posterior_is_bayes_by_brute_force(rates, ends):
     for x_t in range(5):
         if q_t[x_t, :4].sum() == 0:
             continue  # this chain never masks
-        joint = q_ts[x_t][:, None] * q_s[:, :4]  # (x_s, x_0), what is proportional to the law
+        joint = (
+            q_ts[x_t][:, None] * q_s[:, :4]
+        )  # (x_s, x_0), what is proportional to the distribution
         possible = q_t[x_t, :4] > 1e-12  # the estimate counts where x_t can have come from
-        law = p_x0 * possible / (p_x0 * possible).sum()
-        exact = (joint[:, possible] / q_t[x_t, :4][possible] * law[possible]).sum(1)
+        distribution = p_x0 * possible / (p_x0 * possible).sum()
+        exact = (joint[:, possible] / q_t[x_t, :4][possible] * distribution[possible]).sum(1)
         log_x0 = torch.cat([p_x0.log(), torch.tensor([-70.0])]).float()[None, None]
         made = process.posterior(log_x0, torch.tensor([[x_t]]), t, s)[0, 0].double().exp()
         torch.testing.assert_close(made, exact, rtol=2e-5, atol=1e-7)

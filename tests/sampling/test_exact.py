@@ -1,4 +1,4 @@
-"""Every sampler reaches the law it should, with exact denoisers."""
+"""Every sampler reaches the distribution it should, with exact denoisers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(denoise, process, sampler, steps, shape, seed=0, **options):
     )
 
 
-def check_law(process, sampler, steps, **options):
+def check_distribution(process, sampler, steps, **options):
     x = run(gaussian(process, MEAN, STD), process, sampler, steps, (20000, 1), **options)
     x = x.states["x"]
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.02)
@@ -44,7 +44,7 @@ def check_law(process, sampler, steps, **options):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gaussian_law(name):
     process = GaussianProcess(schedule=LinearVP(), parameterisation=X0)
-    check_law(process, name, STEPS.get(name, 60))
+    check_distribution(process, name, STEPS.get(name, 60))
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if not n.startswith("em-")])
@@ -54,18 +54,18 @@ def test_gaussian_law(name):
 def test_gaussian_law_on_other_schedules(name, schedule):
     """Also where log-SNR is infinite at the start."""
     process = GaussianProcess(schedule=schedule, parameterisation=X0)
-    check_law(process, name, STEPS.get(name, 60))
+    check_distribution(process, name, STEPS.get(name, 60))
 
 
 @pytest.mark.parametrize("name", ["dpm++2m", "dpm++3m", "heun", "euler", "ddpm"])
 def test_last_step_to_exactly_clean(name):
     process = GaussianProcess(schedule=CosineVP(), parameterisation=X0)
-    check_law(process, name, 400 if name == "ddpm" else 100, t_end=0.0)
+    check_distribution(process, name, 400 if name == "ddpm" else 100, t_end=0.0)
 
 
 def test_ddim_between():
     process = GaussianProcess(schedule=LinearVP(), parameterisation=X0)
-    check_law(process, ddim(0.5), 300)
+    check_distribution(process, ddim(0.5), 300)
 
 
 @pytest.mark.parametrize("name", [n for n in SAMPLERS if not n.startswith("em-")])

@@ -125,7 +125,7 @@ class Float32Linear(LinearVP):
         return (rise / (torch.sqrt(self.beta_min**2 + rise) + self.beta_min) / slope).double()
 
 
-def plan_float32(steps, grid, span, lead):
+def float32_steps(steps, grid, span, lead):
     """The published layout of "fast" in equal steps of log-SNR, every number a float32."""
     first, last = (float(lead.lam(t)) for t in span)
     orders = fast_orders(steps, 3)
@@ -143,7 +143,7 @@ def plan_float32(steps, grid, span, lead):
 @pytest.mark.parametrize("steps", [10, 20, 25, 30, 50])
 def test_dpm_solver_linear_with_their_rounding(steps):
     name, sampler = f"dpmsolver_vplinear_fast_{steps}", SAMPLERS["dpm-fast"]
-    sampler = replace(sampler, plan=plan_float32)
+    sampler = replace(sampler, lay_steps=float32_steps)
     run(name, Float32Linear(), sampler, steps, 999, 2e-5, 1e-4, tau_atol=2e-4)
 
 

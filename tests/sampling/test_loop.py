@@ -187,10 +187,10 @@ def test_branches():
         (("image",), ("text",)),
     ]
     assert branches(IMAGE_ALONE) == ()
-    told = Task(name="class", roles={"x": ALONE.roles["x"]}, contexts={"label": True})
-    assert branches(told)[0].without == ("label",)
+    given = Task(name="class", roles={"x": ALONE.roles["x"]}, contexts={"label": True})
+    assert branches(given)[0].without == ("label",)
     with pytest.raises(ValueError, match="null_contexts"):
-        guided(DENOISE, told, {"x": "x"}, 2.0, lambda n, s: torch.zeros(s))
+        guided(DENOISE, given, {"x": "x"}, 2.0, lambda n, s: torch.zeros(s))
 
 
 @pytest.mark.parametrize("task, cost", [(TEXT_TO_IMAGE, 2), (IMAGE_TO_TEXT, 2), (JOINT, 3)])
@@ -204,10 +204,10 @@ def test_guidance_asks_its_own_marginals(task, cost):
         times = {c: role.time(batch) for c, role in task.roles.items()}
         query = Query(states=states, times=times, keep=generated)
         assert made.forwards(query) == forwards
-        (told,), (answer,) = DENOISE([query]), made([query])
+        (given,), (answer,) = DENOISE([query]), made([query])
         assert set(answer) == set(generated)
         if forwards == 1:
-            assert all(torch.equal(answer[n], told[n]) for n in told)
+            assert all(torch.equal(answer[n], given[n]) for n in given)
     nulls = made.unconditional(query)
     for null in nulls:
         for name, clock in CLOCKS.items():

@@ -1,4 +1,4 @@
-"""Order of convergence in float64 on a law whose probability flow is known exactly."""
+"""Order of convergence in float64 on a distribution whose probability flow is known exactly."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_order_two(sampler):
 @pytest.mark.parametrize("method", ["multi", "single"])
 def test_order_two_forms(form, method):
     for kind in ("dpm_solver", "taylor"):
-        sampler = dpm(order=2, form=form, method=method, kind=kind)
+        sampler = dpm(order=2, form=form, method=method, solver_type=kind)
         assert slope(sampler, steps=(192, 384)) == pytest.approx(2.0, abs=0.15)
 
 
@@ -74,13 +74,13 @@ def test_order_three(sampler):
 @pytest.mark.parametrize("form", ["data", "noise"])
 @pytest.mark.parametrize("kind", ["dpm_solver", "taylor"])
 def test_order_three_single_forms(form, kind):
-    sampler = dpm(order=3, form=form, method="single", kind=kind)
+    sampler = dpm(order=3, form=form, method="single", solver_type=kind)
     assert slope(sampler, steps=(192, 384)) == pytest.approx(3.0, abs=0.15)
 
 
 def test_published_third_order_multistep_is_second_order():
     """With the library's factor 1 the second difference is half of what third order needs."""
-    sampler = dpm(order=3, kind="taylor", curvature=1.0)
+    sampler = dpm(order=3, solver_type="taylor", curvature=1.0)
     assert slope(sampler, LinearVP(), steps=(192, 384)) == pytest.approx(2.0, abs=0.15)
 
 

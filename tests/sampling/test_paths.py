@@ -42,8 +42,9 @@ def run(task, clocks=APART, rates=RELEASED, n=N, noise=None, seen=None, **option
     )
 
 
-def check_law(states):
-    """The word's law is the table; given the word, the picture's mean and spread are the word's."""
+def check_distribution(states):
+    """The word's distribution is the table; given the word, the picture's mean and spread are the
+    word's."""
     word, x = states["word"][:, 0], states["x"][:, 0].double()
     assert near(torch.bincount(word, minlength=4) / N, torch.tensor([*TABLE.tolist(), 0.0]))
     for w in range(3):
@@ -57,7 +58,7 @@ def check_law(states):
 def test_a_picture_and_a_word_on_one_clock(name, rates):
     """Both stand at the time that the network is told, also where a solver asks inside a step."""
     one, task = {"x": "c", "word": "c"}, Task(name="one", roles={"c": GENERATE})
-    check_law(final(run(task, one, rates, sampler=name, steps=STEPS[name])).states)
+    check_distribution(final(run(task, one, rates, sampler=name, steps=STEPS[name])).states)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun", "dpm++2s", "dpm++3s"])
@@ -71,7 +72,7 @@ def test_a_picture_and_a_word_on_one_clock(name, rates):
     ids=["picture first", "word first", "word ahead"],
 )
 def test_every_curve_through_the_square_reaches_the_law(name, paths):
-    check_law(final(run(BOTH.along(paths), sampler=name, steps=STEPS[name])).states)
+    check_distribution(final(run(BOTH.along(paths), sampler=name, steps=STEPS[name])).states)
 
 
 def test_one_after_the_other():

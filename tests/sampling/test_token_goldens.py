@@ -23,10 +23,10 @@ from everyway.sampling.token_kernels import (
     ANCESTRAL,
     LEAPS,
     Tokens,
-    budgets,
     purity,
     relative_purity,
     sharpened,
+    token_counts,
     truncate,
 )
 from everyway.tasks import GENERATE, Task
@@ -129,17 +129,17 @@ def toy():
 
 
 @pytest.fixture(scope="module")
-def told():
+def conditioning():
     return {"text": Context(tokens=normal("input:f.cond", (2, 7, 48)))}
 
 
-def denoiser(net, process, told):
+def denoiser(net, process, conditioning):
     @torch.inference_mode()
     def denoise(queries):
         return [
             {
                 "image": process.to_clean(
-                    net(q.states, q.times, q.contexts or told)["image"],
+                    net(q.states, q.times, q.contexts or conditioning)["image"],
                     q.states["image"],
                     q.times["image"],
                 )
@@ -150,16 +150,20 @@ def denoiser(net, process, told):
     return denoise
 
 
-def run(net, process, told, tokens: Tokens, steps: int, seed: int = 0, denoise=None, **options):
+def run(
+    net, process, conditioning, tokens: Tokens, steps: int, seed: int = 0, denoise=None, **options
+):
     ancestral = named_sampler("ancestral")
-    sampler = Sampler(name="golden", plan=ancestral.plan, move=ancestral.move, tokens=tokens)
+    sampler = Sampler(
+        name="golden", lay_steps=ancestral.lay_steps, move=ancestral.move, tokens=tokens
+    )
     options = {"states": {"image": torch.full((2, net.config.length), CODES)}} | options
     return sample(
-        denoise or denoiser(net, process, told),
+        denoise or denoiser(net, process, conditioning),
         processes={"image": process},
         clocks={"image": "image"},
         task=TASK,
-        contexts=told,
+        contexts=conditioning,
         noise=StreamNoise(torch.Generator().manual_seed(seed)),
         sampler=sampler,
         steps=steps,
@@ -176,13 +180,13 @@ RULES = {
 }
 
 
-def test_purity_and_its_sharpening(toy, told):
+def test_purity_and_its_sharpening(toy, conditioning):
     with np.load(GOLDEN / "f_sampling_rules.npz") as file:
         process = MaskReplace(classes=CODES, steps=10)
         x = torch.from_numpy(file["mid.x"]).long()
         t = torch.full((2,), 0.6, dtype=torch.float64)
-        query = Query(states={"image": x}, times={"image": t}, contexts=told)
-        (clean,) = denoiser(toy, process, told)([query])
+        query = Query(states={"image": x}, times={"image": t}, contexts=conditioning)
+        (clean,) = denoiser(toy, process, conditioning)([query])
         clean = clean["image"]
         strided(file, "mid.log_x0", clean, 2e-5)
         sure = relative_purity(clean)
@@ -197,7 +201,7 @@ def test_purity_and_its_sharpening(toy, told):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_ten_steps_give_the_authors_tokens_at_every_call(toy, told, rule):
+def test_ten_steps_give_the_authors_tokens_at_every_call(toy, conditioning, rule):
     process = MaskReplace(classes=CODES, steps=10)
     with np.load(GOLDEN / "f_sampling_trajectories.npz") as file:
         expected = file[f"T10.{rule}.x_after_call"]
@@ -209,9 +213,9 @@ def test_ten_steps_give_the_authors_tokens_at_every_call(toy, told, rule):
 
     def denoise(queries):
         asked.extend(round(10 * float(query.times["image"][0])) - 1 for query in queries)
-        return denoiser(toy, process, told)(queries)
+        return denoiser(toy, process, conditioning)(queries)
 
-    records = list(run(toy, process, told, RULES[rule], 10, denoise=denoise))
+    records = list(run(toy, process, conditioning, RULES[rule], 10, denoise=denoise))
     assert len(records) == len(expected) == records[-1].calls and asked == index.tolist()
     for record, grid, masked in zip(records, expected, left):
         assert (record.states["image"].numpy() == grid).all()
@@ -220,34 +224,34 @@ def test_ten_steps_give_the_authors_tokens_at_every_call(toy, told, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_one_call_from_the_middle(toy, told, rule):
+def test_one_call_from_the_middle(toy, conditioning, rule):
     process = MaskReplace(classes=CODES, steps=10)
     with np.load(GOLDEN / "f_sampling_rules.npz") as file:
         x, expected = (torch.from_numpy(file[k]).long() for k in ("mid.x", f"mid.{rule}.out"))
-        sampled, budget = file[f"mid.{rule}.sampled"], file[f"mid.{rule}.n_sample"]
+        sampled, tokens_now = file[f"mid.{rule}.sampled"], file[f"mid.{rule}.n_sample"]
     t = torch.full((2,), 0.6, dtype=torch.float64)
-    query = Query(states={"image": x}, times={"image": t}, contexts=told)
-    (clean,) = denoiser(toy, process, told)([query])
+    query = Query(states={"image": x}, times={"image": t}, contexts=conditioning)
+    (clean,) = denoiser(toy, process, conditioning)([query])
     share = sampled[0] / int((x[0] == CODES).sum())
     noise = StreamNoise(torch.Generator().manual_seed(99))
     step = Step(0.6, 0.5, share=float(share))
     made = RULES[rule].kernel(process, x, clean["image"], step, noise, "image")
     assert (made == expected).all()
-    assert tuple(budget) == budgets(1024, 10)
+    assert tuple(tokens_now) == token_counts(1024, 10)
 
 
 @pytest.mark.parametrize("skip", [1, 3])
-def test_the_published_fast_sampler(toy, told, skip):
+def test_the_published_fast_sampler(toy, conditioning, skip):
     process = MaskReplace(classes=CODES, steps=10)
     with np.load(GOLDEN / "f_sampling_rules.npz") as file:
         expected = file[f"T10.fast.skip{skip}.tokens"]
-    made = final(run(toy, process, told, LEAPS, {1: 5, 3: 3}[skip]))
+    made = final(run(toy, process, conditioning, LEAPS, {1: 5, 3: 3}[skip]))
     assert (made.states["image"].numpy() == expected).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["rule0", "rule2.w1.ps1024", "rule1.ps5"])
-def test_a_hundred_steps_give_the_authors_tokens(told, name):
+def test_a_hundred_steps_give_the_authors_tokens(conditioning, name):
     tokens = {
         "rule0": ANCESTRAL,
         "rule2.w1.ps1024": purity(weight=1),
@@ -257,16 +261,16 @@ def test_a_hundred_steps_give_the_authors_tokens(told, name):
     with np.load(GOLDEN / "f_sampling_rules.npz") as file:
         index, expected = file[f"T100.{name}.t_per_call"], file[f"T100.{name}.tokens"]
         left = file[f"T100.{name}.masked_left_after_call"]
-        budget = file[f"T100.{name}.n_sample"]
-    ours = budgets(1024, 100, 5 if name.endswith("ps5") else None)
-    assert ours[1:] == tuple(budget[1:])  # what is left to the last call is no budget
+        tokens_now = file[f"T100.{name}.n_sample"]
+    ours = token_counts(1024, 100, 5 if name.endswith("ps5") else None)
+    assert ours[1:] == tuple(tokens_now[1:])  # what is left to the last call is not counted
     toy, asked = surer(100), []
 
     def denoise(queries):
         asked.extend(round(100 * float(query.times["image"][0])) - 1 for query in queries)
-        return denoiser(toy, process, told)(queries)
+        return denoiser(toy, process, conditioning)(queries)
 
-    records = list(run(toy, process, told, tokens, 100, denoise=denoise))
+    records = list(run(toy, process, conditioning, tokens, 100, denoise=denoise))
     assert len(records) == len(index) and asked == index.tolist()
     masked = [(r.states["image"] == CODES).sum(1).numpy() for r in records]
     assert (np.stack(masked) == left).all()
@@ -281,12 +285,12 @@ def test_a_hundred_steps_give_the_authors_tokens(told, name):
 def test_losses(auxiliary, name, times):
     net, process = network(8, (7, 48)), MaskReplace(classes=CODES, auxiliary=auxiliary)
     x0 = torch.randint(0, CODES, (4, 64), generator=seeded("input:g.x0"))
-    told = {"text": Context(tokens=normal("input:g.cond", (4, 7, 48)))}
+    conditioning = {"text": Context(tokens=normal("input:g.cond", (4, 7, 48)))}
     t = (torch.tensor(times, dtype=torch.float64) + 1) / 100
     draw = process.draw(StreamNoise(torch.Generator().manual_seed(1234)), "image", (4, 64))
     x_t = process.corrupt(x0, draw, t)
     with torch.inference_mode():
-        raw = net({"image": x_t}, {"image": t}, told)["image"]
+        raw = net({"image": x_t}, {"image": t}, conditioning)["image"]
     parts, loss = process.loss_parts(raw, x0, draw, t), process.loss(raw, x0, draw, t)
     prefix = f"{name}.t{'_'.join(map(str, times))}"
     with np.load(GOLDEN / "g_loss.npz") as file:
@@ -310,11 +314,13 @@ def seeded(key: str) -> torch.Generator:
 def test_importance_of_steps():
     with np.load(GOLDEN / "g_loss.npz") as file:
         history = torch.from_numpy(file["imp.Lt_history"])
-        law = importance(history, torch.full((100,), 11.0))
-        np.testing.assert_allclose(law.numpy(), file["imp.pt_all"].ravel(), rtol=1e-6)
-        drawn = torch.multinomial(law, 16, True, generator=torch.Generator().manual_seed(7))
+        distribution = importance(history, torch.full((100,), 11.0))
+        np.testing.assert_allclose(distribution.numpy(), file["imp.pt_all"].ravel(), rtol=1e-6)
+        drawn = torch.multinomial(
+            distribution, 16, True, generator=torch.Generator().manual_seed(7)
+        )
         assert (drawn.numpy() == file["imp.t"]).all()
-        np.testing.assert_allclose(law[drawn].numpy(), file["imp.pt"], rtol=1e-6)
+        np.testing.assert_allclose(distribution[drawn].numpy(), file["imp.pt"], rtol=1e-6)
         counts = torch.full((100,), 11.0)
         counts[5] = 10
         assert (importance(history, counts) == 0.01).all()
@@ -334,18 +340,18 @@ def test_history_of_the_losses(index, name):
 
 
 def test_a_training_forward_with_an_empty_text():
-    """The second sample's text is empty, so it is told the learned null."""
+    """The second sample's text is empty, so it gets the learned null."""
     net, process = network(8, (77, 512), learned_null=True), MaskReplace(classes=CODES)
     text = torch.nn.functional.normalize(normal("input:l.cond77", (2, 77, 512)), dim=-1)
-    told = {"text": Context(tokens=text, dropped=torch.tensor([False, True]))}
+    conditioning = {"text": Context(tokens=text, dropped=torch.tensor([False, True]))}
     t = (torch.tensor([30, 70], dtype=torch.float64) + 1) / 100
     with np.load(GOLDEN / "l_train_forward.npz") as file:
         x0 = torch.from_numpy(file["x0"]).long()
         draw = process.draw(StreamNoise(torch.Generator().manual_seed(21)), "image", (2, 64))
         x_t = process.corrupt(x0, draw, t)
         with torch.inference_mode():
-            raw = net({"image": x_t}, {"image": t}, told)["image"]
+            raw = net({"image": x_t}, {"image": t}, conditioning)["image"]
         loss = process.loss(raw, x0, draw, t).mean()
         np.testing.assert_allclose(float(loss), float(file["loss"]), rtol=2e-5)
-        law = process.posterior(process.to_clean(raw, x_t, t), x_t, t, t - 0.01)
-        strided(file, "probs", law.exp(), 2e-5)
+        distribution = process.posterior(process.to_clean(raw, x_t, t), x_t, t, t - 0.01)
+        strided(file, "probs", distribution.exp(), 2e-5)

@@ -1,4 +1,5 @@
-"""Tokens in the one loop: exact laws, alone and together with a Gaussian state; purity's plan."""
+"""Tokens in the one loop: exact distributions, alone and together with a Gaussian state; purity's
+steps."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from everyway.process.times import Step
 from everyway.sampling.loop import final, sample
 from everyway.sampling.noise import PerSampleNoise, StreamNoise
 from everyway.sampling.solvers import Sampler, named_sampler
-from everyway.sampling.token_kernels import Truncated, budgets, calls, purity, truncate
+from everyway.sampling.token_kernels import Truncated, calls, purity, token_counts, truncate
 from everyway.tasks import ABSENT, GENERATE, GIVEN, Task
 
 TABLE = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -54,7 +55,8 @@ def near(found, expected, n=N):
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "heun", "ddpm"])
 @pytest.mark.parametrize("rates", [RELEASED, PAPER, UNIFORM], ids=["released", "paper", "uniform"])
 def test_a_picture_and_a_word_drawn_together(name, rates):
-    """The word's law is the table; given the word, the picture's mean and spread are the word's."""
+    """The word's distribution is the table; given the word, the picture's mean and spread are the
+    word's."""
     steps = {"ddim": 200, "ddpm": 200}.get(name, 50)
     made = final(run(BOTH, rates=rates, sampler=name, steps=steps)).states
     word, x = made["word"][:, 0], made["x"][:, 0].double()
@@ -70,7 +72,9 @@ def test_a_picture_and_a_word_drawn_together(name, rates):
 def test_a_word_alone(name, rates):
     sampler = named_sampler(name)
     if name == "purity":  # without sharpening it is exact
-        sampler = Sampler(name=name, plan=sampler.plan, move=sampler.move, tokens=purity(weight=0))
+        sampler = Sampler(
+            name=name, lay_steps=sampler.lay_steps, move=sampler.move, tokens=purity(weight=0)
+        )
     made = final(run(WORD, rates=rates, sampler=sampler, steps=10)).states
     assert set(made) == {"word"}
     found = torch.bincount(made["word"][:, 0], minlength=4) / N
@@ -93,8 +97,8 @@ def test_a_word_for_a_picture():
         sampler="ancestral",
         steps=10,
     )
-    law = (TABLE.log() - 0.5 * (0.95 - POINTS) ** 2).softmax(0)
-    assert near(torch.bincount(final(run_).states["word"][:, 0], minlength=3) / N, law)
+    distribution = (TABLE.log() - 0.5 * (0.95 - POINTS) ** 2).softmax(0)
+    assert near(torch.bincount(final(run_).states["word"][:, 0], minlength=3) / N, distribution)
 
 
 def test_same_seed_same_tokens_whatever_the_batch():
@@ -168,7 +172,7 @@ def test_a_run_from_the_middle_needs_its_state():
     assert times[0] < 0.4 and times[-1] == 0
 
 
-# -- the plan of purity --------------------------------------------------------------------------
+# -- the steps of purity --------------------------------------------------------------------------
 
 
 RELEASED_TABLES = {
@@ -183,35 +187,37 @@ RELEASED_TABLES = {
 @pytest.mark.parametrize("key", RELEASED_TABLES, ids=str)
 def test_one_rule_yields_every_released_table(key):
     steps, a_call = key
-    assert list(budgets(1024, steps, a_call))[1:] == RELEASED_TABLES[key][1:]
+    assert list(token_counts(1024, steps, a_call))[1:] == RELEASED_TABLES[key][1:]
     if steps != 100:  # there the released table's first entry is a dummy
-        assert budgets(1024, steps, a_call)[0] == RELEASED_TABLES[key][0]
+        assert token_counts(1024, steps, a_call)[0] == RELEASED_TABLES[key][0]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 64, 256, 1000, 4096])
 @pytest.mark.parametrize("steps", [2, 8, 10, 25, 30, 50, 100])
 def test_every_length_is_written_whole(tokens, steps):
-    made = budgets(tokens, steps)
+    made = token_counts(tokens, steps)
     assert len(made) == steps and sum(made) == tokens and min(made) >= 0
 
 
 def test_calls_under_a_cap():
     assert calls(11, 5) == [5, 6] and calls(10, 5) == [5, 5] and calls(0, 5) == []
     assert calls(11, None) == [11] and calls(1, 5) == [1]
-    plan = purity(tokens_a_call=5, by_purity=False).plan(MaskReplace(classes=9), 100, 1024, 1.0)
-    assert len(plan) == 199  # network calls of the released high-quality setting
+    laid = purity(tokens_a_call=5, by_purity=False).lay_steps(
+        MaskReplace(classes=9), 100, 1024, 1.0
+    )
+    assert len(laid) == 199  # network calls of the released high-quality setting
 
 
 def test_purity_writes_as_planned_and_revises_nothing():
     process = MaskReplace(classes=6, steps=100)
     tokens = purity(weight=1)
-    plan = tokens.plan(process, 25, 64, 1.0)
+    laid = tokens.lay_steps(process, 25, 64, 1.0)
     x, noise = torch.full((3, 64), 6), PerSampleNoise([0, 1, 2])
-    for step, budget in zip(plan[:-1], reversed(budgets(64, 25)[1:])):
+    for step, tokens_now in zip(laid[:-1], reversed(token_counts(64, 25)[1:])):
         logits = torch.randn(3, 64, 6, generator=torch.Generator().manual_seed(1))
         clean = process.to_clean(logits, x, torch.full((3,), step.t))
         after = tokens.kernel(process, x, clean, step, noise, "image")
-        assert ((x == 6).sum(1) - (after == 6).sum(1)).tolist() == [budget] * 3
+        assert ((x == 6).sum(1) - (after == 6).sum(1)).tolist() == [tokens_now] * 3
         assert torch.equal(after[x != 6], x[x != 6])
         x = after
 

@@ -1,4 +1,4 @@
-"""Known laws with exact denoisers, shared by the sampling tests."""
+"""Known distributions with exact denoisers, shared by the sampling tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gaussian(process, mean: float, std: float):
 
 
 def flow_map(schedule, mean: float, std: float, x, t: float, s: float):
-    """The exact probability flow of that law from time t to time s."""
+    """The exact probability flow of that distribution from time t to time s."""
     (a, p), (b, q) = ([float(v) for v in schedule.alpha_sigma(u)] for u in (t, s))
     spread = ((b**2 * std**2 + q**2) / (a**2 * std**2 + p**2)) ** 0.5
     return b * mean + spread * (x - a * mean)
@@ -81,9 +81,11 @@ def picture_and_word(processes, table, points, std: float):
             seen = -0.5 * ((x.double() - alpha * points) / spread) ** 2 - spread.log()  # (B, K)
             process = processes["word"]
             stay, replaced, mask = (r[:, None] for r in process.cumulative(query.times["word"]))
-            told = replaced + stay * torch.nn.functional.one_hot(word[:, 0], len(table) + 1)[:, :-1]
-            told = torch.where(word == process.mask, mask, told)
-            log_w = (table.log() + seen + told.log()).log_softmax(-1)  # (B, K)
+            given = (
+                replaced + stay * torch.nn.functional.one_hot(word[:, 0], len(table) + 1)[:, :-1]
+            )
+            given = torch.where(word == process.mask, mask, given)
+            log_w = (table.log() + seen + given.log()).log_softmax(-1)  # (B, K)
             gain = std**2 * alpha / spread**2
             means = points + gain * (x.double() - alpha * points)  # of x0 for every word
             clean = {

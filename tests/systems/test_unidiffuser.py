@@ -79,7 +79,7 @@ def test_joint_sample_k_is_the_same_in_any_batch(nano):
 
 def test_guidance_costs_the_forwards_it_says(nano, caption):
     def forwards(**settings):
-        return nano.generate(GenerateRequest(steps=STEPS, **settings))[0].facts["forwards"]
+        return nano.generate(GenerateRequest(steps=STEPS, **settings))[0].metadata["forwards"]
 
     assert forwards(kind="text-to-image", text=caption, guidance=1.0) == STEPS
     assert forwards(kind="text-to-image", text=caption, guidance=2.0) == 2 * STEPS

@@ -57,11 +57,11 @@ def test_released_settings(name):
         system = uvit.build(config)
     assert (system.sampler, system.steps, system.guidance) == (sampler, steps, guidance)
     assert isinstance(system.processes["image"].schedule, schedule)
-    told = {"i": "class-to-image", "m": "text-to-image"}.get(name[0], "")
+    given = {"i": "class-to-image", "m": "text-to-image"}.get(name[0], "")
     assert set(system.tasks) == (
-        {told} if name.startswith("imagenet64") else {told, "image"} - {""}
+        {given} if name.startswith("imagenet64") else {given, "image"} - {""}
     )
-    if told == "class-to-image":
+    if given == "class-to-image":
         assert config.null_class is null and system.conditions["label"].codec.classes == 1000
     sides = {"cifar10": 32, "celeba64": 64, "imagenet64": 64, "imagenet512": 512}
     assert config.image_size == sides.get(name.partition("_")[0], 256)
@@ -114,7 +114,7 @@ def test_a_class_is_drawn_with_guidance_by_the_null_class(models, monkeypatch):
     monkeypatch.setattr(model.system.network, "forward", spy)
     (made,) = model.generate(kind="class-to-image", label=LABEL, steps=STEPS)
     assert made.image.size == (64, 64) == (model.image_size,) * 2
-    assert made.facts["forwards"] == 2 * STEPS and asked == [[LABEL], [NULL]] * STEPS
+    assert made.metadata["forwards"] == 2 * STEPS and asked == [[LABEL], [NULL]] * STEPS
     asked.clear()
     model.generate(kind="class-to-image", label=LABEL, steps=STEPS, guidance=1.0)
     assert asked == [[LABEL]] * STEPS
@@ -134,11 +134,11 @@ def test_guidance_and_class_bear_on_the_picture(models):
 
 @pytest.mark.parametrize("name", ["class", "text"])
 def test_sample_k_does_not_depend_on_its_batch(models, name):
-    told = {"class": dict(kind="class-to-image", label=LABEL)}
-    told["text"] = dict(kind="text-to-image", text="a red fox")
-    together = models[name].generate(**told[name], steps=STEPS, n=3)
+    given = {"class": dict(kind="class-to-image", label=LABEL)}
+    given["text"] = dict(kind="text-to-image", text="a red fox")
+    together = models[name].generate(**given[name], steps=STEPS, n=3)
     for k, result in enumerate(together):
-        (alone,) = models[name].generate(**told[name], steps=STEPS, seed=k)
+        (alone,) = models[name].generate(**given[name], steps=STEPS, seed=k)
         assert np.array_equal(pixels(result), pixels(alone))
 
 
@@ -146,7 +146,7 @@ def test_a_model_without_a_null_class_refuses_guidance(models):
     draw = models["pixels"].generate
     one = dict(kind="class-to-image", label=NULL - 1, steps=STEPS)
     (made,) = draw(**one)
-    assert made.facts["forwards"] == STEPS and made.image.size == (8, 8)
+    assert made.metadata["forwards"] == STEPS and made.image.size == (8, 8)
     with pytest.raises(ValueError, match="no null label.*guidance of 1") as caught:
         draw(**one, guidance=1.5)
     assert "\n" not in str(caught.value)
@@ -170,18 +170,18 @@ def test_a_model_that_is_told_nothing(models):
     model = models["alone"]
     assert (model.system.sampler, model.system.steps) == ("em-sde", 1000)
     (made,) = model.generate(kind="image", steps=STEPS)
-    assert made.facts["forwards"] == STEPS and made.image.size == (8, 8)
+    assert made.metadata["forwards"] == STEPS and made.image.size == (8, 8)
 
 
 def test_a_text_is_told_as_clip_states_it(models, files):
     system = models["text"].system
-    told = system.contexts({"text": ["a fox", ""]})["text"].tokens
+    given = system.contexts({"text": ["a fox", ""]})["text"].tokens
     ids = torch.full((1, 77), 9)
     ids[0, :4] = torch.tensor([8, 0, 1, 9])  # start, a, fox, end; padding is the end mark
     expected = tiny_clip("text")(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(told[:1], expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(given[:1], expected, rtol=0, atol=2e-6)
     null = system.null_contexts(3)["text"].tokens
-    torch.testing.assert_close(null, told[1:].expand(3, -1, -1), rtol=0, atol=2e-6)
+    torch.testing.assert_close(null, given[1:].expand(3, -1, -1), rtol=0, atol=2e-6)
     assert system.guidance == 2.0
 
 
@@ -205,6 +205,6 @@ def test_what_a_model_lacks_is_told(files):
     said = " ".join(f"--part {part}" for part in needed)
     with pytest.raises(ValueError, match=f"lacks codecs; give them: {said}"):
         convert.restored(convert.open_model(str(files / "text.pth")))
-    assert uvit.lacking(uvit.full(uvit.PRESETS["imagenet64_mid"])) == []
+    assert uvit.missing_parts(uvit.full(uvit.PRESETS["imagenet64_mid"])) == []
     with pytest.raises(ValueError, match="schedule 'sine' is unknown; choose one of linear"):
         uvit.UViTSystemConfig(network={}, schedule="sine")

@@ -93,13 +93,13 @@ def model(request, config):
 
 
 def sure(system: System) -> Model:
-    """A random model whose laws are far from uniform."""
+    """A random model whose distributions are far from uniform."""
     system.network.eval()
     with torch.no_grad():
         for p in system.network.parameters():
             p.mul_(3)
-    facts = {"image_size": 64, "training": {"data": "emoji"}}
-    return Model(name="tiny-vq", hash="0", system=system, facts=facts)
+    metadata = {"image_size": 64, "training": {"data": "emoji"}}
+    return Model(name="tiny-vq", hash="0", system=system, metadata=metadata)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_class_to_image(config, kind):
     model = sure(system)
     assert set(system.tasks) == {"class-to-image", "image"}
     two = [model.generate(kind="class-to-image", label=k, steps=STEPS)[0] for k in (0, 4)]
-    assert two[0].facts["forwards"] == 2 * STEPS
+    assert two[0].metadata["forwards"] == 2 * STEPS
     assert np.any(np.array(two[0].image) != np.array(two[1].image))
     with pytest.raises(ValueError, match="class 5 is unknown; give a number from 0 to 4"):
         model.generate(kind="class-to-image", label=5)
@@ -136,9 +136,9 @@ def test_class_to_image(config, kind):
 
 def test_unconditional(config):
     system = vq_diffusion.build(replace(config, network=network("none"), text={}))
-    model = Model(name="alone", hash="0", system=system, facts={"image_size": 64})
+    model = Model(name="alone", hash="0", system=system, metadata={"image_size": 64})
     made = model.generate(kind="image", steps=STEPS, truncation=0.86)
-    assert made[0].facts["forwards"] == STEPS and set(system.tasks) == {"image"}
+    assert made[0].metadata["forwards"] == STEPS and set(system.tasks) == {"image"}
 
 
 @pytest.mark.parametrize("sampler", ["purity", "ancestral", "fast-stride"])
@@ -161,12 +161,12 @@ def test_sample_k_is_the_same_in_any_batch(model):
 def test_two_forwards_a_guided_step(model):
     def forwards(**settings):
         base = {"kind": "text-to-image", "text": "a fox", "steps": STEPS}
-        return model.generate(**base, **settings)[0].facts["forwards"]
+        return model.generate(**base, **settings)[0].metadata["forwards"]
 
     for sampler in ("purity", "ancestral"):
         assert forwards(sampler=sampler, guidance=3.0) == 2 * STEPS
         assert forwards(sampler=sampler, guidance=1.0) == STEPS
-    assert model.generate(kind="image", steps=STEPS)[0].facts["forwards"] == STEPS
+    assert model.generate(kind="image", steps=STEPS)[0].metadata["forwards"] == STEPS
     # 64 tokens, at most 4 a call: 60 of them in calls of 4, then the last step for all
     assert forwards(guidance=1.0, sampler="purity", tokens_per_step=4) > 15
 
@@ -183,7 +183,7 @@ def test_truncation_is_a_step_of_its_own(model):
     base = {"kind": "text-to-image", "text": "a fox", "steps": STEPS, "guidance": 1.0}
     made = [model.generate(**base, truncation=r)[0] for r in (1.0, 0.3)]
     assert np.any(np.array(made[0].image) != np.array(made[1].image))
-    assert made[0].facts["forwards"] == made[1].facts["forwards"] == STEPS
+    assert made[0].metadata["forwards"] == made[1].metadata["forwards"] == STEPS
 
 
 def test_inpainting_keeps_locked_tokens_exactly(model, picture, tmp_path):
@@ -230,7 +230,7 @@ def test_a_picture_from_partly_noised_tokens_does_not_depend_on_its_batch(model,
     together = model.generate(**base, **sampler, n=4, seed=7)
     alone = [model.generate(**base, **sampler, seed=7 + k)[0] for k in range(4)]
     assert [r.image.tobytes() for r in together] == [r.image.tobytes() for r in alone]
-    assert {r.facts["forwards"] for r in together} == {alone[0].facts["forwards"]}
+    assert {r.metadata["forwards"] for r in together} == {alone[0].metadata["forwards"]}
 
 
 def test_frames_show_the_tokens_as_they_come(model):
@@ -256,7 +256,7 @@ def test_what_it_cannot_do_is_one_line(model, picture):
 def test_evaluation_asks_what_it_can_do(model):
     report = evaluate(model, "scenes", n=1, rows=(), settings={"steps": 2})
     assert {r for r in report["rows"]} == {
-        "t2i.one", "t2i.two", "t2i.ko.one", "t2i.ko.two", "codec", "recogniser",
+        "t2i.one", "t2i.two", "t2i.ko.one", "t2i.ko.two", "codec", "classifier",
     }  # fmt: skip
     assert report["protocol"]["sampler"] == "purity" and report["protocol"]["steps"] == 2
 
@@ -270,7 +270,7 @@ def test_purity_costs_what_ancestral_costs(config):
     torch.manual_seed(0)
     system = vq_diffusion.build(replace(config, network=network(dim=160, depth=4)))
     system.network.eval()
-    model = Model(name="m", hash="0", system=system, facts={"image_size": 64})
+    model = Model(name="m", hash="0", system=system, metadata={"image_size": 64})
     forwards: list[str] = []
     system.network.register_forward_hook(lambda *_: forwards.append(sampler))
     took = {"purity": math.inf, "ancestral": math.inf}
@@ -346,18 +346,20 @@ def test_importance_is_for_tokens(tmp_path):
 def test_the_loss_of_a_sample_is_its_own(config, tmp_path):
     system, data = vq_diffusion.build(config), EmojiScenes(seed=1, variants=2)
     made = encode(tmp_path, data.sample, lambda part: sources.encode(system, part), 8)
-    assert made.parts[0]["image"].dtype == torch.int16
-    assert made.parts[0]["told.text"].shape == (8, 4, 24, 16)
+    assert made.shards[0]["image"].dtype == torch.int16
+    assert made.shards[0]["context.text"].shape == (8, 4, 24, 16)
     batch = made.rows(torch.arange(4), torch.zeros(4))
-    told = {"text": Context(tokens=batch["told.text"])}
+    conditioning = {"text": Context(tokens=batch["context.text"])}
     times = {"image": torch.tensor([0.01, 0.3, 0.6, 1.0], dtype=torch.float64)}
-    whole = losses(system, {"image": batch["image"]}, times, PerSampleNoise([0, 1, 2, 3]), told)
+    whole = losses(
+        system, {"image": batch["image"]}, times, PerSampleNoise([0, 1, 2, 3]), conditioning
+    )
     one = losses(
         system,
         {"image": batch["image"][2:3]},
         {"image": times["image"][2:3]},
         PerSampleNoise([2]),
-        {"text": Context(tokens=batch["told.text"][2:3])},
+        {"text": Context(tokens=batch["context.text"][2:3])},
     )
     torch.testing.assert_close(whole["image"][2:3], one["image"])
     assert isinstance(system.processes["image"], MaskReplace)
@@ -366,7 +368,7 @@ def test_the_loss_of_a_sample_is_its_own(config, tmp_path):
 def test_it_trains_on_a_folder(tiny, tmp_path):
     write_folder(tmp_path / "mine", (EmojiScenes(seed=4).sample(i) for i in range(10)))
     overrides = SMALL | {"steps": "3", "data": str(tmp_path / "mine")}
-    facts = train(resolve("mini-vq", overrides, out=str(tmp_path / "run")))
-    assert facts["step"] == 3
+    metadata = train(resolve("mini-vq", overrides, out=str(tmp_path / "run")))
+    assert metadata["step"] == 3
     with pytest.raises(ConfigError, match="give a folder"):
         train(resolve("mini-vq", SMALL | {"data": "nowhere"}, out=str(tmp_path / "other")))

@@ -64,7 +64,7 @@ def test_released_settings(name, index_maps):
     words = _tokenizer_of(CLIP_B32_TEXT["vocab_size"])
     config = vq_diffusion.published(name, words, index_maps.get(codes))
     guidance, truncation, auxiliary = RELEASED[name]
-    assert not vq_diffusion.lacking(config)
+    assert not vq_diffusion.missing_parts(config)
     with store.unfilled():
         system = vq_diffusion.build(json.loads(json.dumps(asdict(config))))
     assert (system.guidance, system.truncation, system.steps) == (guidance, truncation, 100)
@@ -72,8 +72,8 @@ def test_released_settings(name, index_maps):
     process = system.processes["image"]
     assert process == MaskReplace(classes=codes, steps=100, auxiliary=auxiliary)
     assert system.codecs["image"].factor * PRESETS[name].side == vq_diffusion.IMAGE_SIZE
-    told = {"text": "text-to-image", "class": "class-to-image", "none": "image"}
-    assert told[PRESETS[name].condition] in system.tasks
+    options = {"text": "text-to-image", "class": "class-to-image", "none": "image"}
+    assert options[PRESETS[name].condition] in system.tasks
     assert (
         set(system.conditions)
         == {"text": {"text"}, "class": {"label"}, "none": set()}[PRESETS[name].condition]
@@ -91,15 +91,15 @@ def _tokenizer_of(size: int) -> str:
 def test_what_a_published_model_lacks_is_told():
     config = vq_diffusion.published("coco")
     clip = "hf:openai/clip-vit-base-patch32"
-    assert vq_diffusion.lacking(config) == [f"tokenizer={clip}", "used=used-codes.npy"]
+    assert vq_diffusion.missing_parts(config) == [f"tokenizer={clip}", "used=used-codes.npy"]
     with pytest.raises(ValueError, match="lacks parts.*--part tokenizer=.*--part used=") as caught:
         vq_diffusion.build(config)
     assert "\n" not in str(caught.value)
     bare = replace(config, codec={}, text={})
-    assert vq_diffusion.lacking(bare)[:2] == ["image=vqgan.pth", f"text_states={clip}"]
-    assert vq_diffusion.lacking(vq_diffusion.published("imagenet")) == ["used=used-codes.npy"]
+    assert vq_diffusion.missing_parts(bare)[:2] == ["image=vqgan.pth", f"text_states={clip}"]
+    assert vq_diffusion.missing_parts(vq_diffusion.published("imagenet")) == ["used=used-codes.npy"]
     for name in ("ithq", "ffhq"):
-        assert "used" not in "".join(vq_diffusion.lacking(vq_diffusion.published(name)))
+        assert "used" not in "".join(vq_diffusion.missing_parts(vq_diffusion.published(name)))
     with pytest.raises(ValueError, match="'cocoa' is unknown; choose one of coco, cc"):
         vq_diffusion.published("cocoa")
     with pytest.raises(ValueError, match="choose latent, clip"):
@@ -136,8 +136,8 @@ def parts(files: Path, name: str) -> dict[str, str]:
     return found | (text if name in ("coco", "coco_learnable", "ithq") else {})
 
 
-def opened(files: Path, name: str, **told) -> convert.Opened:
-    return convert.open_model(str(files / f"{name}.pth"), parts=parts(files, name), told=told)
+def opened(files: Path, name: str, **options) -> convert.Opened:
+    return convert.open_model(str(files / f"{name}.pth"), parts=parts(files, name), hints=options)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_whole_file_comes_back_to_the_byte(files, name, tmp_path):
     """Through a model folder of ours; the averages are what comes back as the weights."""
     convert.save(opened(files, name), tmp_path / "kept")
     kept = convert.open_model(str(tmp_path / "kept"))
-    assert not convert.lacking(kept)
+    assert not convert.missing_parts(kept)
     (path,) = convert.write_back(kept, "authors", tmp_path)
     source, found = (torch.load(p, weights_only=True) for p in (files / f"{name}.pth", path))
     assert same(found["ema"], source["ema"])
@@ -165,7 +165,9 @@ def test_the_weights_that_are_asked_for(files):
         expected = source["model"]["transformer.transformer.to_logits.1.bias"] * scale
         assert torch.equal(head, expected), wanted
         assert ("image" in model.components) == (wanted != "ema")
-    assert "image=vqgan.pth" in convert.lacking(convert.open_model(str(learned), weights="ema"))
+    assert "image=vqgan.pth" in convert.missing_parts(
+        convert.open_model(str(learned), weights="ema")
+    )
 
 
 def test_parts_of_whole_files_and_lone_ones_make_a_model(files, tmp_path):
@@ -175,22 +177,22 @@ def test_parts_of_whole_files_and_lone_ones_make_a_model(files, tmp_path):
     network = WHOLE.split({k: held(v) for k, v in tiny_model("text").items()})["network"]
     torch.save({"model": {k: v.read() for k, v in network.items()}}, tmp_path / "network.pth")
     model = convert.open_model(str(tmp_path / "network.pth"))
-    assert convert.lacking(model)[0] == "image=vqgan.pth"
+    assert convert.missing_parts(model)[0] == "image=vqgan.pth"
     convert.save(model, tmp_path / "alone")
     wanted["text_states"] = str(files / "coco.pth")
     whole = convert.open_model(str(tmp_path / "alone"), parts=wanted)
-    assert convert.lacking(whole) == ["used=used-codes.npy"]
+    assert convert.missing_parts(whole) == ["used=used-codes.npy"]
     with pytest.raises(LayoutError, match="coco.pth holds no text; it holds network, image, text_"):
         convert.open_model(str(tmp_path / "alone"), parts={"text": str(files / "coco.pth")})
     codec = convert.open_model(str(files / "ithq_vqvae.pth"))
-    assert convert.lacking(codec) == ["network=coco_pretrained.pth"]
+    assert convert.missing_parts(codec) == ["network=coco_pretrained.pth"]
     (path,) = convert.write_back(codec, "authors", tmp_path)
     assert same(torch.load(path, weights_only=True)["model"], tiny_codec("ema"))
     convert.save(codec, tmp_path / "codec")
     later = {**parts(files, "ithq"), "network": str(files / "ithq.pth")}
     later["text_states"] = str(files / "ithq.pth")
     joined = convert.open_model(str(tmp_path / "codec"), parts=later)
-    assert not convert.lacking(joined)
+    assert not convert.missing_parts(joined)
     assert joined.config["config"] == opened(files, "ithq").config["config"]
 
 
@@ -221,20 +223,20 @@ def test_a_converted_model_is_sampled_as_it_was_released(files, name, tmp_path):
     model = load(str(tmp_path / "kept"), device="cpu")
     kinds = {"text": {"kind": "text-to-image", "text": TEXT}, "none": {"kind": "image"}}
     kinds["class"] = {"kind": "class-to-image", "label": 3}
-    told = model.system.config["network"]["condition"]
-    request = model.settled(GenerateRequest(**kinds[told]))
+    options = model.system.config["network"]["condition"]
+    request = model.settled(GenerateRequest(**kinds[options]))
     guidance, truncation, _ = RELEASED[name]
     assert (request.guidance, request.truncation, request.steps) == (guidance, truncation, 100)
     assert request.sampler == "ancestral"
-    (made,) = model.generate(**kinds[told], steps=STEPS)
-    assert made.facts["forwards"] == STEPS * (2 if guidance > 1 else 1)
+    (made,) = model.generate(**kinds[options], steps=STEPS)
+    assert made.metadata["forwards"] == STEPS * (2 if guidance > 1 else 1)
     assert made.image.size == (model.image_size, model.image_size)
-    again = model.generate(**kinds[told], steps=STEPS, truncation=truncation)[0]
+    again = model.generate(**kinds[options], steps=STEPS, truncation=truncation)[0]
     assert np.array_equal(np.array(made.image), np.array(again.image))
-    other = model.generate(**kinds[told], steps=STEPS, truncation=0.3, guidance=2.0)[0]
+    other = model.generate(**kinds[options], steps=STEPS, truncation=0.3, guidance=2.0)[0]
     assert np.any(np.array(made.image) != np.array(other.image))
-    if told == "text":  # the released purity sampling, and the zero-shot null
-        purity = model.generate(**kinds[told], steps=STEPS, sampler="purity", null="empty")
+    if options == "text":  # the released purity sampling, and the zero-shot null
+        purity = model.generate(**kinds[options], steps=STEPS, sampler="purity", null="empty")
         assert purity[0].image.size == (model.image_size, model.image_size)
 
 
@@ -242,9 +244,9 @@ def test_an_empty_text_is_what_the_text_codec_makes_of_it(files):
     system = convert.restored(opened(files, "coco"))
     assert [*system.conditions["text"].nulls] == ["empty"]
     null = system.null_contexts(3)["text"].tokens
-    told = system.contexts({"text": ["", "a fox", ""]})["text"].tokens
-    torch.testing.assert_close(null[[0, 2]], told[[0, 2]], rtol=0, atol=1e-6)
-    assert not torch.equal(null[1], told[1])
+    options = system.contexts({"text": ["", "a fox", ""]})["text"].tokens
+    torch.testing.assert_close(null[[0, 2]], options[[0, 2]], rtol=0, atol=1e-6)
+    assert not torch.equal(null[1], options[1])
     torch.testing.assert_close(null.norm(dim=-1), torch.ones(3, 77))
 
 
@@ -279,13 +281,13 @@ def test_a_fresh_null_of_classes_is_the_mean_that_was_told_before(files):
     torch.testing.assert_close(*answers, rtol=0, atol=1e-6)
     labels = [s.null_contexts(1)["label"].tokens.tolist() for s in systems]
     assert labels == [[12], [12]] and systems[1].network.config.learned_null
-    told = {"label": Context(tokens=torch.tensor([3]))}
-    answers = [s.network(states, times, told)["image"] for s in systems]
+    options = {"label": Context(tokens=torch.tensor([3]))}
+    answers = [s.network(states, times, options)["image"] for s in systems]
     assert torch.equal(*answers)
-    with pytest.raises(ValueError, match="is told nothing"):
+    with pytest.raises(ValueError, match="no condition"):
         opened(files, "ffhq", null="fresh")
     with pytest.raises(ValueError, match="only networks of VQ-Diffusion"):
-        convert.open_model(str(files / "ithq_vqvae.pth"), told={"null": "fresh"})
+        convert.open_model(str(files / "ithq_vqvae.pth"), hints={"null": "fresh"})
 
 
 # -- diffusers --------------------------------------------------------------------------------
@@ -330,7 +332,7 @@ def test_diffusers_own_classes_read_what_is_written(pipeline):
 def test_a_pipeline_of_diffusers_there_and_back(files, pipeline, tmp_path):
     """Older names and pickled files, as on the hub, are read as well."""
     source, found = opened(files, "ithq"), convert.open_model(str(pipeline))
-    assert convert.lacking(found) == ["used=used-codes.npy"]
+    assert convert.missing_parts(found) == ["used=used-codes.npy"]
     for name, dropped in (("network", ()), ("image", ("cluster",)), ("text", ("projection",))):
         expected = read(source.components[name])
         expected = {k: v for k, v in expected.items() if not any(d in k for d in dropped)}
@@ -421,9 +423,9 @@ def test_posteriors_of_the_authors_and_of_diffusers():
                 found = made[:: int(file[f"{key}.stride"])]
                 np.testing.assert_allclose(found, file[f"{key}.sub"], rtol=0, atol=1e-5)
             if index in (50, 0):  # a step of diffusers, whose last draws from the estimate itself
-                law = process.posterior(log_x0, x_t, t, s) if index else log_x0[..., :-1]
+                distribution = process.posterior(log_x0, x_t, t, s) if index else log_x0[..., :-1]
                 seed = torch.Generator().manual_seed(11)
-                drawn = sample(law, torch.rand(law.mT.shape, generator=seed).mT)
+                drawn = sample(distribution, torch.rand(distribution.mT.shape, generator=seed).mT)
                 assert (drawn.numpy() == file[f"t{index}.seed11.diffusers_step"]).all()
 
 
@@ -444,9 +446,9 @@ def test_the_command_there_and_back(files, tmp_path, capsys):
     assert cli.main(["convert", kept, "--to", "authors", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "vq_diffusion.pth").is_file()
     draw = ["generate", "image", "--model", kept, "--text", TEXT, "--steps", "2", "--quiet"]
-    for told, truncation, guidance in (([], 1.0, 3.0), (["--truncation", "0.7"], 0.7, 3.0)):
+    for options, truncation, guidance in (([], 1.0, 3.0), (["--truncation", "0.7"], 0.7, 3.0)):
         out = tmp_path / f"out-{truncation}"
-        assert cli.main([*draw, *told, "--out", str(out)]) == 0
+        assert cli.main([*draw, *options, "--out", str(out)]) == 0
         request = json.loads((out / "results.jsonl").read_text())["request"]
         assert (request["truncation"], request["guidance"]) == (truncation, guidance)
     capsys.readouterr()
@@ -521,15 +523,15 @@ began, begun = time.monotonic(), peak()
 opened = convert.open_model(sys.argv[1], parts=json.loads(sys.argv[2]))
 system = convert.restored(opened)
 filled, held = time.monotonic(), peak()
-model = Model(name="coco", hash="0", system=system, facts=opened.facts)
-told = {"kind": "text-to-image", "text": "a fox on blue", "steps": 2, "guidance": 3.0}
-(made,) = model.generate(**told)
+model = Model(name="coco", hash="0", system=system, metadata=opened.metadata)
+asked = {"kind": "text-to-image", "text": "a fox on blue", "steps": 2, "guidance": 3.0}
+(made,) = model.generate(**asked)
 print(json.dumps({
     "parameters": sum(p.numel() for p in system.network.parameters()),
     "config": opened.config["config"],
-    "preset": opened.facts["source"]["network"]["preset"],
+    "preset": opened.metadata["source"]["network"]["preset"],
     "ids": system.conditions["text"].codec.tokens.encode(["a fox on blue"])[0].tolist(),
-    "forwards": made.facts["forwards"],
+    "forwards": made.metadata["forwards"],
     "size": made.image.size,
     "spread": float(np.array(made.image).std()),
     "seconds": [filled - began, time.monotonic() - filled],

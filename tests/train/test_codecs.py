@@ -47,11 +47,11 @@ def test_each_codec_trains_and_a_system_reads_them(quick, tmp_path):
         train("text", **quick, out=str(tmp_path / "text"))
     for name in ("codec-image", "encoder", "text"):
         own = {"scenes": 40} if name == "text" else {}
-        facts = train(name, **quick, **own, out=str(tmp_path / name))
-        assert facts["step"] == 2
+        metadata = train(name, **quick, **own, out=str(tmp_path / name))
+        assert metadata["step"] == 2
     folder = tmp_path / "codecs"
     train("codec-image", **quick, decoder=True, out=str(tmp_path / "decoder"))
-    found = codec_folder.facts(folder)
+    found = codec_folder.metadata(folder)
     assert found["image"]["psnr_db"] > 0 and found["text"].keys() >= {"exact_at_0.0", "loss"}
     assert found["image_embed"].keys() >= {"retrieval_0", "retrieval_1"}
     made = bundle.build({name: codec_folder.settings(folder, name) for name in found})

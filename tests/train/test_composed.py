@@ -8,7 +8,7 @@ import torch
 
 from everyway.checkpoints import store
 from everyway.data import emoji
-from everyway.data.emoji import LESSONS, EmojiScenes, MissingFont, find_font
+from everyway.data.emoji import CURRICULUM, EmojiScenes, MissingFont, find_font
 from everyway.data.lattice import Lattice
 from everyway.train import train
 from everyway.train.composed import Composed, write_down
@@ -16,8 +16,8 @@ from everyway.train.config import ConfigError, resolve
 
 DATA = {
     "lattice": lambda: Lattice(seed=3, partial=True),
-    "emoji": lambda: EmojiScenes(seed=3, variants=2, **LESSONS["emoji"]),
-    "emoji-singles": lambda: EmojiScenes(seed=3, **LESSONS["emoji-singles"]),
+    "emoji": lambda: EmojiScenes(seed=3, variants=2, **CURRICULUM["emoji"]),
+    "emoji-singles": lambda: EmojiScenes(seed=3, **CURRICULUM["emoji-singles"]),
 }
 
 
@@ -74,8 +74,8 @@ def test_data_without_scenes_is_not_composed(tmp_path):
 def test_each_saving_can_export_the_average(tmp_path):
     found = []
 
-    def progress(told):
-        if told.step > 1:  # the first was exported before the second step
+    def progress(given):
+        if given.step > 1:  # the first was exported before the second step
             found.append(store.document(tmp_path / "model")["facts"]["history"][-1]["steps"])
 
     settings = {"cache": 16, "batch": 4, "log_every": 1, "steps": 3}

@@ -17,7 +17,7 @@ from everyway.process.config import gaussian
 from everyway.sampling.loop import final, sample
 from everyway.train import train
 from everyway.train.config import ConfigError, resolve
-from everyway.train.distill import aims, leading, lesson, noise_in, untaught
+from everyway.train.distill import aims, leading, noise_in, stage, untaught
 
 SMALL = {"teacher": "nano", "data": "shapes", "cache": "256", "batch": "16", "log_every": "1",
          "precision": "fp32"}  # fmt: skip
@@ -60,7 +60,7 @@ def test_one_step_of_the_student_ends_where_the_guided_teacher_does(nano, name):
     system, task = nano.system, nano.system.tasks[name]
     clean, draws = drawn(system, 1), drawn(system, 2)
     ends = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    part = lesson(system, task, torch.arange(2), clean, draws, {}, *ends)
+    part = stage(system, task, torch.arange(2), clean, draws, {}, *ends)
     (made,) = aims(system, [part], 4)
     ended = steps_of_the_loop(system, task, clean, draws, 4)
     assert made.keys() == ended.keys()
@@ -100,9 +100,9 @@ def test_the_student_learns_and_draws_in_its_steps_without_guidance(tmp_path):
     student = load(tmp_path).system
     assert (student.sampler, student.guidance, student.steps) == ("ddim", 1.0, 2)
     (result,) = load(tmp_path).generate(kind="text-to-image", text="a red circle")
-    assert result.facts["forwards"] == 2
-    facts = load(tmp_path).facts
-    assert facts["init"] == "nano" and facts["history"][-1]["steps"] == 60
+    assert result.metadata["forwards"] == 2
+    metadata = load(tmp_path).metadata
+    assert metadata["init"] == "nano" and metadata["history"][-1]["steps"] == 60
 
 
 def test_an_interrupted_distillation_goes_on_as_if_it_had_not_been(tmp_path):

@@ -15,7 +15,7 @@ from everyway.train.latents import CacheError, encode
 
 @pytest.fixture(autouse=True)
 def parts_of_four(monkeypatch):
-    monkeypatch.setattr(cache, "PART", 4)
+    monkeypatch.setattr(cache, "SHARD", 4)
     monkeypatch.setattr(cache, "CHUNK", 2)
 
 
@@ -23,18 +23,18 @@ def numbers(samples: list[int]) -> dict[str, torch.Tensor]:
     """Sample i is i, and has the captions 10 i, 10 i + 1, 10 i + 2 under two names."""
     i = torch.tensor(samples)
     captions = 10 * i[:, None] + torch.arange(3)
-    return {"image": i[:, None].float(), "text": captions, "told.text": captions.float()}
+    return {"image": i[:, None].float(), "text": captions, "context.text": captions.float()}
 
 
 def test_one_caption_is_drawn_a_sample(tmp_path):
     made = encode(tmp_path, lambda i: i, numbers, 10)
-    assert len(made) == 10 and [len(part["image"]) for part in made.parts] == [4, 4, 2]
+    assert len(made) == 10 and [len(part["image"]) for part in made.shards] == [4, 4, 2]
     index, share = torch.tensor([9, 0, 5, 5]), torch.tensor([0.0, 0.99, 0.4, 0.7])
     batch = made.rows(index, share)
     assert batch["image"].tolist() == [9, 0, 5, 5] and batch["image"].dtype == torch.float32
-    assert batch["text"].tolist() == batch["told.text"].tolist() == [90, 2, 51, 52]
+    assert batch["text"].tolist() == batch["context.text"].tolist() == [90, 2, 51, 52]
     assert batch["text"].dtype == torch.int64
-    assert made.parts[0]["text"].dtype == torch.int16
+    assert made.shards[0]["text"].dtype == torch.int16
 
 
 def test_processes_take_parts_in_turn_and_go_on_where_one_stopped(tmp_path, monkeypatch):
@@ -48,14 +48,14 @@ def test_processes_take_parts_in_turn_and_go_on_where_one_stopped(tmp_path, monk
 
     with pytest.raises(KeyboardInterrupt):
         encode(tmp_path, lambda i: i, make, 10, rank=0, processes=2)
-    told: list = []
+    given: list = []
     monkeypatch.setattr(cache.time, "sleep", timed_out)
     with pytest.raises(TimeoutError):  # it waits for the other's part
         encode(
             tmp_path, lambda i: i, make, 10, rank=0, processes=2,
-            progress=lambda *done: told.append(done),
+            progress=lambda *done: given.append(done),
         )  # fmt: skip
-    assert asked[6:] == [8, 9] and told == [(10, 10)]
+    assert asked[6:] == [8, 9] and given == [(10, 10)]
     made = encode(tmp_path, lambda i: i, make, 10, rank=1, processes=2)
     assert asked[8:] == [4, 5, 6, 7]
     assert made.rows(torch.arange(10), torch.zeros(10))["image"].tolist() == [*range(10)]
@@ -110,7 +110,7 @@ def test_a_file_keeps_its_numbers_and_the_mode_that_files_have(tmp_path):
         os.umask(former)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
     sealed.verify(tmp_path / "a")
-    found, facts = sealed.read(tmp_path / "a")
-    assert facts == {"step": 3} and found.keys() == tensors.keys()
+    found, metadata = sealed.read(tmp_path / "a")
+    assert metadata == {"step": 3} and found.keys() == tensors.keys()
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
     assert np.array_equal(found["turned"].numpy(), tensors["turned"].numpy())

@@ -13,7 +13,7 @@ from everyway.train import devices, muon, train
 from everyway.train.config import ConfigError, resolve
 from everyway.train.learner import Share
 from everyway.train.loop import rate_factor
-from everyway.train.state import StateError, facts_of
+from everyway.train.state import StateError, metadata_of
 
 SMALL = {"cache": "128", "batch": "8", "log_every": "2", "warmup": "2"}
 
@@ -47,8 +47,8 @@ def test_interrupted_run_equals_uninterrupted(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_save_as_an_interrupt_does(tmp_path, number):
-    facts = train(_small(tmp_path, 10), progress=_interrupt_at(4, number))
-    assert facts["stopped"] and facts_of(tmp_path / "state.safetensors")["step"] == 4
+    metadata = train(_small(tmp_path, 10), progress=_interrupt_at(4, number))
+    assert metadata["stopped"] and metadata_of(tmp_path / "state.safetensors")["step"] == 4
 
 
 def test_parts_of_a_batch_one_after_the_other_are_the_batch(tmp_path):
@@ -68,7 +68,7 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
 def test_a_finished_run_that_is_asked_for_more_goes_on_at_the_full_rate(tmp_path):
     train(_small(tmp_path, 4))
     assert train(_small(tmp_path, 10))["step"] == 10
-    assert facts_of(tmp_path / "state.safetensors")["cooldown_from"] == 8
+    assert metadata_of(tmp_path / "state.safetensors")["cooldown_from"] == 8
 
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
@@ -100,9 +100,9 @@ def test_a_full_disk_leaves_the_former_state(tmp_path, monkeypatch):
 
 
 def test_it_learns(nano_run):
-    facts, folder = nano_run
+    metadata, folder = nano_run
     rows = [json.loads(r) for r in (folder.parent / "log.jsonl").read_text().splitlines()]
-    assert facts["step"] == 250
+    assert metadata["step"] == 250
     assert rows[-1]["text"] < 0.75 * rows[0]["text"]
     assert rows[-1]["image"] < 0.7 * rows[0]["image"]
 
@@ -131,7 +131,7 @@ def test_unknown_preset_lists_the_presets():
 def test_a_resumed_run_computes_as_it_began_whatever_it_would_measure_now(tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "fast", lambda dtype, device: True)
     train(_small(tmp_path, 2))
-    assert facts_of(tmp_path / "state.safetensors")["half"] is True
+    assert metadata_of(tmp_path / "state.safetensors")["half"] is True
     for module in (devices, muon):
         monkeypatch.setattr(module, "fast", lambda dtype, device: pytest.fail("measured again"))
     train(_small(tmp_path, 3))
@@ -175,5 +175,8 @@ def test_samples_and_noise_are_drawn_apart():
 
 
 def test_training_is_a_function(tmp_path):
-    facts = train("nano", out=str(tmp_path), steps=2, cache=32, batch=4, lr=1e-3)
-    assert facts["step"] == 2 and facts_of(tmp_path / "state.safetensors")["config"]["batch"] == 4
+    metadata = train("nano", out=str(tmp_path), steps=2, cache=32, batch=4, lr=1e-3)
+    assert (
+        metadata["step"] == 2
+        and metadata_of(tmp_path / "state.safetensors")["config"]["batch"] == 4
+    )

@@ -17,7 +17,7 @@ from everyway.systems import vq_diffusion
 from everyway.train import devices, train
 from everyway.train.config import ConfigError, resolve
 from everyway.train.learner import Share
-from everyway.train.state import facts_of
+from everyway.train.state import metadata_of
 from everyway.train.systems import SystemLearner, prepared
 
 SMALL_VQ = str(Path(__file__).parent / "small_vq.py")
@@ -42,13 +42,13 @@ def launched(launcher: list[str], *words: object, port: str) -> None:
 
 
 def nano(out: Path, steps: int) -> list:
-    told = [f"--set={k}={v}" for k, v in {**NANO, "steps": steps}.items()]
-    return ["-m", "everyway.apps.cli", "train", "nano", "--out", out, "--quiet", *told]
+    given = [f"--set={k}={v}" for k, v in {**NANO, "steps": steps}.items()]
+    return ["-m", "everyway.apps.cli", "train", "nano", "--out", out, "--quiet", *given]
 
 
 def same(a: Path, b: Path, steps: int) -> None:
     one, other = (load_file(p / "state.safetensors") for p in (a, b))
-    assert facts_of(a / "state.safetensors")["step"] == steps
+    assert metadata_of(a / "state.safetensors")["step"] == steps
     assert one.keys() == other.keys()
     for name in one.keys() - {"sha256"}:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
@@ -131,7 +131,7 @@ def test_a_step_lies_where_its_network_lies(preset, tmp_path, monkeypatch):
             if preset == "nano":
                 return {k: torch.zeros(shape) for k, shape in system.shapes(len(index)).items()}
             tokens = torch.zeros(len(index), 16, dtype=torch.long)
-            return {"image": tokens, "told.text": torch.zeros(len(index), 24, 8)}
+            return {"image": tokens, "context.text": torch.zeros(len(index), 24, 8)}
 
     def moved(part):
         if isinstance(part, dict):

@@ -52,7 +52,7 @@ def copied(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-def facts_of(out: Path) -> dict:
+def metadata_of(out: Path) -> dict:
     return store.document(out / "model")["facts"]
 
 
@@ -123,8 +123,8 @@ def test_codecs_that_were_not_made_yet_say_how(tmp_path):
 
 def test_what_a_preset_has_of_its_own_goes_with_init():
     assert resolve("mini", {"init": "mini", "patch": "1"}).model.codecs == "runs/codecs"
-    told = {"system": "uvit", "times": "uniform", "skip": "add"}
-    assert resolve("nano", told).model.skip == "add"
+    given = {"system": "uvit", "times": "uniform", "skip": "add"}
+    assert resolve("nano", given).model.skip == "add"
 
 
 def test_a_setting_goes_by_its_path_or_its_last_word_and_tables_nest(tmp_path):
@@ -133,7 +133,7 @@ def test_a_setting_goes_by_its_path_or_its_last_word_and_tables_nest(tmp_path):
     config = resolve(str(path), {"optim.lr": "0.5", "to_text": "0.1"})
     assert (config.optim.lr, config.run.out) == (0.5, "x")
     assert (config.model.times.shift, config.model.times.to_text) == (3, 0.1)
-    assert resolve("nano", {"times": "uniform"}).model.times.law == "uniform"
+    assert resolve("nano", {"times": "uniform"}).model.times.distribution == "uniform"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_a_file_is_no_run_folder(tmp_path):
 
 
 def test_losses_are_told_before_the_first_log_every(finished):
-    losses = facts_of(finished)["losses"]
+    losses = metadata_of(finished)["losses"]
     assert {"image", "text"} <= set(losses)
     (row,) = (finished / "log.jsonl").read_text().splitlines()
     assert losses == {k: v for k, v in json.loads(row).items() if k not in ("step", "seconds")}
@@ -254,22 +254,22 @@ def test_a_finished_training_leaves_its_model_alone(copied):
     before = contents(copied / "model")
     again = train(small(copied))
     assert contents(copied / "model") == before
-    assert again["losses"] == facts_of(copied)["losses"] != {}
-    assert facts_of(copied)["scores"]["shapes"]["protocol"] == {"n": 1}
+    assert again["losses"] == metadata_of(copied)["losses"] != {}
+    assert metadata_of(copied)["scores"]["shapes"]["protocol"] == {"n": 1}
 
 
 def test_a_model_that_is_missing_or_of_other_steps_is_exported_again(copied):
-    told = facts_of(copied)
+    given = metadata_of(copied)
     next((copied / "model").glob("network-*")).unlink()
     train(small(copied))
-    assert [facts_of(copied)[k] for k in ("losses", "history")] == [
-        told[k] for k in ("losses", "history")
+    assert [metadata_of(copied)[k] for k in ("losses", "history")] == [
+        given[k] for k in ("losses", "history")
     ]
     assert exported(copied) == 3
-    older = {**told, "history": [{**told["history"][-1], "steps": 1}]}
-    store.set_facts(copied / "model", older)
+    older = {**given, "history": [{**given["history"][-1], "steps": 1}]}
+    store.set_metadata(copied / "model", older)
     train(small(copied))
-    assert facts_of(copied)["history"][-1]["steps"] == 3
+    assert metadata_of(copied)["history"][-1]["steps"] == 3
 
 
 def test_a_second_interrupt_is_let_pass_until_all_is_saved(tmp_path, monkeypatch):
@@ -285,8 +285,8 @@ def test_a_second_interrupt_is_let_pass_until_all_is_saved(tmp_path, monkeypatch
 
     monkeypatch.setattr(TrainState, "save", interrupted)
     former = signal.getsignal(signal.SIGINT)  # a background job of a script ignores it
-    facts = train(small(tmp_path, steps="9", log_every="2"), progress=twice)
-    assert facts["stopped"] and facts["step"] == 2
+    metadata = train(small(tmp_path, steps="9", log_every="2"), progress=twice)
+    assert metadata["stopped"] and metadata["step"] == 2
     assert exported(tmp_path) == 2
     assert signal.getsignal(signal.SIGINT) is former
 
@@ -296,8 +296,8 @@ def test_an_interrupt_while_the_last_state_is_saved_is_no_stop(tmp_path, monkeyp
     monkeypatch.setattr(
         TrainState, "save", lambda *args: (signal.raise_signal(signal.SIGINT), save(*args))
     )
-    facts = train(small(tmp_path))
-    assert not facts["stopped"] and facts["step"] == 3
+    metadata = train(small(tmp_path))
+    assert not metadata["stopped"] and metadata["step"] == 3
 
 
 # -- numbers that are not finite ----------------------------------------------------------------

@@ -91,15 +91,15 @@ def test_pictures_whose_captions_say_left_are_not_mirrored(tmp_path):
 
 def test_every_state_of_a_mirrored_sample_is_of_the_mirrored_picture(tmp_path):
     write_folder(tmp_path / "data", (Shapes(seed=1).sample(k) for k in range(3)))
-    told = dict(data=str(tmp_path / "data"), out=str(tmp_path), cache=3, flip=1)
-    system, config, made, _ = latents(**told)
+    given = dict(data=str(tmp_path / "data"), out=str(tmp_path), cache=3, flip=1)
+    system, config, made, _ = latents(**given)
     assert len(made) == 6
     data = sources.data_of(system, config)
     for row in range(6):
         sample = sources.sample_at(data, row, 3, flip=True)
         picture = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)[None] / 127.5 - 1
         for name, state in system.encode({"image": picture}).items():
-            found = made.parts[0][name][row].float()
+            found = made.shards[0][name][row].float()
             torch.testing.assert_close(found, state, rtol=1e-3, atol=1e-3)
 
 

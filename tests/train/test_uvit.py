@@ -85,7 +85,7 @@ def test_recipe(name):
     c = recipe(name)
     with torch.device("meta"):
         network = UViT(network_of(c))
-    own, times = c.optim, c.model.times.law
+    own, times = c.optim, c.model.times.distribution
     betas = (own.beta1, own.beta2)
     found = (c.steps, c.batch, own.lr, betas, own.warmup, c.model.drop, times)
     assert (sum(p.numel() for p in network.parameters()), *found) == PUBLISHED[name]
@@ -131,7 +131,7 @@ CHOICES = {
     "as published": {},
     "skips added": {"skip": "add"},
     "no skips": {"skip": "none"},
-    "time in the norms": {"told_time": "norm"},
+    "time in the norms": {"time_conditioning": "norm"},
     "convolution before": {"conv": "before"},
     "no convolution": {"conv": "none"},
     "larger patches": {"patch": 8},
@@ -165,7 +165,7 @@ def test_the_choices_are_of_the_network():
     """Where the convolution is, and that a time in the norms bears on every block."""
     states = {"image": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
     torch.manual_seed(0)
-    network = UViT(network_of(small(Path("run"), told_time="norm", conv="before"))).eval()
+    network = UViT(network_of(small(Path("run"), time_conditioning="norm", conv="before"))).eval()
     seen = []
     for block in (network.ins[0], network.mid, network.outs[-1]):
         block.register_forward_hook(lambda module, inputs, out: seen.append(out))
@@ -186,7 +186,7 @@ def test_the_choices_are_of_the_network():
     ("options", "said"),
     [
         ({"skip": "odd"}, "skip 'odd' is unknown"),
-        ({"told_time": "odd"}, "time 'odd' is unknown"),
+        ({"time_conditioning": "odd"}, "time 'odd' is unknown"),
         ({"conv": "odd"}, "conv is 'odd'; it should be '', 'after', 'before' or 'none'"),
         ({"patch": 3}, "patch is 3; it must divide 16"),
         ({"size": 0, "patch": 5, "preset": "imagenet256_huge"}, "patch is 5; it must divide 32"),
@@ -232,28 +232,28 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
     train(config, progress=lambda p: losses.append(p.losses["image"]))
     assert losses[-1] < losses[0]
     system, latents = cached(config)
-    (part,) = latents.parts
-    labels, shades = part["told.label"], part["image"]
+    (part,) = latents.shards
+    labels, shades = part["context.label"], part["image"]
     assert len(latents) == 24 and labels[:, 0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
     expected = (labels.float() * 127 / 127.5 - 1)[..., None, None, None].expand(shades.shape)
     torch.testing.assert_close(shades.float(), expected, rtol=0, atol=1e-3)
     assert system.network.config.layout[0].classes == 4
     noise = StreamNoise(torch.Generator().manual_seed(0))
-    batch = {"told.label": torch.arange(600) % 3}
-    told = contexts_of(system, batch, noise, 0.4, 600)["label"].tokens
-    dropped = told == 3
-    assert torch.equal(told[~dropped], batch["told.label"][~dropped])
+    batch = {"context.label": torch.arange(600) % 3}
+    conditioning = contexts_of(system, batch, noise, 0.4, 600)["label"].tokens
+    dropped = conditioning == 3
+    assert torch.equal(conditioning[~dropped], batch["context.label"][~dropped])
     assert 0.34 < dropped.float().mean() < 0.46
     model = load(str(tmp_path / "model"), device="cpu")
     (made,) = model.generate(kind="class-to-image", label=2, steps=4)
     assert made.image.size == (16, 16) == (model.image_size,) * 2
-    assert made.facts["forwards"] == 2 * 4
+    assert made.metadata["forwards"] == 2 * 4
 
 
 def test_without_dropped_conditions_there_is_no_null_class(classes, tmp_path):
     config = small(tmp_path, preset="nano-class", data=str(classes), drop=0.0, steps=2, flip=1)
     train(config)
-    assert cached(config)[1].parts[0]["image"].shape[:2] == (48, 1)
+    assert cached(config)[1].shards[0]["image"].shape[:2] == (48, 1)
     model = load(str(tmp_path / "model"), device="cpu")
     assert model.system.network.config.layout[0].classes == 3
     model.generate(kind="class-to-image", label=2, steps=4)
@@ -271,7 +271,7 @@ def test_pictures_of_another_size_than_the_preset_has(tmp_path):
     config = small(tmp_path, size=32, steps=2, cache=8, batch=4)
     train(config)
     model = load(str(tmp_path / "model"), device="cpu")
-    assert model.image_size == 32 and cached(config)[1].parts[0]["image"].shape[-1] == 32
+    assert model.image_size == 32 and cached(config)[1].shards[0]["image"].shape[-1] == 32
     assert (
         small(tmp_path, preset="imagenet256_huge", size=512).model.network().layout[-1].size == 64
     )
@@ -304,7 +304,7 @@ def test_a_text_trains_on_words(words, tmp_path):
     assert losses[-1] < 0.85 * losses[0]
     model = load(str(tmp_path / "model"), device="cpu")
     (made,) = model.generate(kind="text-to-image", text="a red circle left on blue", steps=4)
-    assert made.image.size == (16, 16) and made.facts["forwards"] == 8
+    assert made.image.size == (16, 16) and made.metadata["forwards"] == 8
 
 
 def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
@@ -321,12 +321,18 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
     monkeypatch.setitem(uvit.PRESETS, "tiny", tiny)
     write_folder(tmp_path / "data", (Shapes(seed=3).sample(k) for k in range(4)))
     settings = dict(
-        preset="tiny", times="knots", drop=0.5, steps=3, batch=4, log_every=1, recompute=1
+        preset="tiny",
+        times="knots",
+        drop=0.5,
+        steps=3,
+        batch=4,
+        log_every=1,
+        gradient_checkpointing=1,
     )
     data = dict(data=str(tmp_path / "data"), codecs=str(tmp_path / "codecs"))
-    facts = train(small(tmp_path / "run", **settings, **data))
-    assert facts["step"] == 3 and facts["losses"]["image"] > 0
-    model = load(facts["model"], device="cpu")
+    metadata = train(small(tmp_path / "run", **settings, **data))
+    assert metadata["step"] == 3 and metadata["losses"]["image"] > 0
+    model = load(metadata["model"], device="cpu")
     assert sources.image_size(model.system) == 32
     own, theirs = model.system.codecs["image"].state_dict(), opened.components["image"]
     assert own.keys() == theirs.keys()
@@ -334,7 +340,7 @@ def test_latents_and_clip_come_from_a_model_of_codecs(tmp_path, monkeypatch):
         assert torch.equal(value, theirs[name].read(torch.float32)), name
     assert model.image_size == 32 and model.system.guidance == 2.0
     (made,) = model.generate(kind="text-to-image", text="a fox", steps=4)
-    assert made.image.size == (32, 32) and made.facts["forwards"] == 8
+    assert made.image.size == (32, 32) and made.metadata["forwards"] == 8
 
 
 @pytest.mark.parametrize(("model", "side"), [("nano", 64), ("mini", 96), ("mini-vq", 96)])
@@ -352,10 +358,10 @@ def test_a_unidiffuser_with_a_data_type_trains_on_data_that_tell_none(words, tmp
 
     monkeypatch.setattr(unidiffuser.Training, "system", with_type)
     rest = {"cache": "16", "batch": "4", "log_every": "1", "steps": "3", "precision": "fp32"}
-    facts = train(resolve("nano", rest, out=str(tmp_path)))
-    assert facts["step"] == 3
+    metadata = train(resolve("nano", rest, out=str(tmp_path)))
+    assert metadata["step"] == 3
     system = prepared(resolve("nano", rest, out=str(tmp_path)))
-    told = contexts_of(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
-    assert told["data_type"].tokens.tolist() == [1] * 4  # the cleaner kind
+    conditioning = contexts_of(system, {"image": torch.zeros(4, 3)}, None, 0.1, 4)
+    assert conditioning["data_type"].tokens.tolist() == [1] * 4  # the cleaner kind
     config = json.loads((tmp_path / "model" / "config.json").read_text())["config"]["config"]
     assert config["data_type"] is True

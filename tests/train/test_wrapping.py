@@ -72,14 +72,14 @@ def made(request):
     return network, states, names[0].rpartition(".")[2]
 
 
-def test_recomputed_and_compiled_it_learns_the_same(made):
+def test_checkpointed_and_compiled_it_learns_the_same(made):
     network, states, _ = made
     plain = Small(network, states)
     first, start = plain()[0].item(), {k: v.clone() for k, v in network.state_dict().items()}
     own = trained(plain).learner.state_dict()
     assert plain()[0].item() < first
     network.load_state_dict(start)
-    network.checkpointing = True
+    network.gradient_checkpointing = True
     for block in network.blocks:
         block.compile(backend="eager")
     again = trained(Small(network, states)).learner.state_dict()

@@ -1,7 +1,7 @@
 """The main job in one call: every use of one model on a labelled sheet.
 
 Prompts and seed are fixed; nothing is chosen by hand.  A prompted picture is marked with what the
-recogniser sees in it, right or wrong.
+classifier sees in it, right or wrong.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from PIL import Image
 
 from everyway.apps import files
+from everyway.atomic import atomic_write
 from everyway.generate import Model, Result
 from everyway.metrics.judge import Judge, judge_of
 from everyway.request import GenerateRequest, RequestError
 from everyway.sheet import Cell, Section, sheet
-from everyway.whole import whole
 
 SEED = 0
 
@@ -47,7 +47,7 @@ def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Pa
     if not sections:
         raise RequestError(f"model {model.name} can do {[*model.system.tasks]}: no demo for it")
     path = out / "demo.png"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         sheet(sections).save(temporary, format="PNG")
     files.append_line(show.out / "texts.jsonl", json.dumps(show.texts, ensure_ascii=False))
     tell(f"{path} in {time.monotonic() - began:.1f} s")
@@ -90,7 +90,7 @@ class _Show:
         return f"[ko] {self.judge.spell(stated)}" if stated else "[ko]"
 
     def asked(self, prompt: str, made: Result) -> Cell:
-        """A prompted picture, its prompt, and what the recogniser sees where that is wrong."""
+        """A prompted picture, its prompt, and what the classifier sees where that is wrong."""
         seen = self.judge.read([made.image])[0]
         right = all(self.judge.compare(self.judge.parse(prompt), seen).values())
         said = self.words(prompt) if right else f"{self.words(prompt)} (seen: "
@@ -100,7 +100,7 @@ class _Show:
             right=right,
         )
 
-    def told(self, made: Sequence[Result]) -> list[Cell]:
+    def captioned(self, made: Sequence[Result]) -> list[Cell]:
         return [Cell(image=r.image, text=self.words(r.text or "")) for r in made]
 
 
@@ -147,13 +147,16 @@ def _noisy_condition(show: _Show) -> list[Cell]:
 
 
 def _vary_image(show: _Show) -> list[Cell]:
-    return [show.given(0), *show.told(show.make("vary-image", n=3, images=(str(show.drawn[0]),)))]
+    return [
+        show.given(0),
+        *show.captioned(show.make("vary-image", n=3, images=(str(show.drawn[0]),))),
+    ]
 
 
 def _vary_text(show: _Show) -> list[Cell]:
     text = show.judge.prompts[2]
     given = Cell(text=show.words(text), given=True)
-    return [given, *show.told(show.make("vary-text", n=3, text=text))]
+    return [given, *show.captioned(show.make("vary-text", n=3, text=text))]
 
 
 def _chain(show: _Show) -> list[Cell]:
@@ -167,7 +170,7 @@ def _chain(show: _Show) -> list[Cell]:
 
 def _interpolation(show: _Show) -> list[Cell]:
     pictures = (str(show.drawn[0]), str(show.drawn[1]))
-    return show.told(show.make("interpolate", frames=4, images=pictures))
+    return show.captioned(show.make("interpolate", frames=4, images=pictures))
 
 
 def _inpainting(show: _Show) -> list[Cell]:
@@ -176,7 +179,7 @@ def _inpainting(show: _Show) -> list[Cell]:
     mask, half = Image.new("L", first.size), first.height // 2
     mask.paste(255, (0, half, first.width, first.height))
     path = show.out / "mask.png"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         mask.save(temporary, format="PNG")
     text = show.judge.prompts[0]
     made = show.make("inpaint", n=3, text=text, images=(str(show.drawn[0]),), mask=str(path))
@@ -201,8 +204,8 @@ USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "two objects": (DRAWN, _more("two objects")),
     "in Korean": (DRAWN, _more("in Korean")),
     "joint: a picture and its caption": ({"joint"}, _joint),
-    "image alone": ({"image"}, lambda show: show.told(show.make("image", n=4))),
-    "text alone": ({"text"}, lambda show: show.told(show.make("text", n=4))),
+    "image alone": ({"image"}, lambda show: show.captioned(show.make("image", n=4))),
+    "text alone": ({"text"}, lambda show: show.captioned(show.make("text", n=4))),
     "variations of a picture": (BOTH_WAYS, _vary_image),
     "variations of a text": (BOTH_WAYS, _vary_text),
     "a condition that is itself noisy": ({"text-to-image", "joint"}, _noisy_condition),

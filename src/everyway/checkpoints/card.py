@@ -37,51 +37,51 @@ def hardware() -> str:
 
 
 def add_scores(folder: Path, report: Mapping[str, Any]) -> None:
-    """Keep a report of `evaluate` among a model's facts, and write its card again."""
+    """Keep a report of `evaluate` among a model's metadata, and write its card again."""
     document = store.document(folder)
     scores = document["facts"].get("scores", {}) | {report["suite"]: dict(report)}
-    store.set_facts(folder, document["facts"] | {"scores": scores})
+    store.set_metadata(folder, document["facts"] | {"scores": scores})
     write_card(folder)
 
 
 def write_card(folder: Path) -> None:
-    """FOLDER/README.md from the facts in its config.json."""
+    """FOLDER/README.md from the metadata in its config.json."""
     document = store.document(folder)
     store.write_text(Path(folder) / "README.md", card(document["config"], document["facts"]))
 
 
-def card(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """Markdown."""
-    history = facts.get("history", [])
-    if "source" in facts and not history:
-        return _published(config, facts["source"])
+    history = metadata.get("history", [])
+    if "source" in metadata and not history:
+        return _published(config, metadata["source"])
     data = history[-1]["data"] if history else ""
     lines = [
-        f"# {config['system']}: {facts.get('name', 'a model')}",
+        f"# {config['system']}: {metadata.get('name', 'a model')}",
         "",
-        f"Data: {ABOUT.get(data) or facts.get('about', 'a folder of pictures')}.",
-        *_begun_from(facts),
-        *_licence(facts, history),
+        f"Data: {ABOUT.get(data) or metadata.get('about', 'a folder of pictures')}.",
+        *_begun_from(metadata),
+        *_licence(metadata, history),
         "",
         "| part | data | steps | batch | samples | hours | hardware |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in history:
         hours = f"{row['seconds'] / 3600:.2f}"
-        data = row["data"] if row["data"] in ABOUT or "about" in facts else "a folder"
+        data = row["data"] if row["data"] in ABOUT or "about" in metadata else "a folder"
         numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
         lines.append("| " + " | ".join(map(str, ("transformer", data, *numbers))) + " |")
         if "averaged" in row:
             of = f"mean of the two rows above, {row['averaged']:g} of the last"
             lines.append(f"| transformer: {of} | | | | | | |")
-    for name, part in facts.get("codecs", {}).items():
-        told = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
+    for name, part in metadata.get("codecs", {}).items():
+        details = ", ".join(f"{k} {v}" for k, v in part.items() if k not in ("steps", "minutes"))
         hours = f"{part.get('minutes', 0) / 60:.2f}"
-        named = f"{name} ({told})" if told else name
+        named = f"{name} ({details})" if details else name
         lines.append(f"| {named} | | {part.get('steps', '')} | | | {hours} | |")
     for name, model in config["config"].get("shared", {}).items():
         lines.append(f"| {name}: that of `{model.partition('@')[0]}` | | | | | | |")
-    for suite, report in facts.get("scores", {}).items():
+    for suite, report in metadata.get("scores", {}).items():
         lines += ["", *_scores(suite, report)]
     return "\n".join(lines) + "\n"
 
@@ -97,22 +97,22 @@ def _published(config: Mapping[str, Any], source: Mapping[str, Mapping[str, Any]
     return "\n".join(lines) + "\n"
 
 
-def _begun_from(facts: Mapping[str, Any]) -> list[str]:
-    if "source" in facts:
+def _begun_from(metadata: Mapping[str, Any]) -> list[str]:
+    if "source" in metadata:
         return [
             "Trained on from the files below, whose own licences hold.",
-            *_files(facts["source"]),
+            *_files(metadata["source"]),
         ]
-    if "init" in facts:
-        return [f"Trained on from `{facts['init']}`."]
+    if "init" in metadata:
+        return [f"Trained on from `{metadata['init']}`."]
     return ["Trained by Everyway from nothing; no pretrained part."]
 
 
-def _licence(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+def _licence(metadata: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was said; else of what we made all of it is known, and of other data nobody else is."""
-    if "licence" in facts:
-        return [f"Licence: {facts['licence']}."]
-    if "source" not in facts and all(row["data"] in ABOUT for row in history):
+    if "licence" in metadata:
+        return [f"Licence: {metadata['licence']}."]
+    if "source" not in metadata and all(row["data"] in ABOUT for row in history):
         return ["Licence: Apache-2.0."]
     return ["Licence: not stated; whoever trained it can say it (`--set licence=...`)."]
 
@@ -127,8 +127,8 @@ def _files(source: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
     protocol = report["protocol"]
-    told = ", ".join(f"{k} {v}" for k, v in protocol.items() if v not in ("", None))
-    lines = [f"Scores of the suite `{suite}` ({told}); 95 % bootstrap intervals:", ""]
+    details = ", ".join(f"{k} {v}" for k, v in protocol.items() if v not in ("", None))
+    lines = [f"Scores of the suite `{suite}` ({details}); 95 % bootstrap intervals:", ""]
     lines += ["| row | all correct | interval | attributes |", "|---|---|---|---|"]
     for row, cells in report["rows"].items():
         whole = cells["all_correct"]

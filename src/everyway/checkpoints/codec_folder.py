@@ -42,7 +42,7 @@ def fill(folder: Path, name: str, module: nn.Module) -> nn.Module:
     return module
 
 
-def facts(folder: Path) -> dict[str, dict[str, Any]]:
+def metadata(folder: Path) -> dict[str, dict[str, Any]]:
     """Codec -> what its training tells of it."""
     files = sorted(Path(folder).glob("*.facts.json"))
     return {p.name.split(".")[0]: json.loads(p.read_text(encoding="utf-8")) for p in files}
@@ -53,13 +53,13 @@ def write(
     name: str,
     module: nn.Module,
     config: Mapping[str, Any],
-    told: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Each file whole or as it was, `told` in NAME.facts.json last.  Raises StoreError."""
+    """Each written atomically, `metadata` in NAME.facts.json last.  Raises StoreError."""
     write_module(folder / f"{name}.safetensors", module, dtype)
     write_text(folder / f"{name}.json", json.dumps(config, ensure_ascii=False))
-    write_text(folder / f"{name}.facts.json", json.dumps(told))
+    write_text(folder / f"{name}.facts.json", json.dumps(metadata))
 
 
 def _part(folder: Path, name: str, suffix: str) -> Path:

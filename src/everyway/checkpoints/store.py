@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
+from everyway.atomic import atomic_write, beside
 from everyway.checkpoints.tensor_files import (
     Entries,
     LayoutError,
@@ -38,7 +39,6 @@ from everyway.checkpoints.tensor_files import (
 )
 from everyway.errors import UsageError
 from everyway.validation import first_fault
-from everyway.whole import beside, whole
 
 
 class Source(TypedDict):
@@ -60,7 +60,7 @@ class Run(TypedDict):
     averaged: NotRequired[float]
 
 
-class Facts(TypedDict, total=False):
+class Metadata(TypedDict, total=False):
     """What a model's card and commands read."""
 
     image_size: Annotated[int, Field(ge=1, lt=2**14)]
@@ -85,7 +85,7 @@ class Document(TypedDict):
     """
 
     config: Config
-    facts: Facts
+    facts: Metadata
     sha256: dict[str, str]
     tied: NotRequired[dict[str, dict[str, str]]]
 
@@ -97,7 +97,7 @@ def save(
     folder: Path,
     config: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> None:
     """config: plain data that rebuilds the model.  tensors: component -> state dict.
@@ -105,14 +105,14 @@ def save(
     Raises StoreError, and the folder's former model stays, where a file cannot be written.
     """
     entries = {name: _held(weights) for name, weights in tensors.items()}
-    save_stored(folder, config, entries, facts, dtype)
+    save_stored(folder, config, entries, metadata, dtype)
 
 
 def save_stored(
     folder: Path,
     config: Mapping[str, Any],
     entries: Mapping[str, Mapping[str, Stored]],
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> None:
     """`save` of tensors that are read one by one; None keeps every float as it is."""
@@ -123,7 +123,7 @@ def save_stored(
             own = {k: v for k, v in stored.items() if k not in tied[name]}
             sums[name] = _write_component(folder, name, own, dtype)
         former = _names(folder)
-        _write_document(folder, config, facts, sums, tied)
+        _write_document(folder, config, metadata, sums, tied)
     _remove(folder, former | sums.keys(), sums)
 
 
@@ -189,10 +189,11 @@ def open_component(folder: Path, name: str, digest: str = "") -> Entries:
 
 
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
-    """(config, component -> state dict, facts).  Raises StoreError for missing or damaged files."""
-    config, opened, facts = open_folder(folder)
+    """(config, component -> state dict, metadata).  Raises StoreError for missing or damaged
+    files."""
+    config, opened, metadata = open_folder(folder)
     tensors = {n: {k: e.read() for k, e in own.items()} for n, own in opened.items()}
-    return config, tensors, facts
+    return config, tensors, metadata
 
 
 def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
@@ -292,22 +293,22 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:12]
 
 
-def set_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Other facts for a model; its name by `fingerprint` stays."""
-    held = document(Path(folder)) | {"facts": dict(facts)}
+def set_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Other metadata for a model; its name by `fingerprint` stays."""
+    held = document(Path(folder)) | {"facts": dict(metadata)}
     write_text(Path(folder) / "config.json", json.dumps(held, indent=2, ensure_ascii=False))
 
 
 def write_module(path: Path, module: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """A module's weights, whole or as the file was."""
     entries = {name: held(tensor) for name, tensor in module.state_dict().items()}
-    with writing(path), whole(path) as temporary:
+    with writing(path), atomic_write(path) as temporary:
         write_safetensors(temporary, entries, dtype)
 
 
 def write_text(path: Path, text: str) -> None:
     """The file whole, or as it was; what is not Unicode, as in some names of files, is escaped."""
-    with writing(path), whole(path) as temporary:
+    with writing(path), atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -322,11 +323,11 @@ def sha256(path: Path) -> str:
 def _write_document(
     folder: Path,
     config: Mapping,
-    facts: Mapping,
+    metadata: Mapping,
     sums: Mapping[str, str],
     tied: Mapping[str, Mapping[str, str]],
 ) -> None:
-    document = {"config": dict(config), "facts": dict(facts), "sha256": dict(sums)}
+    document = {"config": dict(config), "facts": dict(metadata), "sha256": dict(sums)}
     if any(tied.values()):
         document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
     write_text(folder / "config.json", json.dumps(document, indent=2, ensure_ascii=False))
@@ -364,7 +365,7 @@ def _components(folder: Path, document: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def document(folder: Path) -> dict:
-    """config, facts and sha256 of a model folder, as its config.json has them.
+    """config, metadata and sha256 of a model folder, as its config.json has them.
 
     Raises StoreError where it is no Document.
     """

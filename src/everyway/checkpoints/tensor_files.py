@@ -137,8 +137,8 @@ def check(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> None:
         "misshapen": wrong,
     }
     if any(faults.values()):
-        told = "; ".join(f"{k}: {some(v)}" for k, v in faults.items() if v)
-        raise LayoutError(f"the file does not fit this layout: {told}")
+        details = "; ".join(f"{k}: {some(v)}" for k, v in faults.items() if v)
+        raise LayoutError(f"the file does not fit this layout: {details}")
 
 
 def some(names: Sequence[str], most: int = 8) -> str:
@@ -174,8 +174,8 @@ def _odd(path: Path, kind: str) -> StoreError:
 
 
 def _damaged(path: Path, reason: object) -> StoreError:
-    told = " ".join(str(reason).split()) or type(reason).__name__
-    return StoreError(f"{path} is damaged or truncated ({told:.200}); copy it again")
+    details = " ".join(str(reason).split()) or type(reason).__name__
+    return StoreError(f"{path} is damaged or truncated ({details:.200}); copy it again")
 
 
 # -- safetensors ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A text as a network of latents is told it: CLIP's state of every token, as it is.
+"""A text as a network of latents is conditioned on it: CLIP's state of every token, as it is.
 
 B sentences, L tokens, D width.
 Source: Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", 2022,

@@ -1,4 +1,4 @@
-"""A text as what a network is told: CLIP's state of every token, each of length 1.
+"""A text as what a network is conditioned on: CLIP's state of every token, each of length 1.
 
 B sentences, L tokens, D width.
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
@@ -35,7 +35,7 @@ CLIP_B32_TEXT = {
 
 
 class ClipText(nn.Module):
-    """Sentences -> (B, length, D), in lower case; the padding after a sentence is told as well.
+    """Sentences -> (B, length, D), in lower case; the padding after a sentence is encoded as well.
 
     The authors ran it in half precision, whose features differ a little.
 

@@ -86,7 +86,7 @@ class Words:
 
 
 class Labels:
-    """Class numbers, told as they are."""
+    """Class numbers, as they are."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes

@@ -104,7 +104,7 @@ def check(
             duplicates.append((pair.name, printable(former[pixels])))
         if len(shown) < sheet:
             shown.append(_fitted(image, side))
-    classes = Counter(str(p.kind) for p in found.pairs if p.kind is not None)
+    classes = Counter(str(p.label) for p in found.pairs if p.label is not None)
     return FolderReport(
         images=len(found.pairs),
         captions=sum(len(pair.captions) for pair in found.pairs),

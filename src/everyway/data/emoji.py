@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from everyway.atomic import atomic_write
 from everyway.data.captions import Lexicon, plain, say, some
 from everyway.data.reading import parse
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
 from everyway.errors import EverywayError, UsageError
-from everyway.whole import whole
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -139,7 +139,7 @@ _STRETCH = (0.96, 1.04)
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}
 _EDGE = 2 / 64  # free margin beside an object at the rim
 
-# what a recogniser has to name: head -> number of classes; `second` ends with "no object"
+# what a classifier has to name: head -> number of classes; `second` ends with "no object"
 HEADS = {
     "first": len(OBJECTS),
     "second": len(OBJECTS) + 1,
@@ -155,7 +155,7 @@ Placed = tuple[np.ndarray, list[tuple[tuple[str, Any], int, int]]]
 """A picture in parts: the background's colour (3,), and the key of each sprite with its left and
 upper edge."""
 
-LESSONS: dict[str, dict[str, float]] = {
+CURRICULUM: dict[str, dict[str, float]] = {
     "emoji-portraits": {"portraits": 1.0, "whole": 1.0, "plain": 0.5},
     "emoji-singles": {"portraits": 1 / 3, "single": 1.0, "whole": 1.0, "plain": 0.5},
     "emoji": {"single": 2 / 3, "whole": 2 / 3, "plain": 0.5},
@@ -377,7 +377,7 @@ def targets(scene: Scene) -> dict[str, int]:
 
 
 def scene_of(classes: dict[str, int]) -> Scene:
-    """The inverse of `targets`, for the class that a recogniser chose in every head."""
+    """The inverse of `targets`, for the class that a classifier chose in every head."""
     first, second = OBJECTS[classes["first"]], classes["second"]
     size, background = SIZES[classes["first_size"]], BACKGROUNDS[classes["background"]]
     if second == len(OBJECTS):
@@ -472,7 +472,7 @@ def _artwork(font: str | None) -> dict[str, Image.Image]:
 
 def cut(path: Path = CUT, font: str | None = None) -> None:
     """Writes the artwork alone into a file of a few megabytes, which is read in place of a font."""
-    with whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **{n: np.asarray(p) for n, p in _artwork(font).items()})
 
 

@@ -1,7 +1,7 @@
 """A data set as an ordinary folder: image.png, image.txt with one caption a line, metadata.jsonl.
 
 Reading takes what people have (`data.listing`, `data.pairs`), and leaves out what cannot be used,
-by name.  Every file is written whole or not at all.
+by name.  Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from everyway.atomic import atomic_write
 from everyway.data.decode import read_picture
 from everyway.data.faults import FolderError, printable, reason
 from everyway.data.listing import TABLES
 from everyway.data.pairs import Pair, json_row, name_of, one_a_line, pairs_of
 from everyway.data.pictures import square
 from everyway.data.sample import Sample
-from everyway.whole import whole
 
 METADATA = TABLES[0]
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Folder:
                 f"none of the {len(found.pairs)} pictures of {printable(path)} can be used; "
                 f"the first fault is {printable(name)}: {fault}"
             )
-        self.classes = tuple(sorted({p.kind for p in found.pairs if isinstance(p.kind, str)}))
+        self.classes = tuple(sorted({p.label for p in found.pairs if isinstance(p.label, str)}))
         self.total = len(found.pairs)
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class Folder:
         digest = hashlib.sha256()
         for pair in self.pairs:
             file = pair.picture
-            own = (pair.name, file.size, file.changed, file.start, pair.captions, pair.kind)
+            own = (pair.name, file.size, file.changed, file.start, pair.captions, pair.label)
             digest.update(repr(own).encode())
         return digest.hexdigest()
 
@@ -136,7 +136,7 @@ class Folder:
             captions=pair.captions,
             record=pair.record,
             key=str(Path(pair.name).with_suffix("")),
-            label=self.classes.index(pair.kind) if isinstance(pair.kind, str) else pair.kind,
+            label=self.classes.index(pair.label) if isinstance(pair.label, str) else pair.label,
         )
 
 
@@ -158,16 +158,16 @@ def write_folder(path: Path, samples: Iterable[Sample]) -> int:
     for count, sample in enumerate(samples, 1):
         stem = _stem(sample.key) or f"{count - 1:08d}"
         image, captions = Image.fromarray(sample.image), "\n".join(one_a_line(sample.captions))
-        with whole(path / f"{stem}.png") as temporary:
+        with atomic_write(path / f"{stem}.png") as temporary:
             image.save(temporary, format="PNG")
-        with whole(path / f"{stem}.txt") as temporary:
+        with atomic_write(path / f"{stem}.txt") as temporary:
             temporary.write_text(captions + "\n", encoding="utf-8")
         row = {"file_name": f"{stem}.png", "text": sample.captions[0] if sample.captions else ""}
         row["captions"] = list(sample.captions)
         rows[f"{stem}.png"] = row | ({"record": sample.record} if sample.record else {})
     lines = _lines_of_others(path / METADATA, rows)
     lines += [json.dumps(row, ensure_ascii=False).encode() for row in rows.values()]
-    with whole(path / METADATA) as temporary:
+    with atomic_write(path / METADATA) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in lines))
     return count
 

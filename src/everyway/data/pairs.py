@@ -45,7 +45,7 @@ class Row:
 class Pair:
     """A picture and what is said of it.
 
-    kind: the name of its class, or its number.  fault: why it has no captions; "" if nothing but
+    label: the name of its class, or its number.  fault: why it has no captions; "" if nothing but
     that they are missing.
     """
 
@@ -53,7 +53,7 @@ class Pair:
     picture: Found
     captions: tuple[str, ...]
     record: dict[str, Any] | None
-    kind: str | int | None
+    label: str | int | None
     fault: str = ""
 
 
@@ -115,7 +115,7 @@ def one_a_line(captions: Iterable[str]) -> tuple[str, ...]:
 def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None) -> Pair:
     beside = out.listing.beside(name)
     own = any(n.lower().endswith(TEXTS) for n in beside)
-    kind: str | int | None = out.listing.class_of(name)
+    label: str | int | None = out.listing.class_of(name)
     captions: tuple[str, ...] = ()
     fault = ""
     for other, found in beside.items():
@@ -124,7 +124,7 @@ def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None
             if end in TEXTS:
                 captions += one_a_line(_content(found).split("\n"))
             elif end == ".cls":
-                kind = _class_number(_content(found))
+                label = _class_number(_content(found))
             elif not own:
                 row.add(json_row(_content(found)))
         except (OSError, UnicodeDecodeError, FolderError) as error:
@@ -136,7 +136,7 @@ def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None
         out.bad += [(name, f"{caption[:40]!r}: {why}") for caption, why in unread.items()]
         captions = tuple(caption for caption in captions if caption not in unread)
         fault = fault or next(iter(unread.values()), "")
-    return Pair(name, out.listing.pictures[name], captions, row.record, kind, fault)
+    return Pair(name, out.listing.pictures[name], captions, row.record, label, fault)
 
 
 def _content(found: Found) -> str:

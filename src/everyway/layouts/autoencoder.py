@@ -109,8 +109,8 @@ def unwhitened(channels: int, scale: float = 1.0) -> dict[str, Tensor]:
 # -- the layouts ------------------------------------------------------------------------------
 
 
-def _settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
-    """Of an `ImageVAE`.  told: scaling_factor, norm_num_groups, sample_size."""
+def _settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
+    """Of an `ImageVAE`.  given: scaling_factor, norm_num_groups, sample_size."""
     channels = widths(shapes, "autoencoder.")
     return {
         "autoencoder": {
@@ -121,11 +121,11 @@ def _settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
             "block_out_channels": channels,
             "layers_per_block": shapes.count("autoencoder.encoder.down_blocks.0.resnets.{i}"),
             "latent_channels": shapes["autoencoder.post_quant_conv.weight"][0],
-            "norm_num_groups": int(told.get("norm_num_groups", 32)),
-            "sample_size": int(told.get("sample_size", 512)),
+            "norm_num_groups": int(given.get("norm_num_groups", 32)),
+            "sample_size": int(given.get("sample_size", 512)),
         },
         "fold": 1,
-        "scale": float(told.get("scaling_factor", SCALE)),
+        "scale": float(given.get("scaling_factor", SCALE)),
     }
 
 

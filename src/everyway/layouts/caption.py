@@ -32,21 +32,21 @@ def _tied(entries: Entries) -> Entries:
     return {HEAD: entries[TABLE], **entries} | {HEAD: entries[TABLE]}
 
 
-def _settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
-    """Of a `TextLatent`, all but CLIP's part and the tokenizers.  told: n_head, the activation."""
+def _settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
+    """Of a `TextLatent`, all but CLIP's part and the tokenizers.  given: n_head, the activation."""
     vocabulary, width = shapes[TABLE]
     decoder = {
         "n_embd": width,
         "n_layer": shapes.count("decoder.transformer.h.{i}"),
-        "n_head": int(told.get("n_head", max(1, width // 64))),
+        "n_head": int(given.get("n_head", max(1, width // 64))),
         "n_positions": shapes["decoder.transformer.wpe.weight"][0],
         "n_inner": shapes["decoder.transformer.h.0.mlp.c_fc.weight"][1],
         "vocab_size": vocabulary,
-        "activation_function": told.get("activation_function", "gelu_new"),
+        "activation_function": given.get("activation_function", "gelu_new"),
         **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), vocabulary - 1),
     }
     return {
-        "length": int(told.get("prefix_length", 77)),
+        "length": int(given.get("prefix_length", 77)),
         "dim": shapes["narrow.weight"][0],
         "decoder": decoder,
         "keep_padding": True,

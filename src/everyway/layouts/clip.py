@@ -31,26 +31,26 @@ _OF_TEXTS = (r"text_model\..*", r"text_projection\.weight")
 _COUNTED = (r".*embeddings\.position_ids", "logit_scale")
 
 
-def _tower(shapes: Shapes, layers: str, told: Settings) -> dict[str, Any]:
+def _tower(shapes: Shapes, layers: str, given: Settings) -> dict[str, Any]:
     """Settings that both encoders have.  layers: our names of them, up to {i}."""
     width = shapes[f"{layers.format(i=0)}.layer_norm1.weight"][0]
     return {
         "hidden_size": width,
         "intermediate_size": shapes[f"{layers.format(i=0)}.mlp.fc1.weight"][0],
         "num_hidden_layers": shapes.count(layers),
-        "num_attention_heads": int(told.get("num_attention_heads", max(1, width // 64))),
-        "hidden_act": told.get("hidden_act", "quick_gelu"),
+        "num_attention_heads": int(given.get("num_attention_heads", max(1, width // 64))),
+        "hidden_act": given.get("hidden_act", "quick_gelu"),
     }
 
 
 # -- pictures ---------------------------------------------------------------------------------
 
 
-def _image_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def _image_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """Of an `ImageEmbedding`."""
     patch = shapes["model.vision_model.embeddings.patch_embedding.weight"][2]
     places = shapes["model.vision_model.embeddings.position_embedding.weight"][0]
-    own = _tower(shapes, "model.vision_model.encoder.layers.{i}", told.get("vision_config", told))
+    own = _tower(shapes, "model.vision_model.encoder.layers.{i}", given.get("vision_config", given))
     return {
         "vision": own
         | {
@@ -101,10 +101,10 @@ def _infix() -> str:
     return "text_model." if any(n.startswith("states.model.text_model.") for n in names) else ""
 
 
-def _text_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def _text_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """Of the `TextStates` in a `TextLatent`."""
     start = TEXT_STATES + _infix()
-    own = _tower(shapes, start + "encoder.layers.{i}", told.get("text_config", told))
+    own = _tower(shapes, start + "encoder.layers.{i}", given.get("text_config", given))
     vocabulary, width = shapes[f"{start}embeddings.token_embedding.weight"]
     return {
         "text": own
@@ -177,9 +177,9 @@ def _around_projection(rename, entries: Entries) -> Entries:
     return rename({k: v for k, v in entries.items() if k != PROJECTION}) | projection
 
 
-def _openai_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def _openai_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """Of a `ClipText`, all but its tokenizer."""
-    return _text_settings(shapes, told) | {"projection": shapes.get(PROJECTION, (0, 0))[1]}
+    return _text_settings(shapes, given) | {"projection": shapes.get(PROJECTION, (0, 0))[1]}
 
 
 def _openai_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:

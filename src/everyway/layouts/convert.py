@@ -24,7 +24,7 @@ from everyway.layouts import file_layout, files
 from everyway.layouts.file_layout import FileLayout, Part
 from everyway.placement import CPU
 from everyway.system import System
-from everyway.systems import HUB, Lacking, system_module
+from everyway.systems import HUB, MissingParts, system_module
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,13 +71,13 @@ class Opened:
     """A model whose tensors are still in their files.
 
     config: {"system", "config"} as in a model folder; a lone codec has no system.
-    components: name -> tensors.  facts: of the folder; "source" has what writing back needs.
+    components: name -> tensors.  metadata: of the folder; "source" has what writing back needs.
     folder: of ours that has this config, if any.
     """
 
     config: Mapping[str, Any]
     components: Mapping[str, Entries]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     folder: Path | None = None
 
     @property
@@ -99,41 +99,41 @@ def open_model(
     layout: str = "",
     parts: Mapping[str, str] | None = None,
     weights: str = "",
-    told: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
 ) -> Opened:
     """A shipped model or folder of ours, a foreign file or folder, or a pipeline of diffusers.
 
     layout: the name of a row of LAYOUTS; "" recognises it.  parts: what a layout or TABLES names ->
-    path or hf:owner/name of what is missing.  weights: which set of a file with several.  told:
+    path or hf:owner/name of what is missing.  weights: which set of a file with several.  hints:
     settings that no shapes show, such as heads; {"null": "fresh"} gives a network that learned no
     null one to learn.
     Raises ValueError (LayoutError) for what cannot be used, StoreError for damaged files.
     """
     path, wanted = shipped_folder(source) or local(source), _known(parts or {})
-    told = _hints(told or {})
+    hints = _hints(hints or {})
     begun = Opened(config={"system": "", "config": {}}, components={})
     if (path / "model_index.json").is_file():
         wanted = _inside(path) | wanted
-        _unread(path, layout=layout, weights=weights, **told)
+        _unread(path, layout=layout, weights=weights, **hints)
         if not wanted:
             raise UsageError(f"{path} holds no part that is known; get the pipeline anew")
     elif is_ours(path):
-        config, components, facts = store.open_folder(path)
-        begun = Opened(config=config, components=components, facts=facts, folder=path)
-        _unread(path, layout=layout, weights=weights, **told)
+        config, components, metadata = store.open_folder(path)
+        begun = Opened(config=config, components=components, metadata=metadata, folder=path)
+        _unread(path, layout=layout, weights=weights, **hints)
         with _sound(begun):
             whole = {name: config[name] for name in ("system", "config")}
             _check_numbers(whole, max(LARGEST, begun.parameters))
-        lacking(begun)
+        missing_parts(begun)
     else:
-        begun = _with_file(begun, path, layout, "", weights, told)
-        _heard(begun, path, told)
+        begun = _with_file(begun, path, layout, "", weights, hints)
+        _heard(begun, path, hints)
     for name in _in_order(wanted):
         if name in TABLES:
             begun = _with_table(begun, name, wanted[name])
         else:
             begun = _with_file(begun, local(wanted[name]), "", name, "", {})
-    return _with_null(begun) if "null" in told else begun
+    return _with_null(begun) if "null" in hints else begun
 
 
 def shipped() -> list[str]:
@@ -149,31 +149,31 @@ def shipped_folder(name: str) -> Path | None:
     return SHIPPED / name if name in names else None
 
 
-def _hints(told: Mapping[str, Any]) -> dict[str, Any]:
+def _hints(hints: Mapping[str, Any]) -> dict[str, Any]:
     """LayoutError for a setting that there is not, and for a value that it cannot have."""
-    if odd := sorted(set(told) - HINTS):
+    if odd := sorted(set(hints) - HINTS):
         raise LayoutError(
             f"--set {', '.join(odd)}: no file needs it; known are {', '.join(sorted(HINTS))}"
         )
-    for name, value in told.items():
+    for name, value in hints.items():
         if name == "null" and value != "fresh":
             raise LayoutError(f"null={value}: only null=fresh can be set; leave it out")
         if name != "null" and not re.fullmatch("[1-9][0-9]{0,5}", str(value)):
             raise LayoutError(f"{name}={value}: give a whole number")
-    return dict(told)
+    return dict(hints)
 
 
-def _heard(model: Opened, path: Path, told: Mapping[str, Any]) -> None:
+def _heard(model: Opened, path: Path, hints: Mapping[str, Any]) -> None:
     """LayoutError for a hint that no layout of what was read takes."""
-    rows = {row["layout"] for row in model.facts["source"].values()}
+    rows = {row["layout"] for row in model.metadata["source"].values()}
     taken = {hint for layout in _table().LAYOUTS if layout.name in rows for hint in layout.hints}
-    if odd := sorted(set(told) - taken - {"null"}):
+    if odd := sorted(set(hints) - taken - {"null"}):
         raise LayoutError(f"--set {', '.join(odd)}: {path} has nothing that reads it; leave it out")
 
 
-def _unread(path: Path, **told: Any) -> None:
+def _unread(path: Path, **hints: Any) -> None:
     """LayoutError for what was told of files that say it themselves."""
-    if odd := [f"{k}={v}" for k, v in told.items() if v and k != "null"]:
+    if odd := [f"{k}={v}" for k, v in hints.items() if v and k != "null"]:
         raise LayoutError(f"{', '.join(odd)}: {path} says it itself; leave it out")
 
 
@@ -188,7 +188,7 @@ def _sound(model: Opened, *fair: type[Exception]) -> Iterator[None]:
         with store.at_most(2 * tensors + 1000):  # tied ones count twice, shared ones lie elsewhere
             yield
     except FAULTS as error:
-        if model.folder is None or isinstance(error, (Lacking, StoreError, *fair)):
+        if model.folder is None or isinstance(error, (MissingParts, StoreError, *fair)):
             raise
         reason = re.sub(r"^\S+\(\) ", "", " ".join(str(error).split())) or type(error).__name__
         reason += " is missing" if isinstance(error, KeyError) else ""
@@ -259,7 +259,7 @@ def local(where: str) -> Path:
 
 
 def _with_file(
-    model: Opened, path: Path, layout: str, part: str, weights: str, told: Mapping[str, Any]
+    model: Opened, path: Path, layout: str, part: str, weights: str, hints: Mapping[str, Any]
 ) -> Opened:
     """The model with what a file holds: one part, or all parts of a file of several, or of these
     the one asked for."""
@@ -268,12 +268,12 @@ def _with_file(
     wholes = () if layout else _table().WHOLES
     parts = next(filter(None, (whole.split(names) for whole in wholes)), {})
     if not parts:
-        return _with_tensors(model, source, path, layout, part, told)
+        return _with_tensors(model, source, path, layout, part, hints)
     if part and part not in parts:
         raise LayoutError(f"{path} holds no {part}; it holds {', '.join(parts)}")
     for name in [part] if part else parts:
         own = source._replace(entries=parts[name])
-        model = _with_tensors(model, own, path, "", name, told)
+        model = _with_tensors(model, own, path, "", name, hints)
     return model
 
 
@@ -283,7 +283,7 @@ def _with_tensors(
     path: Path,
     layout: str,
     part: str,
-    told: Mapping[str, Any],
+    hints: Mapping[str, Any],
 ) -> Opened:
     """The model with the tensors of one part, their layout named or recognised."""
     if layout:
@@ -292,7 +292,7 @@ def _with_tensors(
         fitting = [row for row in _table().LAYOUTS if part in ("", row.part)]
         chosen = file_layout.recognised(source.entries, fitting, path)
     try:
-        read = file_layout.read(source.entries, chosen, {**source.config, **told})
+        read = file_layout.read(source.entries, chosen, {**source.config, **hints})
         return _with_part(model, read, path, source.taken)
     except LayoutError as error:
         raise LayoutError(f"{path} as {chosen.name}: {error}") from None
@@ -322,13 +322,13 @@ def _with_part(model: Opened, part: Part, path: Path, taken: str) -> Opened:
         "prefix": part.prefix,
         "weights": taken,
     }
-    facts = dict(model.facts)
-    facts["source"] = {**facts.get("source", {}), name: row}
+    metadata = dict(model.metadata)
+    metadata["source"] = {**metadata.get("source", {}), name: row}
     config = _config(model.config, layout, part.settings)
     return Opened(
         config=config,
         components={k: v for k, v in components.items() if v},
-        facts=facts | _facts(config),
+        metadata=metadata | _metadata(config),
     )
 
 
@@ -386,18 +386,18 @@ def _with_codec(config: Mapping[str, Any], component: str, settings: Mapping[str
     return {"system": system, "config": own}
 
 
-def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config["system"]:
         return {}
     return {"image_size": system_module(config["system"]).image_size(config["config"])}
 
 
-def lacking(model: Opened) -> list[str]:
+def missing_parts(model: Opened) -> list[str]:
     """The parts, as PART=FILE, that a model still needs before it can be run."""
     if not model.config["system"]:
         tokens = "quantiser" in _codecs(model.config).get("image", {})
         return ["network=coco_pretrained.pth" if tokens else "network=uvit_v1.pth"]
-    missing = _system(model).lacking
+    missing = _system(model).missing_parts
     with _sound(model):
         return missing(model.config["config"])
 
@@ -410,9 +410,9 @@ def _system(model: Opened) -> ModuleType:
 
 def taken(model: Opened) -> str:
     """Which of several sets of weights was taken of a file, in words; "" where there was one."""
-    rows = model.facts.get("source", {}).items() if model.folder is None else ()
-    told = [f"; {name} of {row['weights']}" for name, row in rows if row.get("weights")]
-    return "".join(dict.fromkeys(told))
+    rows = model.metadata.get("source", {}).items() if model.folder is None else ()
+    sets = [f"; {name} of {row['weights']}" for name, row in rows if row.get("weights")]
+    return "".join(dict.fromkeys(sets))
 
 
 # -- using ------------------------------------------------------------------------------------
@@ -423,9 +423,9 @@ def save(model: Opened, folder: Path, dtype: torch.dtype | None = None) -> None:
 
     Raises as `restored` does, before anything is written, where the parts do not fit together.
     """
-    if model.config["system"] and not lacking(model):
+    if model.config["system"] and not missing_parts(model):
         _built(model)
-    store.save_stored(folder, model.config, model.components, model.facts, dtype)
+    store.save_stored(folder, model.config, model.components, model.metadata, dtype)
     if model.config["system"]:
         card.write_card(Path(folder))
 
@@ -439,7 +439,7 @@ def restored(
 
     dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
     home: component -> the device that it is filled on.
-    Raises Lacking where it lacks a codec, LayoutError where weights do not fit its config, and
+    Raises MissingParts where it lacks a codec, LayoutError where weights do not fit its config, and
     StoreError for either of the two in a damaged folder of ours.
     """
     system = _built(model)
@@ -522,7 +522,7 @@ def _held_by(model: Opened, origin: str) -> dict[FileLayout, tuple[Mapping[str, 
 def _theirs(
     model: Opened, layout: FileLayout, own: Entries, settings: Mapping[str, Any]
 ) -> Entries:
-    source = model.facts.get("source", {}).get(layout.part, {})
+    source = model.metadata.get("source", {}).get(layout.part, {})
     if source.get("layout") != layout.name:
         return file_layout.theirs(layout, own, settings)
     aside = _aside(model, layout.part)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everyway.atomic import atomic_write
 from everyway.checkpoints.store import unfilled, write_text, writing
 from everyway.checkpoints.tensor_files import (
     Entries,
@@ -28,7 +29,6 @@ from everyway.checkpoints.tensor_files import (
     write_safetensors,
 )
 from everyway.errors import UsageError
-from everyway.whole import whole
 
 Settings = Mapping[str, Any]
 Rename = Callable[[Entries], Entries]
@@ -163,8 +163,8 @@ def recognised(entries: Entries, layouts: Sequence[FileLayout], path: Path) -> F
     raise LayoutError(f"{path} is of no known layout; known are {known}")
 
 
-def read(entries: Entries, layout: FileLayout, told: Settings) -> Part:
-    """A file's tensors under our names, not read yet.  told: the config.json beside them.
+def read(entries: Entries, layout: FileLayout, given: Settings) -> Part:
+    """A file's tensors under our names, not read yet.  given: the config.json beside them.
 
     Raises LayoutError, one line that lists what is missing, extra, misshapen or unknown.
     """
@@ -178,7 +178,7 @@ def read(entries: Entries, layout: FileLayout, told: Settings) -> Part:
     own = {k: v for k, v in entries.items() if k not in {*aside, *dropped, *following}}
     _check_numbers(own)
     ours = layout.to_ours(own)
-    settings = layout.settings(Shapes(shapes(ours)), told)
+    settings = layout.settings(Shapes(shapes(ours)), given)
     _check_following(following, aside, layout.derived(settings))
     wanted = {k: _empty(shape) for k, shape in layout.expected(settings).items()}
     spare = (*layout.aside, *layout.optional)
@@ -285,8 +285,8 @@ def write_whole(folder: Path, kind: Whole, parts: Mapping[str, Entries]) -> Path
 
 
 def _put(path: Path, entries: Mapping[str, Any]) -> Path:
-    """The file whole, or as it was."""
+    """Written atomically."""
     write = write_safetensors if path.suffix == ".safetensors" else write_pth
-    with writing(path), whole(path) as temporary:
+    with writing(path), atomic_write(path) as temporary:
         write(temporary, entries)
     return path

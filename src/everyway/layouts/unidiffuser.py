@@ -125,15 +125,15 @@ def from_diffusers(state: Mapping[str, E]) -> dict[str, E]:
     return together(to_ours(used, DIFFUSERS_KEYMAP), *_QKV)
 
 
-def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def inferred(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """The sizes of a `UniDiffuserConfig` by our names and shapes of its weights.
 
-    told: drawn_size, and heads (diffusers: num_attention_heads), which else are of 64 dimensions.
+    given: drawn_size, and heads (diffusers: num_attention_heads), which else are of 64 dimensions.
     LayoutError for weights of other networks.
     """
     dim, channels, patch, _ = shapes["embed.image.weight"]
     text_dim, embed_dim = (shapes[f"embed.{n}.weight"][1] for n in ("text", "image_embed"))
-    length = int(told.get("num_text_tokens", 77))
+    length = int(given.get("num_text_tokens", 77))
     options = blocks_of(shapes)
     if options.pop("mlp_ratio") != 4:
         raise LayoutError("the file's MLPs are not four times as wide as its tokens")
@@ -145,9 +145,9 @@ def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
         "text_length": length,
         "text_dim": text_dim,
         "dim": dim,
-        "heads": int(told.get("heads", told.get("num_attention_heads", max(1, dim // 64)))),
+        "heads": int(given.get("heads", given.get("num_attention_heads", max(1, dim // 64)))),
         "data_type": "embed.data_type.weight" in shapes,
-        "drawn_size": int(told.get("drawn_size", 0)),
+        "drawn_size": int(given.get("drawn_size", 0)),
     }
 
 

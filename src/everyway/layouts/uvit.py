@@ -51,12 +51,12 @@ def network_shapes(config: UViTConfig) -> dict[str, tuple[int, ...]]:
     return shapes_of(lambda: UViT(config))
 
 
-def inferred(shapes: Shapes, told: Settings) -> UViTConfig:
+def inferred(shapes: Shapes, given: Settings) -> UViTConfig:
     """The config of weights by our names and shapes.
 
     Neither heads nor time_scale show in them: those of the preset of these shapes, whatever its
     number of classes; else heads are of 64 dimensions, and pixels are of continuous time.  Heads
-    that are `told` go first.  LayoutError for no U-ViT.
+    that are `given` go first.  LayoutError for no U-ViT.
     """
     dim, channels, patch, _ = shapes["embed.image.weight"]
     classes = shapes.get("embed.label.weight", (0,))[0]
@@ -68,7 +68,7 @@ def inferred(shapes: Shapes, told: Settings) -> UViTConfig:
         patch=patch,
         channels=channels,
         dim=dim,
-        heads=int(told.get("heads", max(1, dim // 64))),
+        heads=int(given.get("heads", max(1, dim // 64))),
         classes=classes,
         context=context,
         conv="conv.image.weight" in shapes,
@@ -77,7 +77,7 @@ def inferred(shapes: Shapes, told: Settings) -> UViTConfig:
         **blocks_of(shapes),
     )
     alike = next((p for p in uvit.PRESETS.values() if _alike(p, config)), config)
-    heads = config.heads if "heads" in told else alike.heads
+    heads = config.heads if "heads" in given else alike.heads
     return replace(config, heads=heads, time_scale=alike.time_scale)
 
 
@@ -137,7 +137,7 @@ LAYOUTS = (
         component="network",
         system="uvit",
         marks=("pos_embed", "patch_embed.proj.weight", "decoder_pred.weight"),
-        settings=lambda shapes, told: {"network": inferred(shapes, told).to_json()},
+        settings=lambda shapes, given: {"network": inferred(shapes, given).to_json()},
         hints=("heads",),
         expected=lambda settings: network_shapes(_config(settings)),
         to_ours=partial(to_ours, table=KEYMAP),

@@ -124,7 +124,7 @@ def diffusers_config(settings: Settings) -> dict[str, Any]:
 # -- settings ---------------------------------------------------------------------------------
 
 
-def _settings(kind: str, shapes: Shapes, told: Settings) -> dict[str, Any]:
+def _settings(kind: str, shapes: Shapes, given: Settings) -> dict[str, Any]:
     """Of an `ImageVQ` with attention on its coarsest level, all but the codes in use."""
     from everyway.systems.vq_diffusion import codec_of
 
@@ -136,7 +136,7 @@ def _settings(kind: str, shapes: Shapes, told: Settings) -> dict[str, Any]:
         layers=shapes.count("encoder.down_blocks.0.resnets.{i}"),
     )
     for tower in ("encoder", "decoder"):
-        made[tower]["norm_num_groups"] = int(told.get("norm_num_groups", 32))
+        made[tower]["norm_num_groups"] = int(given.get("norm_num_groups", 32))
     return made
 
 

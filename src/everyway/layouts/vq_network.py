@@ -150,10 +150,10 @@ def _mask(length: int) -> Stored:
 # -- settings ---------------------------------------------------------------------------------
 
 
-def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def inferred(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """Of a TokenTransformerConfig, by our names and shapes of its weights.
 
-    told: heads (16), side (that of the table; half of it for networks that are told no text).
+    given: heads (16), side (that of the table; half of it for networks without texts).
     """
     codes, dim = shapes["head.weight"]
     rows = shapes["embed.rows.weight"][0]
@@ -161,7 +161,7 @@ def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
     text = "blocks.0.cross.k.weight" in shapes
     labels = shapes.get("blocks.0.norm_mlp.table.weight", (0,))[0]
     null = shapes.get("null", (77,))
-    side = int(told.get("side", told.get("sample_size", rows if text else rows // 2)))
+    side = int(given.get("side", given.get("sample_size", rows if text else rows // 2)))
     if not 0 < side <= rows:
         raise LayoutError(f"side cannot be {side}: the network's tables are of {rows} rows")
     config = TokenTransformerConfig(
@@ -169,7 +169,7 @@ def inferred(shapes: Shapes, told: Settings) -> dict[str, Any]:
         side=side,
         dim=dim,
         depth=shapes.count("blocks.{i}"),
-        heads=int(told.get("heads", told.get("num_attention_heads", 16))),
+        heads=int(given.get("heads", given.get("num_attention_heads", 16))),
         mlp_ratio=fc1[0] // dim,
         mlp="conv" if len(fc1) == 4 else "linear",
         table_side=0 if rows == side else rows,
@@ -225,10 +225,10 @@ def with_null(settings: Settings, entries: Entries) -> tuple[dict[str, Any], Ent
     """A network that learned no null, with a fresh one to train on.
 
     For a text it is normal, as a new network's is; for a class it is one more row of every table,
-    their mean, which such networks are told for no class.  ValueError where there is one already.
+    their mean, which such networks get for no class.  ValueError where there is one already.
     """
     if settings["learned_null"] or settings["condition"] == "none":
-        raise UsageError("this network has a null of its own, or is told nothing; leave null out")
+        raise UsageError("this network has a null of its own, or no condition; leave null out")
     own = {**settings, "learned_null": True}
     if settings["condition"] == "text":
         shape = (settings["text_length"], settings["text_dim"])
@@ -264,7 +264,7 @@ def _without_null(settings: Settings) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != "learned_null"}
 
 
-def _null_settings(shapes: Shapes, told: Settings) -> dict[str, Any]:
+def _null_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
     length, width = shapes["null"]
     return {"learned_null": True, "text_length": length, "text_dim": width}
 
@@ -307,7 +307,7 @@ LAYOUTS = (
         name="vq-diffusion-diffusers",
         places=("embed.", "blocks.", "norm.", "head."),
         marks=("latent_image_embedding.emb.weight", "transformer_blocks.0.norm1.emb.weight"),
-        settings=lambda shapes, told: _without_null(inferred(shapes, told)),
+        settings=lambda shapes, given: _without_null(inferred(shapes, given)),
         fits=_in_diffusers,
         file="transformer/diffusion_pytorch_model.safetensors",
         their_config=diffusers_config,

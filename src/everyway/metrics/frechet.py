@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of pictures, on the features of a recogniser of ours.
+"""The Fréchet distance between two sets of pictures, on the features of a classifier of ours.
 
 Values on these features compare models of one data set with each other and with nothing else.
 Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", 2017, arXiv 1706.08500.

@@ -20,7 +20,7 @@ from everyway.metrics import lattice, scenes, shapes
 from everyway.request import RequestError
 
 Seen = dict[str, bool]
-RECOGNISER = Path(__file__).parent.parent / "shipped" / "recogniser"
+CLASSIFIER = Path(__file__).parent.parent / "shipped" / "classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ class Judge:
 
 
 @cache
-def _recogniser():
-    return scenes.load(RECOGNISER)
+def _classifier():
+    return scenes.load_classifier(CLASSIFIER)
 
 
 def _spell_scene(scene) -> str:
@@ -61,7 +61,7 @@ def _spell_scene(scene) -> str:
 
 
 EMOJI = Judge(
-    read=lambda pictures: scenes.read(_recogniser(), pictures),
+    read=lambda pictures: scenes.read(_classifier(), pictures),
     parse=emoji.parse_caption,
     score=scenes.score,
     spell=_spell_scene,
@@ -71,7 +71,7 @@ EMOJI = Judge(
         "a cactus left of a rocket on yellow",
         "분홍 배경에 큰 여우",
     ),
-    features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
+    features=lambda pictures: torch.from_numpy(scenes.features(_classifier(), pictures)),
     unseen=emoji.EmojiScenes,
 )
 LATTICE = Judge(
@@ -99,7 +99,7 @@ LATTICE = Judge(
             "초록 배경, 작은 피자 위에 큰 호랑이",
         ),
     },
-    features=lambda pictures: torch.from_numpy(scenes.features(_recogniser(), pictures)),
+    features=lambda pictures: torch.from_numpy(scenes.features(_classifier(), pictures)),
     crispness=lattice.crispness,
     unseen=lattice_data.Lattice,
 )
@@ -116,7 +116,7 @@ JUDGES: dict[str, Judge] = {
             "a blue cross top on yellow",
         ),
     ),
-    **dict.fromkeys(emoji.LESSONS, EMOJI),
+    **dict.fromkeys(emoji.CURRICULUM, EMOJI),
     **dict.fromkeys(("lattice", "lattice-whole"), LATTICE),
     "lattice-246": replace(
         LATTICE,
@@ -133,7 +133,7 @@ def judge_of(model) -> Judge:
 
     Raises RequestError for a model of other data than ours: nothing here can read its pictures.
     """
-    data = model.facts.get("training", {}).get("data", "data unknown here")
+    data = model.metadata.get("training", {}).get("data", "data unknown here")
     if data not in JUDGES:
         known = " and ".join(JUDGES)
         raise RequestError(f"{model.name} learned {data}; only {known} can be judged: use generate")

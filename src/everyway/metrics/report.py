@@ -1,6 +1,6 @@
 """Scores of a model with the whole protocol beside them.
 
-A generated picture is read by a recogniser whose own accuracy on real pictures stands in the same
+A generated picture is read by a classifier whose own accuracy on real pictures stands in the same
 report; captions are parsed back to records; only what a prompt or caption states is scored.
 """
 
@@ -47,6 +47,7 @@ def evaluate(
     if n < 1:
         raise UsageError(f"n is {n}; at least 1 scene is needed")
     names, run = SUITES[suite]
+    rows = [{"recogniser": "classifier"}.get(row, row) for row in rows]  # its former name
     wrong = set(rows) - set(names)
     if wrong:
         raise UsageError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
@@ -77,7 +78,7 @@ TASK_OF = {
     "joint": "joint",
     "image": "image",
 }
-"""The first word of a row -> the task it asks; a row without one asks the recogniser alone."""
+"""The first word of a row -> the task it asks; a row without one asks the classifier alone."""
 
 
 def able(model: Model) -> set[str]:
@@ -85,7 +86,7 @@ def able(model: Model) -> set[str]:
     return {*model.system.tasks, ""}
 
 
-SHAPES_ROWS = ("t2i", "i2t", "joint", "recogniser")
+SHAPES_ROWS = ("t2i", "i2t", "joint", "classifier")
 SCENES_ROWS = (
     "t2i.one",
     "t2i.two",
@@ -96,7 +97,7 @@ SCENES_ROWS = (
     "joint",
     "image",
     "codec",
-    "recogniser",
+    "classifier",
 )
 
 
@@ -115,7 +116,7 @@ def shapes_suite(
                 yield row, ask.i2t(samples, [s.record for s in samples])
             case "joint":
                 yield row, ask.joint(n)
-            case "recogniser":
+            case "classifier":
                 yield row, ask.real(samples, [s.record for s in samples])
 
 
@@ -157,7 +158,7 @@ def scenes_suite(
             case "codec":
                 every = samples["one"] + samples["two"]
                 yield row, ask.codec(every, truths["one"] + truths["two"])
-            case "recogniser":
+            case "classifier":
                 every = samples["one"] + samples["two"]
                 yield row, ask.real(every, truths["one"] + truths["two"])
         if ask.made and judge.crispness:
@@ -193,14 +194,14 @@ class _Asker:
         return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
 
     def joint(self, n: int) -> list[Seen]:
-        made = self._untold("joint", n)
+        made = self._unconditional("joint", n)
         self.made = [r.image for r in made]
         seen = self.judge.read(self.made)
         return [self.judge.compare(self.judge.parse(r.text), s) for r, s in zip(made, seen)]
 
     def image(self, n: int) -> None:
         """Pictures without a text: nothing was stated, so only their looks are measured."""
-        self.made = [r.image for r in self._untold("image", n)]
+        self.made = [r.image for r in self._unconditional("image", n)]
 
     @torch.inference_mode()
     def codec(self, samples: list[Sample], truths: list) -> list[Seen]:
@@ -219,7 +220,7 @@ class _Asker:
         """In the order of what is given."""
         return self.model.generate(seed=self.seed, **given, **self.settings)
 
-    def _untold(self, kind: str, n: int) -> list[Result]:
+    def _unconditional(self, kind: str, n: int) -> list[Result]:
         one = GenerateRequest(kind=kind, **self.settings)
         seeds = range(self.seed, self.seed + n)
         return self.model.generate([one.model_copy(update={"seed": seed}) for seed in seeds])

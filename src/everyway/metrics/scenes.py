@@ -1,4 +1,4 @@
-"""What the recogniser sees in pictures of Emoji Scenes, and whether it is what was asked for."""
+"""What the classifier sees in pictures of Emoji Scenes, and whether it is what was asked for."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch import Tensor
 
 from everyway.data.emoji import HEADS, OBJECTS, scene_of
 from everyway.data.sample import Scene, to_tensor
-from everyway.nets.recogniser import Recogniser
+from everyway.nets.classifier import Classifier
 
 ATTRIBUTES = ("object", "size", "place", "relation", "background")
 SIDE = 64
 Picture = np.ndarray | Image.Image
 
 
-def load(path: Path) -> Recogniser:
-    """The recogniser of a safetensors file, or of the folder that holds recogniser.safetensors."""
+def load_classifier(path: Path) -> Classifier:
+    """The classifier of a safetensors file, or of the folder that holds classifier.safetensors."""
     path = Path(path)
-    weights = load_file(path / "recogniser.safetensors" if path.is_dir() else path)
-    net = Recogniser(HEADS)
+    weights = load_file(path / "classifier.safetensors" if path.is_dir() else path)
+    net = Classifier(HEADS)
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return net.eval()
 
 
 @torch.inference_mode()
-def read(net: Recogniser, images: Sequence[Picture], chunk: int = 100) -> list[Scene]:
+def read(net: Classifier, images: Sequence[Picture], chunk: int = 100) -> list[Scene]:
     """The whole scene that each picture shows.  images: uint8 (H, W, 3) or Pillow, any size."""
     return [scene_of(row) for part in _chunks(images, chunk) for row in classes(net(part))]
 
 
 @torch.inference_mode()
-def features(net: Recogniser, images: Sequence[Picture], chunk: int = 100) -> np.ndarray:
+def features(net: Classifier, images: Sequence[Picture], chunk: int = 100) -> np.ndarray:
     """(N, F) float32 features, for a Fréchet distance between two sets of pictures."""
     return np.concatenate([net.features(part).numpy() for part in _chunks(images, chunk)])
 
@@ -86,7 +86,7 @@ def _right(name: str, stated: Scene, seen: Scene) -> bool:
 
 
 def known(scene: Scene) -> bool:
-    """Whether the recogniser has a class for every object of the scene."""
+    """Whether the classifier has a class for every object of the scene."""
     return all(name in OBJECTS for name in scene.names)
 
 

@@ -55,7 +55,7 @@ def _seconds(dtype: torch.dtype) -> float:
 class Widened(TorchFunctionMode):
     """Every function sees tensors of half precision as float32, and answers in float32.
 
-    What asks a tensor for its dtype is told float32 too, so that inputs are cast to that.
+    What asks a tensor for its dtype gets float32 too, so that inputs are cast to that.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

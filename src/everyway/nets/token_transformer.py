@@ -21,7 +21,7 @@ from everyway.contracts import Bundle, Contexts, ScoreBias, Times
 from everyway.errors import UsageError
 from everyway.nets.attention import CrossAttention
 from everyway.nets.embed import with_null
-from everyway.nets.recompute import run
+from everyway.nets.gradient_checkpointing import run
 
 CHOICES = {
     "condition": ("none", "class", "text"),
@@ -39,8 +39,8 @@ class TokenTransformerConfig:
     in its own order (see TokenEmbedding), as in the published 16 x 16 models.
     condition: "text" is attended to, (B, text_length, text_dim); "class" is a label that scales
     and shifts before each MLP, from a table of `labels` rows; "none".
-    learned_null: what is told when nothing is: for a text a parameter of its shape, for a class
-    the last row of the table.  Without it a class has the mean of the table instead.
+    learned_null: the condition where none is given: for a text a parameter of its shape, for a
+    class the last row of the table.  Without it a class has the mean of the table instead.
     time: "table" is an embedding of every step, "abs" a sinusoid.  mlp: "conv" is 3 x 3.
     name: the modality, and its clock.
     """
@@ -68,8 +68,8 @@ class TokenTransformerConfig:
             raise UsageError(f"dim {self.dim} cannot be divided among {self.heads} heads")
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
-                told = f"{field} {getattr(self, field)!r} is unknown"
-                raise UsageError(f"{told}; choose {', '.join(known)}")
+                wrong = f"{field} {getattr(self, field)!r} is unknown"
+                raise UsageError(f"{wrong}; choose {', '.join(known)}")
         if (self.condition == "class") != (self.labels > 0):
             raise UsageError(f"labels is {self.labels}; give rows for a class condition, else 0")
         if self.learned_null and self.condition == "none":
@@ -133,8 +133,8 @@ class AdaNorm(nn.Module):
         if self.table is None:
             weight = self.scale_shift.weight
             return step_sinusoid(index, self.rows, weight.shape[1]).to(weight.dtype)
-        told = self.table(index.clamp(max=self.rows - 1))
-        return torch.where((index < self.rows)[:, None], told, self.table.weight.mean(0))
+        known = self.table(index.clamp(max=self.rows - 1))
+        return torch.where((index < self.rows)[:, None], known, self.table.weight.mean(0))
 
 
 class Mlp(nn.Module):
@@ -176,28 +176,30 @@ class Block(nn.Module):
         self,
         x: Tensor,
         step: Tensor,
-        told: Tensor | None,
+        context: Tensor | None,
         mask: Tensor | None = None,
         bias: ScoreBias | None = None,
     ) -> Tensor:
-        """x (B, L, D), step (B,), told: a text (B, M, W), labels (B,) or None -> (B, L, D).
+        """x (B, L, D), step (B,), context: a text (B, M, W), labels (B,) or None -> (B, L, D).
 
         mask, bias: of the attention to the text.
         """
         h = self.norm_attn(x, step)
         x = x + self.attn(h, h)
         if self.condition == "text":
-            x = x + self.cross(self.norm_cross(x, step), told, mask, bias)
-        h = self.norm_mlp(x, told) if self.condition == "class" else self.norm_mlp(x)
+            x = x + self.cross(self.norm_cross(x, step), context, mask, bias)
+        h = self.norm_mlp(x, context) if self.condition == "class" else self.norm_mlp(x)
         return x + self.mlp(h)
 
 
 class TokenTransformer(nn.Module):
     """(states, times, contexts) -> raw logits (B, L, K) of the clean tokens; no mask among them."""
 
-    def __init__(self, config: TokenTransformerConfig, checkpointing: bool = False) -> None:
+    def __init__(
+        self, config: TokenTransformerConfig, gradient_checkpointing: bool = False
+    ) -> None:
         super().__init__()
-        self.config, self.checkpointing = config, checkpointing
+        self.config, self.gradient_checkpointing = config, gradient_checkpointing
         self.embed = TokenEmbedding(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
@@ -221,18 +223,18 @@ class TokenTransformer(nn.Module):
         name = self.config.name
         if keep is not None and name not in keep:
             return {}
-        tokens, told = states[name], self._condition(contexts or {})
+        tokens, context = states[name], self._condition(contexts or {})
         if tokens.shape[1] != self.config.length:
             raise ValueError(f"{tokens.shape[1]} tokens were given; give {self.config.length}")
         step = step_of(times[name], self.config.steps)
         x = self.embed(tokens)  # (B, L, D)
         for block in self.blocks:
-            x = run(block, x, step, *told, checkpointing=self.checkpointing)
+            x = run(block, x, step, *context, gradient_checkpointing=self.gradient_checkpointing)
         return {name: self.head(self.norm(x))}
 
     @property
     def null_label(self) -> int:
-        """The label that tells no class: the last row of the table, or outside it the mean."""
+        """The null label: the last row of the table, or outside it the mean."""
         return self.config.labels - 1 if self.config.learned_null else self.config.labels
 
     def _condition(self, contexts: Contexts) -> tuple[Tensor | None, ...]:

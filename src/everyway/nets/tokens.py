@@ -16,7 +16,7 @@ from everyway.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToken:
-    """One token that tells the time of `clock`."""
+    """One token of the time of `clock`."""
 
     clock: str
     length: int = 1
@@ -33,7 +33,7 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """One token for a setting with few values, told as a context or `default`.
+    """One token for a setting with few values, a context or `default`.
 
     Its position is a table of its own, spliced into the others.
     """

@@ -19,7 +19,7 @@ from everyway.contracts import Bundle, Contexts, Times
 from everyway.errors import UsageError
 from everyway.nets.attention import SelfAttention
 from everyway.nets.embed import resize_positions, sinusoid, with_null
-from everyway.nets.recompute import run
+from everyway.nets.gradient_checkpointing import run
 from everyway.nets.tokens import (
     KINDS,
     STATES,
@@ -135,22 +135,22 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """x, skip (B, N, D), time (B, 1, D) where norms are told it -> (B, N, D).
+        """x, skip (B, N, D), time (B, 1, D) where norms read it -> (B, N, D).
 
         mask, bias: of the attention among the tokens.
         """
-        told = () if time is None else (time,)
+        condition = () if time is None else (time,)
         if self.skip == "concat":
             x = self.skip_linear(torch.cat([x, skip], -1))  # current first
         elif self.skip == "add":
             x = x + skip
         if not self.post:
-            x = x + self.attn(self.norm_attn(x, *told), mask=mask, bias=bias)
-            return x + self._mlp(self.norm_mlp(x, *told))
+            x = x + self.attn(self.norm_attn(x, *condition), mask=mask, bias=bias)
+            return x + self._mlp(self.norm_mlp(x, *condition))
         if self.skip != "none":
             x = self.norm_skip(x)
-        x = self.norm_attn(x + self.attn(x, mask=mask, bias=bias), *told)
-        return self.norm_mlp(x + self._mlp(x), *told)
+        x = self.norm_attn(x + self.attn(x, mask=mask, bias=bias), *condition)
+        return self.norm_mlp(x + self._mlp(x), *condition)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.fc2(nn.functional.gelu(self.fc1(x)))  # the exact, erf form
@@ -159,9 +159,9 @@ class Block(nn.Module):
 class UViT(nn.Module):
     """(states, times, contexts) -> raw outputs of every state, in its shape."""
 
-    def __init__(self, config: UViTConfig, checkpointing: bool = False) -> None:
+    def __init__(self, config: UViTConfig, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        self.config, self.checkpointing = config, checkpointing
+        self.config, self.gradient_checkpointing = config, gradient_checkpointing
         dim, half = config.dim, config.depth // 2
         named = {_key(s): s for s in config.layout}
         self.embed = nn.ModuleDict({k: m for k, s in named.items() if (m := embedder(s, dim))})
@@ -216,7 +216,7 @@ class UViT(nn.Module):
         x = torch.cat([p + q for p, q in zip(parts, positions)], 1)  # (B, N, D)
         lengths = [p.shape[1] for p in parts]
         also = (self._condition_time(times), *_attended(layout, lengths, contexts))
-        skips, go = [], partial(run, checkpointing=self.checkpointing)
+        skips, go = [], partial(run, gradient_checkpointing=self.gradient_checkpointing)
         for block in self.ins:
             x = go(block, x, None, *also)
             skips.append(x)
@@ -262,7 +262,7 @@ class UViT(nn.Module):
         return list(zip(fixed, self.positions.split([s.length for s in fixed], 1)))
 
     def _condition_time(self, times: Times) -> Tensor | None:
-        """(B, 1, D) where norms are told it."""
+        """(B, 1, D) where norms read it."""
         if self.config.time == "token":
             return None
         (s,) = (s for s in self.config.layout if isinstance(s, TimeToken))
@@ -283,9 +283,9 @@ class UViT(nn.Module):
                 table, label = self.embed[_key(s)], contexts[name]
                 return with_null(label, table(label.tokens), table.weight[-1])[:, None]
             case Flag(name=name, default=default):
-                told = contexts.get(name)
+                condition = contexts.get(name)
                 value = torch.full((batch,), default, device=self.positions.device)
-                return self.embed[_key(s)](told.tokens if told else value)[:, None]
+                return self.embed[_key(s)](condition.tokens if condition else value)[:, None]
             case ContextTokens(name=name):
                 null = self.nulls[name] if name in self.nulls else None
                 return self.embed[_key(s)](with_null(contexts[name], contexts[name].tokens, null))

@@ -43,7 +43,7 @@ SCHEDULES: dict[str, tuple[Callable[..., Schedule], str]] = {
     "flow": (Rectified, "flow"),
     "edm": (EDMSigma, "edm"),
 }
-"""Name -> (schedule, what a network on it predicts unless told)."""
+"""Name -> (schedule, what a network on it predicts by default)."""
 PREDICTIONS: dict[str, Callable[..., Parameterisation]] = {
     "eps": lambda: EPS,
     "x0": lambda: X0,

@@ -206,7 +206,8 @@ class GaussianProcess:
         return noise.normal(name, shape)
 
     def prior(self, draw: Tensor) -> Tensor:
-        """The terminal law for data of unit variance: N(0, 1), or N(0, sigma_max^2) for EDM."""
+        """The terminal distribution for data of unit variance: N(0, 1), or N(0, sigma_max^2) for
+        EDM."""
         return draw * self.schedule.terminal_scale
 
     def corrupt(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The mask-and-replace process over tokens: a token stays, turns into any other, or is masked.
 
 x_t is (B, L) int64 in 0..K; class K is the mask.  Log-probabilities are (B, L, K + 1) float32, the
-mask last.  The chain has T steps; step n of 0..T stands at time t = n / T, so the papers' index
-i = 0..T-1 is n - 1.  Between these times the cumulative rates are interpolated linearly, and any
-t > s can be stepped over exactly: a stride is not an approximation of the process.
+mask last.  The Markov chain has T steps; step n of 0..T stands at time t = n / T, so the papers'
+index i = 0..T-1 is n - 1.  Between these times the cumulative rates are interpolated linearly, and
+any t > s can be stepped over exactly: a stride is not an approximation of the process.
 
 Sources: Gu et al., "Vector Quantized Diffusion Model for Text-to-Image Synthesis", 2021,
 arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 2022,
@@ -169,16 +169,18 @@ class MaskReplace:
         """Tokens (B, L) at t = 1, as if the clean token were forgotten: masked or uniform."""
         one = torch.ones(1, dtype=torch.float64)
         stay, replaced, mask = (float(rate) for rate in self.cumulative(one))
-        law = torch.full((self.classes + 1,), replaced + stay / self.classes, dtype=torch.float64)
-        law[-1] = mask
-        return sample(law.log().clamp(min=-1e4).float().to(draw.device), draw)
+        distribution = torch.full(
+            (self.classes + 1,), replaced + stay / self.classes, dtype=torch.float64
+        )
+        distribution[-1] = mask
+        return sample(distribution.log().clamp(min=-1e4).float().to(draw.device), draw)
 
     def corrupt(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
         """x_t (B, L) from clean tokens x0 (B, L); at t = 0 exactly x0."""
         return sample(self.forward_from(x0, self.cumulative(t)), draw)
 
     def existing(self, t: Tensor) -> Tensor:
-        """The step of the chain at or above t, so that a uniform t draws each step alike."""
+        """The step of the process at or above t, so that a uniform t draws each step alike."""
         return self._step(t) / self.steps
 
     def known(self, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
@@ -275,7 +277,7 @@ def tables(rates: TokenRates, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _between(table: Tensor, t: Tensor) -> Tensor:
-    """table (T + 1,) read at t (B,) in [0, 1]; exact on the steps of the chain."""
+    """table (T + 1,) read at t (B,) in [0, 1]; exact on the steps of the process."""
     place = t.double() * (len(table) - 1)
     near = place.round()
     place = torch.where((place - near).abs() < 1e-6, near, place)

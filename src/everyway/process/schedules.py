@@ -1,7 +1,7 @@
 """Noise schedules: time in [0, 1] -> (alpha, sigma) with x_t = alpha x_0 + sigma noise, in float64.
 
 Time 0 is exactly clean for every schedule, (alpha, sigma) = (1, 0), whatever the formula says;
-time 1 is the terminal law.  lam = log(alpha / sigma) falls with time.
+time 1 is the terminal distribution.  lam = log(alpha / sigma), half the log-SNR, falls with time.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ LAM_FLOOR = -6.0
 def uniform_times(noise: Noise, clocks: Sequence[str], batch: int) -> Times:
     """Every clock on its own, uniform in [0, 1): clock -> (batch,).
 
-    Independent times are what makes one loss train every marginal, conditional and joint law
-    (Bao et al., 2023, arXiv 2303.06555).
+    Independent times are what makes one loss train every marginal, conditional and joint
+    distribution (Bao et al., 2023, arXiv 2303.06555).
     """
     return {c: noise.uniform(f"time:{c}", (batch,)).to(torch.float64) for c in clocks}
 
@@ -164,7 +164,8 @@ SEEN = 10
 
 
 def importance(history: Tensor, counts: Tensor) -> Tensor:
-    """The law (T,) of the steps of a chain that are trained on: in proportion to sqrt(E[L^2]).
+    """The distribution (T,) of the steps of a process that are trained on: in proportion to
+    sqrt(E[L^2]).
 
     history: moving mean of L^2 at each step; counts: how often it was drawn.  Uniform until every
     step has been seen.  The first step, whose loss is another one, is drawn like the second.
@@ -172,9 +173,9 @@ def importance(history: Tensor, counts: Tensor) -> Tensor:
     """
     if not bool((counts > SEEN).all()):
         return torch.full_like(history, 1 / len(history))
-    law = torch.sqrt(history + 1e-10) + 1e-4
-    law[0] = law[1]
-    return law / law.sum()
+    distribution = torch.sqrt(history + 1e-10) + 1e-4
+    distribution[0] = distribution[1]
+    return distribution / distribution.sum()
 
 
 def remember(history: Tensor, counts: Tensor, index: Tensor, loss: Tensor) -> None:
@@ -185,15 +186,15 @@ def remember(history: Tensor, counts: Tensor, index: Tensor, loss: Tensor) -> No
 
 @dataclass(frozen=True)
 class Step:
-    """From time t down to s with `budget` network evaluations: one at t, the others at `inner`.
+    """From time t down to s with so many network `evaluations`: one at t, the others at `inner`.
 
     share: of the masked tokens, how many a kernel that chooses positions writes; None leaves it to
-    the chain.  Such a kernel may take several steps at one t (s = t).
+    the process.  Such a kernel may take several steps at one t (s = t).
     """
 
     t: float
     s: float
-    budget: int = 1
+    evaluations: int = 1
     inner: tuple[float, ...] = ()
     share: float | None = None
 

@@ -1,4 +1,4 @@
-"""How training draws its times, as settings: `times.law` names one of these classes."""
+"""How training draws its times, as settings: `times.distribution` names one of these classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Law(Settings):
 class Uniform(Law):
     """Every clock on its own, uniform in [0, 1)."""
 
-    law: Literal["uniform"] = "uniform"
+    distribution: Literal["uniform"] = "uniform"
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return uniform_times(noise, (*clocks,), batch)
@@ -56,7 +56,7 @@ class Uniform(Law):
 class Knots(Law):
     """Every clock on its own, on the thousand steps of a discrete schedule."""
 
-    law: Literal["knots"] = "knots"
+    distribution: Literal["knots"] = "knots"
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return knot_times(noise, (*clocks,), batch)
@@ -65,7 +65,7 @@ class Knots(Law):
 class LogNormal(Law):
     """log(sigma / alpha) of every clock normal with this mean and standard deviation."""
 
-    law: Literal["lognormal"] = "lognormal"
+    distribution: Literal["lognormal"] = "lognormal"
     mean: float = -1.2
     std: float = Field(1.2, gt=0)
 
@@ -87,7 +87,7 @@ class Tasks(Law):
     with both at one time.
     """
 
-    law: Literal["tasks"] = "tasks"
+    distribution: Literal["tasks"] = "tasks"
     shift: float = Field(4.0, ge=1)
     to_image: float = Field(0.53, ge=0)
     to_text: float = Field(0.32, ge=0)
@@ -108,16 +108,17 @@ class Tasks(Law):
 class Importance(Settings):
     """Steps of a token process, in proportion to the losses seen at them (`times.importance`)."""
 
-    law: Literal["importance"] = "importance"
+    distribution: Literal["importance"] = "importance"
 
 
-def _or(law: str) -> BeforeValidator:
-    """A law may be told by its name alone; `law` is the one where none is named."""
+def _or(distribution: str) -> BeforeValidator:
+    """A distribution may be given by its name alone; `distribution` is the one where none is
+    named."""
     return BeforeValidator(
         lambda value: (
-            {"law": value}
+            {"distribution": value}
             if isinstance(value, str)
-            else {"law": law, **value}
+            else {"distribution": distribution, **value}
             if isinstance(value, dict)
             else value
         )
@@ -125,11 +126,11 @@ def _or(law: str) -> BeforeValidator:
 
 
 OneClock: TypeAlias = Annotated[
-    Uniform | Knots | LogNormal, Field(discriminator="law"), _or("uniform")
+    Uniform | Knots | LogNormal, Field(discriminator="distribution"), _or("uniform")
 ]
 TwoClocks: TypeAlias = Annotated[
-    Tasks | Uniform | Knots | LogNormal, Field(discriminator="law"), _or("tasks")
+    Tasks | Uniform | Knots | LogNormal, Field(discriminator="distribution"), _or("tasks")
 ]
 Tokens: TypeAlias = Annotated[
-    Uniform | Knots | Importance, Field(discriminator="law"), _or("importance")
+    Uniform | Knots | Importance, Field(discriminator="distribution"), _or("importance")
 ]

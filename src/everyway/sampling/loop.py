@@ -31,7 +31,7 @@ MoveTokens = Callable[[Tensor, Tensor, Step, Noise, str], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Progress:
+class SamplingProgress:
     """Where a run is after `step` of `steps`.
 
     t: the run's time.  states: the generated modalities there.  clean: the clean estimate of the
@@ -60,7 +60,7 @@ def absent_states(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
-    """The fixed facts of one run."""
+    """What is fixed in one run."""
 
     denoise: Denoise
     clocks: Mapping[str, str]
@@ -179,12 +179,12 @@ def sample(
     t_start: float = 1.0,
     pin: Pin | None = None,
     device: torch.device | str | None = None,
-) -> Iterator[Progress]:
+) -> Iterator[SamplingProgress]:
     """Sample `task`, yielding a record after every step; the last one holds the result.
 
     states: given clean states, and any generated state at t_start; the other generated states are
         drawn from their priors in `shapes` (modality -> (B, ...)).
-    grid, t_end: of the sampler unless told: "time", "logsnr" or "quadratic"; the last time.
+    grid, t_end: of the sampler by default: "time", "logsnr" or "quadratic"; the last time.
     absent: "redraw" draws absent states at every evaluation, "hold" once.
     thresholds: modality -> quantile for dynamic thresholding.
     t_start: where the run begins; below 1 it needs the generated states there.
@@ -249,9 +249,9 @@ def sample(
     if schedules:
         lead = next(iter(schedules.values()))
         lead = lead.base if isinstance(lead, Along) else lead
-        plan = chosen.plan(steps, grid, (t_start, t_end), lead)
+        laid = chosen.lay_steps(steps, grid, (t_start, t_end), lead)
     else:
-        plan = _plan_of_tokens(chosen, steps, moving, processes, t_start)
+        laid = _token_steps(chosen, steps, moving, processes, t_start)
     if chosen.rate:
         for schedule in schedules.values():
             schedule.rate(1.0)  # refuses schedules without one, before the first step
@@ -272,18 +272,18 @@ def sample(
         quantiles=thresholds or {},
         noise=noise,
     )
-    plan = tuple(step for step in plan if not all(run.rests(name, step) for name in moving))
-    return _steps(run, chosen, plan, moving, pin)
+    laid = tuple(step for step in laid if not all(run.rests(name, step) for name in moving))
+    return _steps(run, chosen, laid, moving, pin)
 
 
-def _plan_of_tokens(
+def _token_steps(
     sampler: Sampler,
     steps: int,
     states: Bundle,
     processes: Mapping[str, Process],
     t_start: float,
 ) -> tuple[Step, ...]:
-    """The steps of a run of tokens alone, laid by the chain of the first modality.
+    """The steps of a run of token modalities alone, on those of the first one's process.
 
     They are laid for as many masked tokens as there are on average at `t_start`, never for those
     that are there: a sample's steps must not depend on the batch it came in.
@@ -292,15 +292,15 @@ def _plan_of_tokens(
     process: Any = processes[name]
     start = torch.tensor([t_start], dtype=torch.float64)
     masked = round(x.shape[1] * float(process.cumulative(start)[2]))
-    return sampler.tokens.plan(process, steps, masked, t_start)
+    return sampler.tokens.lay_steps(process, steps, masked, t_start)
 
 
 def _steps(
-    run: _Run, sampler: Sampler, plan: tuple[Step, ...], states: Bundle, pin: Pin | None
-) -> Iterator[Progress]:
+    run: _Run, sampler: Sampler, laid: tuple[Step, ...], states: Bundle, pin: Pin | None
+) -> Iterator[SamplingProgress]:
     memory: Memory = ()
     calls = 0
-    for number, step in enumerate(plan, 1):
+    for number, step in enumerate(laid, 1):
         now, solved = _Stepping(run, step, states), {}
         if now.solved:
             moved = sampler.move(now.evaluate, now.solved, step, memory, run.schedules, run.noise)
@@ -310,12 +310,12 @@ def _steps(
         states, calls = now.end(solved), calls + now.calls
         if pin:
             states = pin(states, {n: run.role(n).time(step.s) for n in states})
-        yield Progress(
-            step=number, steps=len(plan), t=step.s, states=states, clean=now.first, calls=calls
+        yield SamplingProgress(
+            step=number, steps=len(laid), t=step.s, states=states, clean=now.first, calls=calls
         )
 
 
-def final(progress: Iterator[Progress]) -> Progress:
+def final(progress: Iterator[SamplingProgress]) -> SamplingProgress:
     """The last record of a run."""
     last = None
     for record in progress:

@@ -1,6 +1,6 @@
 """Solvers: they move the whole bundle of Gaussian states and decide what to ask the denoiser.
 
-A solver is a plan (the list of steps) and a move (one step).  Its memory is a value that is passed
+A solver lays steps and moves over one.  Its memory is a value that is passed
 in and returned.  All modalities share the time; each has its own schedule, so its own log-SNR.
 """
 
@@ -42,7 +42,7 @@ class Moved:
 Span = tuple[float, float]
 """The first and the last time of a run."""
 
-Plan = Callable[[int, str, Span, Schedule], tuple[Step, ...]]
+LaySteps = Callable[[int, str, Span, Schedule], tuple[Step, ...]]
 """(steps, grid, span, lead schedule) -> the steps."""
 
 Move = Callable[[Evaluate, Bundle, Step, Memory, Schedules, Noise], Moved]
@@ -50,13 +50,13 @@ Move = Callable[[Evaluate, Bundle, Step, Memory, Schedules, Noise], Moved]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampler:
-    """A named solver with the grid and the last time it uses unless told otherwise.
+    """A named solver with the grid and the last time it uses by default.
 
     tokens: what it does to token modalities.  rate: whether its schedule must have a rate beta(t).
     """
 
     name: str
-    plan: Plan
+    lay_steps: LaySteps
     move: Move
     grid: str = "time"
     t_end: float = 0.0
@@ -85,7 +85,7 @@ def dynamic_threshold(clean: Tensor, quantile: float = 0.995, floor: float = 1.0
     return clean.clamp(-limit, limit) / limit
 
 
-# -- plans ------------------------------------------------------------------------------------
+# -- steps ------------------------------------------------------------------------------------
 
 
 def _cells(times: Tensor) -> list[tuple[float, float]]:
@@ -93,12 +93,12 @@ def _cells(times: Tensor) -> list[tuple[float, float]]:
     return list(zip(values, values[1:], strict=False))
 
 
-def plan_cells(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+def cell_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """One evaluation per cell of the grid."""
     return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, *span)))
 
 
-def plan_heun(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+def heun_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """Two evaluations per cell, one where either end has no finite slope."""
     last = float(lead.alpha_sigma(1.0)[0])
     return tuple(
@@ -107,7 +107,7 @@ def plan_heun(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, 
     )
 
 
-def plan_to_zero(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+def steps_to_zero(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """`steps` grid times over the span, then a last step to 0 (Euler-Maruyama's layout)."""
     if steps < 2:
         raise UsageError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
@@ -137,10 +137,10 @@ def _above_zero(span: Span, lead: Schedule) -> Span:
     return min(t_start, first_time(lead)), t_end
 
 
-def plan_fast(order: int) -> Plan:
+def fast_steps(order: int) -> LaySteps:
     """A grid of `steps` cells; a step of order k jumps k cells and asks at the times it skips."""
 
-    def plan(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    def lay_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
         t_start, t_end = _above_zero(span, lead)
         times = GRIDS[grid](lead, steps, t_start, t_end).tolist()
         made, start = [], 0
@@ -150,16 +150,16 @@ def plan_fast(order: int) -> Plan:
             start += k
         return tuple(made)
 
-    return plan
+    return lay_steps
 
 
-def plan_single(order: int, fast: bool = False) -> Plan:
+def single_steps(order: int, fast: bool = False) -> LaySteps:
     """A grid of whole steps; a step of order k asks also at the k-ths of its log-SNR span.
 
     All steps have `order` (steps // order of them), or those of `fast_orders` when fast.
     """
 
-    def plan(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    def lay_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
         t_start, t_end = _above_zero(span, lead)
         if not fast and steps < order:
             raise UsageError(f"a single-step solver of order {order} needs {order} steps or more")
@@ -172,7 +172,7 @@ def plan_single(order: int, fast: bool = False) -> Plan:
             made.append(Step(t, s, k, tuple(float(lead.t_of_lam(lam)) for lam in lams)))
         return tuple(made)
 
-    return plan
+    return lay_steps
 
 
 # -- moves with one or two evaluations --------------------------------------------------------
@@ -213,7 +213,7 @@ def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
     clean = evaluate(states, step.t)
     ends = {n: (point(schedules[n], step.t), point(schedules[n], step.s)) for n in states}
     guess = {n: kernels.euler(x, clean[n], *ends[n]) for n, x in states.items()}
-    if step.budget == 1:
+    if step.evaluations == 1:
         return Moved(states=guess)
     after = evaluate(guess, step.s)
     moved = {}
@@ -276,7 +276,7 @@ def _prediction(form: str, x: Tensor, clean: Tensor, at: Point) -> Tensor:
 
 
 def single_step(
-    form: str, kind: str, x: Tensor, m: list[Tensor], points: list[Point], to: Point
+    form: str, solver_type: str, x: Tensor, m: list[Tensor], points: list[Point], to: Point
 ) -> Tensor:
     """x moved from points[0] to `to` with the predictions m made at `points` (order len(m))."""
     at = points[0]
@@ -287,9 +287,9 @@ def single_step(
     r = [(p.lam - at.lam) / (to.lam - at.lam) for p in points]
     if len(m) == 2:
         d1 = (m[1] - m[0]) / r[1]
-        return base + (0.5 * p1 if kind == "dpm_solver" else p2) * d1
+        return base + (0.5 * p1 if solver_type == "dpm_solver" else p2) * d1
     a, b = (m[1] - m[0]) / r[1], (m[2] - m[0]) / r[2]
-    if kind == "dpm_solver":
+    if solver_type == "dpm_solver":
         return base + p2 * b
     d1 = (r[2] * a - r[1] * b) / (r[2] - r[1])
     return base + p2 * d1 + p3 * 2 * (b - a) / (r[2] - r[1])
@@ -307,7 +307,7 @@ def inner_step(form: str, x: Tensor, m: list[Tensor], points: list[Point]) -> Te
 
 def multi_step(
     form: str,
-    kind: str,
+    solver_type: str,
     curvature: float,
     x: Tensor,
     m: list[Tensor],
@@ -329,13 +329,13 @@ def multi_step(
     r0 = (at.lam - points[1].lam) / h
     a = (m[0] - m[1]) / r0
     if len(m) == 2:
-        return base + (0.5 * p1 if kind == "dpm_solver" else p2) * a
+        return base + (0.5 * p1 if solver_type == "dpm_solver" else p2) * a
     r1 = (points[1].lam - points[2].lam) / h
     b = (m[1] - m[2]) / r1
     return base + p2 * (a + r0 / (r0 + r1) * (a - b)) + p3 * curvature * (a - b) / (r0 + r1)
 
 
-def move_single(form: str, kind: str) -> Move:
+def move_single(form: str, solver_type: str) -> Move:
     """A step of order 1 + len(step.inner), without memory."""
 
     def move(evaluate, states, step, memory, schedules, noise):
@@ -352,7 +352,7 @@ def move_single(form: str, kind: str) -> Move:
             for n in states:
                 found[n].append(_prediction(form, here[n], clean[n], points[n][i]))
         moved = {
-            n: single_step(form, kind, x, found[n], points[n], point(schedules[n], step.s))
+            n: single_step(form, solver_type, x, found[n], points[n], point(schedules[n], step.s))
             for n, x in states.items()
         }
         return Moved(states=moved)
@@ -374,7 +374,7 @@ def usable(lams: list[float], growth: float) -> int:
 
 
 def move_multi(
-    form: str, kind: str, order: int, curvature: float = 2.0, growth: float = 2.0
+    form: str, solver_type: str, order: int, curvature: float = 2.0, growth: float = 2.0
 ) -> Move:
     """One evaluation a step; earlier predictions raise the order, from 1 up to `order`.
 
@@ -393,7 +393,7 @@ def move_multi(
             to = point(schedules[n], step.s)
             count = usable([to.lam, *(p.lam for p in points)], growth)
             values = [m for _, m in own[:count]]
-            moved[n] = multi_step(form, kind, curvature, x, values, points, to)
+            moved[n] = multi_step(form, solver_type, curvature, x, values, points, to)
         return Moved(states=moved, memory=known)
 
     return move
@@ -405,7 +405,7 @@ def dpm_solver(
     order: int,
     method: str = "multi",
     form: str = "data",
-    kind: str = "dpm_solver",
+    solver_type: str = "dpm_solver",
     grid: str = "time",
     t_end: float = 1e-3,
     curvature: float = 2.0,
@@ -413,34 +413,34 @@ def dpm_solver(
 ) -> Sampler:
     """Any member of the DPM-Solver family.
 
-    order: 1, 2 or 3.  form: "data" (++) or "noise".  kind: "dpm_solver" or "taylor".
+    order: 1, 2 or 3.  form: "data" (++) or "noise".  solver_type: "dpm_solver" or "taylor".
     method: "multi"; "single" (whole steps, inner times by log-SNR); "fast" (a fine grid, jumped);
     "fast-whole" (whole steps of the fast orders).  curvature, growth: of "multi", see `move_multi`;
     the published multistep formulas have curvature 1 and growth infinity.
     """
     methods = {
-        "multi": (plan_cells, move_multi(form, kind, order, curvature, growth)),
-        "single": (plan_single(order), move_single(form, kind)),
-        "fast": (plan_fast(order), move_single(form, kind)),
-        "fast-whole": (plan_single(order, fast=True), move_single(form, kind)),
+        "multi": (cell_steps, move_multi(form, solver_type, order, curvature, growth)),
+        "single": (single_steps(order), move_single(form, solver_type)),
+        "fast": (fast_steps(order), move_single(form, solver_type)),
+        "fast-whole": (single_steps(order, fast=True), move_single(form, solver_type)),
     }
     for what, value, known in (
         ("method", method, [*methods]),
         ("form", form, ["data", "noise"]),
-        ("kind", kind, ["dpm_solver", "taylor"]),
+        ("solver_type", solver_type, ["dpm_solver", "taylor"]),
         ("order", order, [1, 2, 3]),
     ):
         if value not in known:
             raise UsageError(f"{what} {value!r} is unknown; choose one of {known}")
-    plan, move = methods[method]
-    return Sampler(name=name, plan=plan, move=move, grid=grid, t_end=t_end)
+    lay_steps, move = methods[method]
+    return Sampler(name=name, lay_steps=lay_steps, move=move, grid=grid, t_end=t_end)
 
 
 def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
     """DDIM with its own eta in [0, 1]."""
     return Sampler(
         name=name,
-        plan=plan_cells,
+        lay_steps=cell_steps,
         move=move_ddim(eta),
     )
 
@@ -448,7 +448,7 @@ def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
 # when to take which: docs/choose-a-sampler.md; `everyway.request.SAMPLER_NAMES` has the same names
 _ALL = (
     dpm_solver(name="dpm++2m", order=2),
-    dpm_solver(name="dpm++3m", order=3, kind="taylor"),
+    dpm_solver(name="dpm++3m", order=3, solver_type="taylor"),
     dpm_solver(name="dpm++2s", order=2, method="single"),
     dpm_solver(name="dpm++3s", order=3, method="single"),
     dpm_solver(name="dpm++fast", order=3, method="fast"),
@@ -463,45 +463,42 @@ _ALL = (
     ddim(),
     Sampler(
         name="ddpm",
-        plan=plan_cells,
-        move=move_ddpm,
-    ),
-    Sampler(
-        name="ancestral",
-        plan=plan_cells,
+        lay_steps=cell_steps,
         move=move_ddpm,
     ),
     Sampler(
         name="purity",
-        plan=plan_cells,
+        lay_steps=cell_steps,
         move=move_ddpm,
         tokens=purity(),
     ),
     Sampler(
         name="fast-stride",
-        plan=plan_cells,
+        lay_steps=cell_steps,
         move=move_ddpm,
         tokens=LEAPS,
     ),
-    Sampler(name="euler", plan=plan_cells, move=move_ddim(0.0)),
-    Sampler(name="heun", plan=plan_heun, move=move_heun),
+    Sampler(name="heun", lay_steps=heun_steps, move=move_heun),
     Sampler(
         name="em-sde",
-        plan=plan_to_zero,
+        lay_steps=steps_to_zero,
         move=move_euler_maruyama(True),
         t_end=1e-3,
         rate=True,
     ),
     Sampler(
         name="em-ode",
-        plan=plan_to_zero,
+        lay_steps=steps_to_zero,
         move=move_euler_maruyama(False),
         t_end=1e-3,
         rate=True,
     ),
 )
 
+ALIASES = {"euler": "ddim", "ancestral": "ddpm"}
+"""Another name of the same formula -> the sampler's own."""
 SAMPLERS: dict[str, Sampler] = {s.name: s for s in _ALL}
+SAMPLERS |= {alias: SAMPLERS[name] for alias, name in ALIASES.items()}
 """Plain name -> Sampler."""
 
 

@@ -20,7 +20,7 @@ from everyway.errors import UsageError
 from everyway.process.mask_replace import FLOOR, MaskReplace, sample
 from everyway.process.times import Step
 
-TokenPlan = Callable[[MaskReplace, int, int, float], tuple[Step, ...]]
+LayTokenSteps = Callable[[MaskReplace, int, int, float], tuple[Step, ...]]
 """(process, steps, masked tokens at the start, t_start) -> the steps of a run of tokens alone."""
 
 TokenKernel = Callable[[MaskReplace, Tensor, Tensor, Step, Noise, str], Tensor]
@@ -31,16 +31,16 @@ TokenKernel = Callable[[MaskReplace, Tensor, Tensor, Step, Noise, str], Tensor]
 class Tokens:
     """What a sampler does to token modalities."""
 
-    plan: TokenPlan
+    lay_steps: LayTokenSteps
     kernel: TokenKernel
 
 
 # -- ancestral ------------------------------------------------------------------------------------
 
 
-def plan_stride(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
-    """`steps` steps of the chain, as equal as they can be, from t_start to 0."""
-    times = _on_chain(process, steps, t_start)
+def stride_steps(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
+    """`steps` steps of the process, as equal as they can be, from t_start to 0."""
+    times = _process_times(process, steps, t_start)
     return tuple(Step(t, s) for t, s in zip(times, times[1:]))
 
 
@@ -49,36 +49,37 @@ def ancestral(
 ) -> Tensor:
     """x_s from the exact posterior p(x_s | x_t), however wide the step is."""
     t, s = (torch.full((len(x_t),), end, dtype=torch.float64) for end in (step.t, step.s))
-    law = process.posterior(clean, x_t, t.to(x_t.device), s.to(x_t.device))
-    return sample(law, process.draw(noise, name, tuple(x_t.shape)).to(law))
+    distribution = process.posterior(clean, x_t, t.to(x_t.device), s.to(x_t.device))
+    return sample(distribution, process.draw(noise, name, tuple(x_t.shape)).to(distribution))
 
 
-ANCESTRAL = Tokens(plan=plan_stride, kernel=ancestral)
+ANCESTRAL = Tokens(lay_steps=stride_steps, kernel=ancestral)
 
 
 # -- the published fast sampler --------------------------------------------------------------------
 
 
-def plan_leap(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
-    """Equal leaps of ceil(T / steps) steps of the chain, then what is left as one step and a last.
+def leap_steps(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
+    """Equal leaps of ceil(T / steps) steps of the process, then what is left as one step and a
+    last.
 
     What is left is asked at its own time, moved by a single step, and asked again just above 0.
     """
-    chain, leap = process.steps, math.ceil(process.steps / steps)
-    n = round(chain * t_start)
+    total, leap = process.steps, math.ceil(process.steps / steps)
+    n = round(total * t_start)
     made = []
     while n > leap:
-        made.append(Step(n / chain, (n - leap) / chain))
+        made.append(Step(n / total, (n - leap) / total))
         n -= leap
     if n > 1:
-        made.append(Step(n / chain, (n - 1) / chain))
-    return (*made, Step(1 / chain, 0.0))
+        made.append(Step(n / total, (n - 1) / total))
+    return (*made, Step(1 / total, 0.0))
 
 
 def leap(
     process: MaskReplace, x_t: Tensor, clean: Tensor, step: Step, noise: Noise, name: str
 ) -> Tensor:
-    """As published: x_t is taken as if it stood one step of the chain above s.
+    """As published: x_t is taken as if it stood one step of the process above s.
 
     Not the exact posterior of a wide step, which `ancestral` draws from at the same cost.
     """
@@ -86,7 +87,7 @@ def leap(
     return ancestral(process, x_t, clean, near, noise, name)
 
 
-LEAPS = Tokens(plan=plan_leap, kernel=leap)
+LEAPS = Tokens(lay_steps=leap_steps, kernel=leap)
 
 
 # -- purity ---------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ RELEASED_RATES = {100: (31 / 3, 0.0), 50: (41 / 2, 10.0), 25: (41.0, 21.0), 10: 
 """steps -> (tokens a step, tokens left to the last step) of the released tables, of 1024 tokens."""
 
 
-def budgets(tokens: int, steps: int, a_call: int | None = None) -> tuple[int, ...]:
+def token_counts(tokens: int, steps: int, a_call: int | None = None) -> tuple[int, ...]:
     """Tokens to write at the papers' indices 0..steps-1; what 0 has is left to the posterior.
 
     One rule for every length: below index i >= 1 there are still round(left + rate (i - 1)) masked
@@ -117,10 +118,10 @@ def budgets(tokens: int, steps: int, a_call: int | None = None) -> tuple[int, ..
     return below[0], *(b - a for a, b in zip(below, below[1:]))
 
 
-def calls(budget: int, a_call: int | None) -> list[int]:
-    """A step's budget in network calls of at most `a_call` tokens; never one token alone."""
+def calls(tokens_now: int, a_call: int | None) -> list[int]:
+    """A step's tokens in network calls of at most `a_call` tokens; never one token alone."""
     made: list[int] = []
-    while (rest := budget - sum(made)) > 0:
+    while (rest := tokens_now - sum(made)) > 0:
         count = rest if a_call is None else min(rest, a_call)
         made.append(rest if rest - count == 1 else count)
     return made
@@ -129,7 +130,7 @@ def calls(budget: int, a_call: int | None) -> list[int]:
 def purity(weight: float = 1.0, tokens_a_call: int | None = None, by_purity: bool = True) -> Tokens:
     """Purity sampling.
 
-    weight: how much a sure position's law is sharpened, 0 is not at all.
+    weight: how much a sure position's distribution is sharpened, 0 is not at all.
     tokens_a_call: at most so many positions are written a network call, for quality; None: no cap.
     by_purity: False chooses positions at random.
     """
@@ -138,12 +139,14 @@ def purity(weight: float = 1.0, tokens_a_call: int | None = None, by_purity: boo
     if tokens_a_call is not None and tokens_a_call < 1:
         raise UsageError(f"tokens a step {tokens_a_call} must be 1 or more")
 
-    def plan(process: MaskReplace, steps: int, masked: int, t_start: float) -> tuple[Step, ...]:
-        times = _on_chain(process, steps, t_start)
+    def lay_steps(
+        process: MaskReplace, steps: int, masked: int, t_start: float
+    ) -> tuple[Step, ...]:
+        times = _process_times(process, steps, t_start)
         still, made = masked, []  # how many are masked before the next call
-        falling = reversed(budgets(masked, steps, tokens_a_call))
-        for t, s, budget in zip(times[:-2], times[1:-1], falling):
-            counts = calls(budget, tokens_a_call)
+        falling = reversed(token_counts(masked, steps, tokens_a_call))
+        for t, s, tokens_now in zip(times[:-2], times[1:-1], falling):
+            counts = calls(tokens_now, tokens_a_call)
             for number, count in enumerate(counts, 1):
                 end = s if number == len(counts) else t
                 made.append(Step(t, end, share=count / still))
@@ -157,13 +160,13 @@ def purity(weight: float = 1.0, tokens_a_call: int | None = None, by_purity: boo
             return ancestral(process, x_t, clean, step, noise, name)
         masked = x_t == process.mask
         sure = relative_purity(clean) if by_purity else torch.ones_like(clean[..., 0])
-        law = sharpened(clean, sure, weight) if by_purity and weight else clean
-        drawn = sample(law, process.draw(noise, name, tuple(x_t.shape)).to(law))
+        distribution = sharpened(clean, sure, weight) if by_purity and weight else clean
+        drawn = sample(distribution, process.draw(noise, name, tuple(x_t.shape)).to(distribution))
         counts = (masked.sum(1) * _share(process, step)).round().long()
         chosen = noise.choose(f"{name}:place", torch.where(masked, sure, 0.0), counts)
         return torch.where(chosen.to(x_t.device), drawn, x_t)
 
-    return Tokens(plan=plan, kernel=kernel)
+    return Tokens(lay_steps=lay_steps, kernel=kernel)
 
 
 def relative_purity(clean: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ def sharpened(clean: Tensor, sure: Tensor, weight: float) -> Tensor:
 
 
 def _share(process: MaskReplace, step: Step) -> float:
-    """Of the masked tokens, the share that this step writes: the chain's own unless told."""
+    """Of the masked tokens, the share that this step writes: the process's own by default."""
     if step.share is not None:
         return step.share
     ends = torch.tensor([step.t, step.s], dtype=torch.float64)
@@ -186,11 +189,11 @@ def _share(process: MaskReplace, step: Step) -> float:
     return 1 - s / t
 
 
-def _on_chain(process: MaskReplace, steps: int, t_start: float) -> list[float]:
-    """steps + 1 falling times of the chain, from t_start to 0."""
+def _process_times(process: MaskReplace, steps: int, t_start: float) -> list[float]:
+    """steps + 1 falling times of the process, from t_start to 0."""
     start = round(process.steps * t_start)
     if not 1 <= steps <= start:
-        raise UsageError(f"steps must be from 1 to {start}, the chain's own, got {steps}")
+        raise UsageError(f"steps must be from 1 to {start}, the process's own, got {steps}")
     return [math.floor(start * k / steps + 0.5) / process.steps for k in range(steps, -1, -1)]
 
 

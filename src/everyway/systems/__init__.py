@@ -3,9 +3,9 @@
 Another package adds its own without an edit here, as an entry point of the group
 "everyway.systems".  Each is a module with
 
-    build(config) -> System           with fresh weights
-    lacking(config) -> list of str    the parts, as PART=FILE, that a config does not give yet
-    image_size(config) -> int         side in pixels of the pictures that it reads and draws
+    build(config) -> System                 with fresh weights
+    missing_parts(config) -> list of str    as PART=FILE, what a config does not give yet
+    image_size(config) -> int               side in pixels of the pictures that it reads and draws
 
 and, where there are published weights of it,
 
@@ -41,16 +41,16 @@ HUB = "hf:"
 """How a source begins that is downloaded from the hub, and only then: hf:owner/name."""
 SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
-FUNCTIONS = ("build", "lacking", "image_size")
+FUNCTIONS = ("build", "missing_parts", "image_size")
 """Those that every system has."""
 
 
-class Lacking(UsageError):
+class MissingParts(UsageError):
     """A model without some of its parts.  parts: as PART=FILE."""
 
     def __init__(self, parts: list[str], what: str = "codecs") -> None:
-        told = " ".join(f"--part {part}" for part in parts)
-        super().__init__(f"this model lacks {what}; give them: {told}")
+        flags = " ".join(f"--part {part}" for part in parts)
+        super().__init__(f"this model lacks {what}; give them: {flags}")
 
 
 class TrainingData(Protocol):

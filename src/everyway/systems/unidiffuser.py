@@ -29,7 +29,7 @@ from everyway.process.config import gaussian
 from everyway.process.training_times import Tasks, TwoClocks
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, System, labelled
-from everyway.systems import Lacking, TrainingData
+from everyway.systems import MissingParts, TrainingData
 from everyway.tasks import PATHS, TASKS, Task
 from everyway.validation import checked
 
@@ -37,7 +37,7 @@ CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
 DATA_TYPES = ("web", "clean")
-"""The kinds of data that v1 was trained on, by number; "clean" unless told otherwise."""
+"""The kinds of data that v1 was trained on, by number; "clean" by default."""
 NEEDED = {
     "image": {"autoencoder": "image=autoencoder_kl.pth"},
     "image_embed": {"vision": "image_embed=hf:openai/clip-vit-base-patch32"},
@@ -295,7 +295,7 @@ def image_size(config: Mapping[str, Any] | UniDiffuserConfig) -> int:
     return config.side * own.get("fold", 1) * 2 ** (levels - 1)
 
 
-def lacking(config: Mapping[str, Any] | UniDiffuserConfig) -> list[str]:
+def missing_parts(config: Mapping[str, Any] | UniDiffuserConfig) -> list[str]:
     """The published parts, as `everyway convert --part` takes them, that a config does not give."""
     config = read(config)
     codec_config = config.codec_config
@@ -341,7 +341,7 @@ def _tasks(config: UniDiffuserConfig) -> dict[str, Task]:
 
 
 def _conditions(config: UniDiffuserConfig) -> dict[str, Condition]:
-    """What no task tells, `null` chooses: the kind of data; the language, unless a prompt does."""
+    """What no task gives, `null` chooses: the kind of data; the language, unless a prompt does."""
 
     out = {}
     if config.data_type:
@@ -375,8 +375,8 @@ def _plain(config: UniDiffuserConfig) -> dict[str, Any]:
 def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
     from everyway.codecs import bundle
 
-    if parts := lacking(config):
-        raise Lacking(parts)
+    if parts := missing_parts(config):
+        raise MissingParts(parts)
     return bundle.build(config.codec_config)
 
 
@@ -389,7 +389,8 @@ class Training(Settings):
     codecs: the folder of trained codecs.  init: a model to start from, codecs and weights.
     patch, depth: of its network, other than it has them; what does not fit then starts afresh.
     schedule: of `process.config.gaussian`, other than the preset has it.
-    times: a law of `process.training_times`.  drop: share of the samples without their conditions.
+    times: a distribution of `process.training_times`.  drop: share of the samples without their
+    conditions.
     """
 
     preset: Literal["nano", "mini"] = "nano"

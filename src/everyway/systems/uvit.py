@@ -1,8 +1,8 @@
 """U-ViT: one transformer that treats time, condition and noisy picture as tokens.
 
 One state, the picture, on the clock `image`: pixels on a linear schedule, or the latents of an
-autoencoder.  It is told a class, a text, or nothing.  A class model is guided by its last class,
-which tells nothing (ImageNet-64 models have none), a text model by the empty text.
+autoencoder.  It is conditioned on a class, a text, or nothing.  A class model is guided by its last
+class, its null (ImageNet-64 models have none), a text model by the empty text.
 
 Source: Bao et al., "All are Worth Words: A ViT Backbone for Diffusion Models", 2022,
 arXiv 2209.12152.  Parameter counts are of the released files.
@@ -29,7 +29,7 @@ from everyway.process.config import gaussian
 from everyway.process.training_times import OneClock, Uniform
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, Null, System, labelled
-from everyway.systems import Lacking, TrainingData
+from everyway.systems import MissingParts, TrainingData
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -41,10 +41,10 @@ CLIP_L14 = "hf:openai/clip-vit-large-patch14"
 class UViTSystemConfig:
     """One U-ViT as a whole.
 
-    network: its UViTConfig as plain data; what the network is told is in its layout.
+    network: its UViTConfig as plain data; its condition is in its layout.
     codec_config: "image", settings of the autoencoder, if pictures are no pixels; "text", settings
     of a ClipStates, or a vocabulary of whole words.
-    null_class: the last label tells nothing.  latent_scale: of latents, where it is not what their
+    null_class: the last label is the null.  latent_scale: of latents, where it is not what their
     autoencoder has.  schedule: as `process.config.gaussian` reads it: "linear" in pixels and
     *_large latents, the "discrete" one of latent diffusion elsewhere.
     sampler, guidance, steps: of a `System`.
@@ -69,9 +69,9 @@ class UViTSystemConfig:
         return own
 
     @property
-    def told(self) -> str:
-        """What the network is told: "label", "text" or ""."""
-        return told_of(UViTConfig.from_json(self.network))
+    def condition(self) -> str:
+        """What the network is conditioned on: "label", "text" or ""."""
+        return condition_of(UViTConfig.from_json(self.network))
 
     @property
     def image_size(self) -> int:
@@ -97,24 +97,24 @@ def as_released(network: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = UViTConfig.from_json(network)
     (picture,) = (s for s in config.layout if isinstance(s, Patches))
-    told, pixels = told_of(config), picture.channels == 3
+    condition, pixels = condition_of(config), picture.channels == 3
     linear = config.time_scale == 999.0
     sampler, steps = ("dpm-fast", 50) if linear else ("dpm++fast", 50)
-    if pixels and not told:
+    if pixels and not condition:
         sampler, steps = "em-sde", 1000
     by_class = 1.0 if pixels else 1.7 if picture.size == 64 else 1.4
     return {
-        "null_class": told == "label" and not pixels,
-        "latent_scale": 0.23010 if told == "text" and not pixels else 0.0,
+        "null_class": condition == "label" and not pixels,
+        "latent_scale": 0.23010 if condition == "text" and not pixels else 0.0,
         "schedule": "linear" if linear else "discrete",
         "sampler": sampler,
         "steps": steps,
-        "guidance": {"": 1.0, "label": by_class, "text": 2.0}[told],
+        "guidance": {"": 1.0, "label": by_class, "text": 2.0}[condition],
     }
 
 
-def told_of(network: UViTConfig) -> str:
-    """What a network is told: "label", "text" or ""."""
+def condition_of(network: UViTConfig) -> str:
+    """What a network is conditioned on: "label", "text" or ""."""
     names = {Label: "label", ContextTokens: "text"}
     return next((names[type(s)] for s in network.layout if type(s) in names), "")
 
@@ -132,8 +132,8 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
     Raises ValueError where a codec is missing.
     """
     config = read(config)
-    if parts := lacking(config):
-        raise Lacking(parts)
+    if parts := missing_parts(config):
+        raise MissingParts(parts)
     process = gaussian(config.schedule)
     network, picture = UViT(checked(UViTConfig.from_json(config.network))), config.patches
     image = Modality(
@@ -143,13 +143,13 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
         process=process,
         codec=_autoencoder(config) if _latent(config) else Pixels(size=picture.size),
     )
-    conditions = CONDITIONS[config.told](network, config)
-    nulls = config.told != "label" or config.null_class
+    conditions = CONDITIONS[config.condition](network, config)
+    nulls = config.condition != "label" or config.null_class
     return System(
         name="uvit",
         network=network,
         modalities={"image": image},
-        tasks=drawing(config.told, nulls),
+        tasks=drawing(config.condition, nulls),
         config=asdict(config),
         conditions=conditions,
         sampler=config.sampler,
@@ -170,13 +170,13 @@ def image_size(config: Mapping[str, Any] | UViTSystemConfig) -> int:
     return read(config).image_size
 
 
-def lacking(config: Mapping[str, Any] | UViTSystemConfig) -> list[str]:
+def missing_parts(config: Mapping[str, Any] | UViTSystemConfig) -> list[str]:
     """The published parts, as `everyway convert --part` takes them, that a config does not give."""
     config = read(config)
     bare = _latent(config) and "image" not in config.codec_config
     parts = ["image=autoencoder_kl.pth"] if bare else []
     text = config.codec_config.get("text", {})
-    if config.told != "text" or "vocabulary" in text:
+    if config.condition != "text" or "vocabulary" in text:
         return parts
     wanted = {"text": "text_states", "tokenizer": "tokenizer"}
     return parts + [f"{part}={CLIP_L14}" for key, part in wanted.items() if key not in text]
@@ -205,10 +205,10 @@ def _autoencoder(config: UViTSystemConfig) -> nn.Module:
     return RescaledVAE(gain=gain, **own).eval().requires_grad_(False)
 
 
-# -- what it is told --------------------------------------------------------------------------
+# -- conditions -------------------------------------------------------------------------------
 
 
-def told_label(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
+def label_condition(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
     """A class by its number; the last one is the null, if there is one."""
     (label,) = (s for s in network.config.layout if isinstance(s, Label))
     nulls = {"last": labelled(label.classes - 1)} if config.null_class else {}
@@ -216,33 +216,33 @@ def told_label(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
 
-def told_text(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
+def text_condition(network: UViT, config: UViTSystemConfig) -> dict[str, Condition]:
     """A text, whose null is the empty one."""
-    (told,) = (s for s in network.config.layout if isinstance(s, ContextTokens))
-    codec = _reader(told, config)
+    (condition,) = (s for s in network.config.layout if isinstance(s, ContextTokens))
+    codec = _reader(condition, config)
     own = codec if isinstance(codec, nn.Module) else None
     empty = Null(make=lambda: Context(tokens=codec.encode([""])), codec=own)
     return {"text": Condition(name="text", source="text", codec=codec, nulls={"empty": empty})}
 
 
-def _reader(told: ContextTokens, config: UViTSystemConfig) -> Codec:
+def _reader(condition: ContextTokens, config: UViTSystemConfig) -> Codec:
     """Raises ValueError for an encoder of another width."""
     own = config.codec_config["text"]
     if "vocabulary" in own:
         words = tuple(own["vocabulary"])
-        return checked(Words(vocabulary=words, length=told.length, dim=told.dim))
+        return checked(Words(vocabulary=words, length=condition.length, dim=condition.dim))
     from everyway.codecs.clip_states import ClipStates
 
-    codec = ClipStates(length=told.length, **own).eval().requires_grad_(False)
-    if codec.dim != told.dim:
+    codec = ClipStates(length=condition.length, **own).eval().requires_grad_(False)
+    if codec.dim != condition.dim:
         raise UsageError(
-            f"the network is told texts of width {told.dim}, and the text encoder's have "
+            f"the network reads texts of width {condition.dim}, and the text encoder's have "
             f"{codec.dim}; give the encoder that it was trained with"
         )
     return codec
 
 
-CONDITIONS = {"label": told_label, "text": told_text, "": lambda network, config: {}}
+CONDITIONS = {"label": label_condition, "text": text_condition, "": lambda network, config: {}}
 
 # -- networks ---------------------------------------------------------------------------------
 
@@ -321,10 +321,11 @@ class Training(Settings):
     """What a training of this system reads.
 
     preset: a name in PRESETS or NANO.  codecs: a model or file that holds the codecs of latents.
-    size: side in pixels of the pictures; skip, told_time, conv, patch: of the network; all other
-    than the preset has them.  skip is "concat", "add" or "none", told_time "token" or "norm", conv
-    "after", "before" or "none".  schedule: of `process.config.gaussian`.
-    init: a model to start from, codecs and weights.  times: a law of `process.training_times`.
+    size: side in pixels of the pictures; skip, time_conditioning, conv, patch: of the network; all
+    other than the preset has them.  skip is "concat", "add" or "none", time_conditioning "token" or
+    "norm", conv "after", "before" or "none".  schedule: of `process.config.gaussian`.
+    init: a model to start from, codecs and weights.  times: a distribution of
+    `process.training_times`.
     drop: share of the samples without their condition; where it is 0 a network of classes has no
     null class.
     """
@@ -334,7 +335,7 @@ class Training(Settings):
     codecs: str = ""
     size: int = Field(0, ge=0)
     skip: str = ""
-    told_time: str = ""
+    time_conditioning: str = ""
     schedule: str | dict[str, Any] = ""
     conv: Literal["", "after", "before", "none"] = ""
     patch: int = Field(0, ge=0)
@@ -344,7 +345,7 @@ class Training(Settings):
     @model_validator(mode="after")
     def _all_read(self) -> Training:
         if self.init:
-            read = ("size", "skip", "told_time", "conv", "patch", "schedule")
+            read = ("size", "skip", "time_conditioning", "conv", "patch", "schedule")
             self.unread(read, "a training that starts from init")
         elif self.preset not in {**NANO, **PRESETS}:
             known = ", ".join({**NANO, **PRESETS})
@@ -358,7 +359,7 @@ class Training(Settings):
     def network(self) -> UViTConfig:
         """The preset's with these options; classes are the preset's own.  ConfigError if none."""
         made = {**NANO, **PRESETS}[self.preset]
-        options: dict[str, Any] = {"skip": self.skip, "time": self.told_time}
+        options: dict[str, Any] = {"skip": self.skip, "time": self.time_conditioning}
         if self.conv:
             options |= {"conv": self.conv != "none", "conv_first": self.conv == "before"}
         shrinks = 1 if any(getattr(s, "channels", 0) == 3 for s in made.layout) else 8
@@ -377,18 +378,18 @@ class Training(Settings):
         Raises ConfigError for codecs that are missing, ValueError for codecs that do not fit.
         """
         made = self.network()
-        told, drops = told_of(made), self.drop > 0
-        if told == "label":
+        condition, drops = condition_of(made), self.drop > 0
+        if condition == "label":
             made = _with(made, Label, classes=data.classes + drops)
-        settings, weights = self._codecs(told, data)
-        own = replace(full(made, settings), null_class=told == "label" and drops)
+        settings, weights = self._codecs(condition, data)
+        own = replace(full(made, settings), null_class=condition == "label" and drops)
         if self.preset in NANO:
             own = replace(own, **NANO_SAMPLING)
-        if told == "label" and not drops:
+        if condition == "label" and not drops:
             own = replace(own, guidance=1.0)
         if self.schedule:
             own = replace(own, schedule=self.schedule, sampler="dpm++2m")
-        if parts := lacking(own):
+        if parts := missing_parts(own):
             raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
         system = build(own)
         for name, entries in weights.items():
@@ -398,21 +399,23 @@ class Training(Settings):
     def started(self, former: System) -> System:
         return former
 
-    def _codecs(self, told: str, data: TrainingData) -> tuple[dict[str, Any], dict[str, Entries]]:
-        """(settings, tensors) by component, of the codecs that are told of."""
+    def _codecs(
+        self, condition: str, data: TrainingData
+    ) -> tuple[dict[str, Any], dict[str, Entries]]:
+        """(settings, tensors) by component, of the codecs that `codecs` names."""
         if self.preset in NANO:
-            return ({"text": {"vocabulary": list(data.words)}} if told == "text" else {}), {}
+            return ({"text": {"vocabulary": list(data.words)}} if condition == "text" else {}), {}
         if not self.codecs:
             return {}, {}
         if not Path(self.codecs).exists() and self.codecs.startswith(RUNS):
-            parts = lacking(full(self.network()))
+            parts = missing_parts(full(self.network()))
             raise ConfigError(f"there is no folder {self.codecs!r}; {_how(parts, self.codecs)}")
         opened = data.opened(self.codecs)
         had = opened.config["config"].get("codec_config", {})
         settings: dict[str, Any] = {}
         weights: dict[str, Entries] = {}
         for name, (start, fields) in READ.items():
-            if fields[0] in had.get(name, {}) and name in ("image", told):
+            if fields[0] in had.get(name, {}) and name in ("image", condition):
                 settings[name] = {k: v for k, v in had[name].items() if k in fields}
                 tensors = opened.components[name].items()
                 weights[name] = {k: entry for k, entry in tensors if k.startswith(start)}

@@ -1,4 +1,4 @@
-"""Improved VQ-Diffusion: pictures as tokens, masked and replaced; told a text, a class or nothing.
+"""Improved VQ-Diffusion: pictures as tokens, masked and replaced; on a text, a class or nothing.
 
 One state, the image's tokens, on the clock `image`.  Guidance takes the network's own null
 ("learned"; for classes the last label, or the table's mean), or an empty text ("empty": zero-shot).
@@ -35,7 +35,7 @@ from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, M
 from everyway.process.training_times import Importance, Tokens
 from everyway.settings import Settings
 from everyway.system import Condition, Modality, Null, System, dropped, labelled
-from everyway.systems import Lacking, TrainingData
+from everyway.systems import MissingParts, TrainingData
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -54,13 +54,13 @@ class VQDiffusionConfig:
     """Sizes of one VQ-Diffusion.
 
     kind: of the network, a name in NETWORKS.  network: its config as plain data; it also says what
-    the network is told: a context "text", a "label", or nothing.
+    the network is conditioned on: a context "text", a "label", or nothing.
     codec: settings of its ImageVQ, or of another kind of `bundle.MODULES`.
     text: settings of the text codec, whose latent is the context.
     text_kind: of the text codec, a name in TEXTS.
     shared: component -> the shipped model that has its weights, and after an "@" their sha256.
     rates: a name in RATES.  steps, auxiliary: of the process.
-    sampler, guidance, truncation, sample_steps: how it is sampled unless told.
+    sampler, guidance, truncation, sample_steps: how it is sampled by default.
     """
 
     network: Mapping[str, Any]
@@ -81,12 +81,12 @@ class VQDiffusionConfig:
         checked(self)
         for name, known in (("kind", NETWORKS), ("rates", RATES), ("text_kind", TEXTS)):
             if getattr(self, name) not in known:
-                told = f"{name} {getattr(self, name)!r} is unknown"
-                raise UsageError(f"{told}; choose {', '.join(known)}")
+                wrong = f"{name} {getattr(self, name)!r} is unknown"
+                raise UsageError(f"{wrong}; choose {', '.join(known)}")
 
     @property
-    def told(self) -> str:
-        """The context that the network is told: "text", "label" or ""."""
+    def condition(self) -> str:
+        """The context that the network is conditioned on: "text", "label" or ""."""
         if self.kind == "transformer":
             return {"text": "text", "class": "label", "none": ""}[self.network["condition"]]
         kinds = {row["kind"] for row in self.network["layout"]}
@@ -97,12 +97,12 @@ def uvit(
     *, side: int, codes: int, text: tuple[int, int] = (0, 0), labels: int = 0, **sizes: Any
 ) -> UViTConfig:
     """U-ViT over tokens: time, text (length, width) or label, and picture in one sequence."""
-    told: tuple = ()
+    condition: tuple = ()
     if text[0]:
-        told = (ContextTokens(name="text", length=text[0], dim=text[1], null=True),)
+        condition = (ContextTokens(name="text", length=text[0], dim=text[1], null=True),)
     elif labels:
-        told = (Label(name="label", classes=labels),)
-    layout = (TimeToken(clock="image"), *told, Ids(name="image", side=side, codes=codes))
+        condition = (Label(name="label", classes=labels),)
+    layout = (TimeToken(clock="image"), *condition, Ids(name="image", side=side, codes=codes))
     return UViTConfig(layout=layout, time_mlp=True, conv=False, init="unit", **sizes)
 
 
@@ -142,8 +142,8 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
     """
     config = read(config)
     kind, network_config = NETWORKS[config.kind]
-    if parts := lacking(config):
-        raise Lacking(parts, "parts")
+    if parts := missing_parts(config):
+        raise MissingParts(parts, "parts")
     network = kind(checked(network_config(config.network)))
     picture = bundle.codec("image", config.codec, "ImageVQ")
     side, codes = grid_of(network.config)
@@ -157,9 +157,9 @@ def build(config: Mapping[str, Any] | VQDiffusionConfig) -> System:
         name="vq_diffusion",
         network=network,
         modalities={"image": image},
-        tasks=drawing(config.told),
+        tasks=drawing(config.condition),
         config=asdict(config),
-        conditions=CONDITIONS[config.told](network, config),
+        conditions=CONDITIONS[config.condition](network, config),
         shared=config.shared,
         sampler=config.sampler,
         guidance=config.guidance,
@@ -176,7 +176,7 @@ def grid_of(network: TokenTransformerConfig | UViTConfig) -> tuple[int, int]:
     return ids.side, ids.codes
 
 
-def told_text(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
+def text_condition(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
     """A text, with the network's learned null if any, and the zero-shot one of an empty text."""
     codec = bundle.codec("text", config.text, TEXTS[config.text_kind])
     nothing = Null(make=lambda: Context(tokens=codec.latent(codec.tokens.nothing(1))), codec=codec)
@@ -195,7 +195,7 @@ def learned(network: nn.Module) -> tuple[int, int] | None:
     return (text.length, text.dim) if text.null else None
 
 
-def told_label(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
+def label_condition(network: nn.Module, config: VQDiffusionConfig) -> dict[str, Condition]:
     """A class by its number."""
     classes = labels_of(network)
     null = network.null_label if isinstance(network, TokenTransformer) else classes
@@ -211,7 +211,7 @@ def labels_of(network: nn.Module) -> int:
     return label.classes - 1
 
 
-CONDITIONS = {"text": told_text, "label": told_label, "": lambda network, config: {}}
+CONDITIONS = {"text": text_condition, "label": label_condition, "": lambda network, config: {}}
 
 
 # -- published --------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def published(
     """A released model: coco, cc, cub200, human, coco_learnable, cc_learnable, ithq, imagenet,
     imagenet_learnable or ffhq.
 
-    tokenizer: the JSON of CLIP's tokenizer, for models that are told a text.
+    tokenizer: the JSON of CLIP's tokenizer, for models that read a text.
     used: the codes in use, or a file of them, for the models whose codec has more (2887 of 8192 on
     captions, 974 of 16384 on classes).
     All are sampled in 100 steps of the whole posterior; sampler="purity" with its weight of 1 is
@@ -333,7 +333,7 @@ def full(
 ) -> VQDiffusionConfig:
     """A system as the released ones are.  network: a TokenTransformerConfig as plain data.
 
-    codec: of an ImageVQ.  text: of a ClipText, of no matter to networks that are told none.
+    codec: of an ImageVQ.  text: of a ClipText, of no matter to networks that read none.
     """
     condition = network["condition"]
     guidance, truncation = SAMPLED[condition, bool(network.get("learned_null"))]
@@ -373,14 +373,14 @@ def image_size(config: Mapping[str, Any] | VQDiffusionConfig) -> int:
     return side * config.codec.get("cell", shrunk)
 
 
-def lacking(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
+def missing_parts(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
     """The published parts, as `everyway convert --part` takes them, that a config does not give."""
     config = read(config)
     if config.text_kind != "clip":  # not as `full` makes it
         return []
     coded = "encoder" in config.codec
     needed = [] if coded else ["image=vqgan.pth"]
-    if config.told == "text":
+    if config.condition == "text":
         needed += [] if "text" in config.text else [f"text_states={CLIP}"]
         needed += [] if config.text.get("tokenizer") else [f"tokenizer={CLIP}"]
     if coded and config.codec.get("used") is None:
@@ -397,7 +397,8 @@ class Training(Settings):
 
     tokens: the folder of the image tokens.  codecs: the folder of the text codec, or "" for
     that of `mini`, whose weights are then shared.  init: a model to start from, codecs and weights.
-    times: a law of `process.training_times`.  drop: share of the samples without their conditions.
+    times: a distribution of `process.training_times`.  drop: share of the samples without their
+    conditions.
     """
 
     preset: Literal["mini-vq"] = "mini-vq"

@@ -12,7 +12,7 @@ def train(
     note: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train, or go on training, and return facts (`train.loop.train`).
+    """Train, or go on training, and return a summary (`train.loop.train`).
 
     config: a TrainConfig, or the name of a preset or a TOML file, with `settings` on top.
     """

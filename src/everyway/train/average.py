@@ -1,4 +1,4 @@
-"""The mean of two networks, one trained on from the other: what the later lesson taught, and what
+"""The mean of two networks, one trained on from the other: what the later stage taught, and what
 it had begun to overwrite.
 
     python -m everyway.train.average FORMER LATER --share 0.75 --out FOLDER
@@ -29,19 +29,19 @@ def average(former: Path, later: Path, share: float, out: Path) -> None:
     if not 0 <= share <= 1:
         raise UsageError(f"--share {share}: it is from 0 to 1")
     a, b = (_opened(folder) for folder in (former, later))
-    if not b.facts.get("history"):
+    if not b.metadata.get("history"):
         raise UsageError(f"{later} was not trained here; give one trained on from {former}")
     theirs, weights = a.system.network.state_dict(), b.system.network.state_dict()
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in weights.items()}:
         raise UsageError(f"{former} and {later} have networks of other sizes; give two of one size")
     with torch.no_grad():
         mean = {k: theirs[k].float().lerp(v.float(), share) for k, v in weights.items()}
-    facts = {k: v for k, v in b.facts.items() if k not in ("scores", "losses")}
-    *before, last = facts["history"]
-    facts["history"] = [*before, {**last, "averaged": share}]
+    metadata = {k: v for k, v in b.metadata.items() if k not in ("scores", "losses")}
+    *before, last = metadata["history"]
+    metadata["history"] = [*before, {**last, "averaged": share}]
     tensors = b.system.weights(mean)
     config = {"system": b.system.name, "config": dict(b.system.config)}
-    store.save(out, config, tensors, facts, None)
+    store.save(out, config, tensors, metadata, None)
     write_card(out)
 
 

@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = dict(
     weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.998, precision="fp32", log_every=50,
     save_every_s=60.0,
 )  # fmt: skip
-"""Of the trainings of codecs, unless told: half an hour."""
+"""Of the trainings of codecs, by default: half an hour."""
 MEASURED = 10**6
 """Number of the first of the samples that whitening is measured on."""
 
@@ -48,7 +48,7 @@ class CodecLearner(Learner):
         raise NotImplementedError
 
     def finish(self, out: Path) -> dict[str, Any]:
-        """Measures what is measured after training; returns facts."""
+        """Measures what is measured after training; returns metadata."""
         raise NotImplementedError
 
     def pictures(self, share: Share) -> Tensor:
@@ -63,14 +63,14 @@ class CodecLearner(Learner):
         self.load_state_dict(weights)
         self.eval().to("cpu")
         minutes = round(run["seconds"] / 60, 1)
-        facts = {"steps": run["steps"], "minutes": minutes, **run["losses"], **self.finish(out)}
+        metadata = {"steps": run["steps"], "minutes": minutes, **run["losses"], **self.finish(out)}
         folder, dtype = self.folder(out), convert.DTYPES[self.config.run.weights]
-        codec_folder.write(folder, self.name, self.codec, self.settings(), facts, dtype)
+        codec_folder.write(folder, self.name, self.codec, self.settings(), metadata, dtype)
 
     def exported(self, out: Path) -> int:
-        facts = self.folder(out) / f"{self.name}.facts.json"
+        metadata = self.folder(out) / f"{self.name}.facts.json"
         try:
-            return json.loads(facts.read_text(encoding="utf-8"))["steps"]
+            return json.loads(metadata.read_text(encoding="utf-8"))["steps"]
         except (OSError, ValueError, LookupError):
             return -1
 

@@ -35,7 +35,7 @@ class Composed:
     """Scenes as `SystemLearner` reads latents, on one device.
 
     records: as `write_down` returns them.  sprites: of the scenes, as the data's `sprites()`.
-    told: what the conditions read of each variant of a caption, (V, ...).
+    conditioning: what the conditions read of each variant of a caption, (V, ...).
     complete: as of `Latents`.
     """
 
@@ -45,14 +45,14 @@ class Composed:
         sprites: Sequence[np.ndarray],
         size: int,
         codecs: dict[str, Any],
-        told: Bundle,
+        conditioning: Bundle,
         device: torch.device,
         complete: float = 1.0,
     ) -> None:
         self.complete = complete
         self.records = {name: value.to(device) for name, value in records.items()}
         self.atlas = _atlas(sprites).to(device)
-        self.size, self.told = size, {k: v.to(device) for k, v in told.items()}
+        self.size, self.conditioning = size, {k: v.to(device) for k, v in conditioning.items()}
         self.codecs = {name: deepcopy(codec).to(device) for name, codec in codecs.items()}
 
     def __len__(self) -> int:
@@ -60,16 +60,16 @@ class Composed:
 
     @torch.no_grad()
     def rows(self, index: Tensor, share: Tensor) -> Bundle:
-        """Clean states of scenes `index` (B,), and what conditions are told, on the device.
+        """Clean states of scenes `index` (B,), and what conditions read, on the device.
 
-        share: (B,) in [0, 1), which of its captions a scene is told in.
+        share: (B,) in [0, 1), which of its captions a scene has.
         """
         ids = self.records["ids"]
         index, variant = (v.to(ids.device) for v in (index, (share * ids.shape[1]).long()))
         pictures = self.pictures(index).movedim(-1, 1).float() / 127.5 - 1
         made = {n: codec.encode(pictures) for n, codec in self.codecs.items() if n != "text"}
         made["text"] = self.codecs["text"].latent(ids[index, variant].long())
-        return made | {name: value[variant] for name, value in self.told.items()}
+        return made | {name: value[variant] for name, value in self.conditioning.items()}
 
     @torch.no_grad()
     def pictures(self, index: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ def composed(
     processes = max(1, (os.cpu_count() or 1) // state.num_processes)
     records = write_down(data, codecs["text"].ids, count, processes)
     note(f"wrote down {count:,} scenes")
-    told = flat(system.contexts({"text": data.described(0)[1]}))  # its language alone
+    conditioning = flat(system.contexts({"text": data.described(0)[1]}))  # its language alone
     sprites = [*data.sprites().values()]
     complete = getattr(data, "complete", 1.0)
-    return Composed(records, sprites, data.size, codecs, told, state.device, complete)
+    return Composed(records, sprites, data.size, codecs, conditioning, state.device, complete)
 
 
 def write_down(

@@ -29,7 +29,7 @@ CODECS = {
     "codec-vq": "everyway.train.codec_vq",
     "encoder": "everyway.train.encoder",
     "text": "everyway.train.text",
-    "recogniser": "everyway.train.recogniser",
+    "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
@@ -39,6 +39,8 @@ CODECS = {
 """
 PRESETS = ("nano", "mini", "mini-vq", *CODECS)
 """What is shipped here, for help that imports no PyTorch; `names` asks every system."""
+FORMER = {"recogniser": "classifier"}
+"""Names of old commands and run folders -> those of now."""
 Own = TypeVar("Own", bound=Settings)
 
 
@@ -83,7 +85,7 @@ class Run(Settings):
 
     out: the run folder.  device: "auto" takes a GPU if there is one, and each process its own.
     precision: "auto" measures bf16 and float32 once and takes the faster.
-    recompute: gradient checkpointing of the blocks, which saves memory and costs time.
+    gradient_checkpointing: of the blocks, which saves memory and costs time.
     compile: the network goes through torch.compile.  shard: weights, gradients and optimiser lie in
     shards over the processes' GPUs (FSDP2).
     save_every_s: seconds between savings, of which each exports the average, too, where `publish`
@@ -95,7 +97,7 @@ class Run(Settings):
     out: FileName = "runs/nano"
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     compile: bool = False
     shard: bool = False
     save_every_s: float = Field(120.0, ge=0)
@@ -116,8 +118,8 @@ class TrainConfig(Settings, Generic[Own]):
     """Settings of one training run.
 
     system: a name in SYSTEMS or CODECS.  steps: optimiser steps.  budget_s: stop, cooled down,
-    within so many seconds; 0 is no limit.  batch: of all processes together, in `accumulate` parts
-    one after the other.
+    within so many seconds; 0 is no limit.  batch: of all processes together, in `accumulate`
+    micro-batches one after the other.
     """
 
     system: str
@@ -141,6 +143,7 @@ class TrainConfig(Settings, Generic[Own]):
 
 def module_of(system: str) -> ModuleType:
     """The module of what is trained; ConfigError lists what can be."""
+    system = FORMER.get(system, system)
     if system in SYSTEMS:
         return system_module(system)
     if system not in CODECS:
@@ -153,6 +156,7 @@ def preset(name: str) -> dict[str, Any] | None:
 
     No module is imported that need not be: those of codecs are named as their preset is.
     """
+    name = FORMER.get(name, name)
     for system in (name,) if name in CODECS else SYSTEMS:
         if name in (found := module_of(system).TRAININGS):
             return {"system": system, **found[name]}
@@ -174,6 +178,7 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
     """The config of plain data, later tables above earlier ones; ConfigError in one line."""
     system = next((t["system"] for t in reversed(tables) if "system" in t), "unidiffuser")
     kind = _kind(system)
+    system = FORMER.get(system, system)
     try:
         return kind(**{"model": {}, **merged(kind, *tables), "system": system})
     except ValidationError as error:
@@ -192,13 +197,13 @@ def resolve(
     Raises ConfigError (one line) for unknown presets or keys, values of the wrong type or out of
     range, and settings that the training would not read.
     """
-    told = {"out": out, "budget_s": budget_s}
-    told = {**(overrides or {}), **{k: v for k, v in told.items() if v is not None}}
+    given = {"out": out, "budget_s": budget_s}
+    given = {**(overrides or {}), **{k: v for k, v in given.items() if v is not None}}
     base = preset(preset_or_toml) or _table(preset_or_toml)
-    if told.get("system", base.get("system")) != base.get("system"):
-        known = places(_kind(told["system"]))  # the preset is of another system
+    if given.get("system", base.get("system")) != base.get("system"):
+        known = places(_kind(given["system"]))  # the preset is of another system
         base = {key: value for key, value in base.items() if key in known}
-    return parsed(base, told)
+    return parsed(base, given)
 
 
 def _table(name: str) -> dict[str, Any]:

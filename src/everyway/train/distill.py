@@ -129,7 +129,7 @@ def untaught(teacher: System, steps: int) -> System:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lesson:
+class Example:
     """The samples of a batch on one task, each at the start of one of the student's steps.
 
     index: (B,) which of the batch they are.  start, stop: (B,) the run's times.
@@ -153,7 +153,7 @@ class Student(SystemLearner):
         super().__init__(system, latents, config)
         self.teacher = teacher
 
-    def batch(self, share: Share) -> list[Lesson]:
+    def batch(self, share: Share) -> list[Example]:
         source, noise, steps = share.generator("samples"), share.noise(), self.system.steps
         tasks = [*self.system.tasks.values()]
         which = torch.randint(len(tasks), (share.size,), generator=source)[share.rows]
@@ -164,16 +164,16 @@ class Student(SystemLearner):
         ends = torch.stack([cell + 1, cell]).to(share.device) / steps
         processes = self.teacher.processes
         draws = {k: processes[k].draw(noise, k, tuple(x.shape)).to(x) for k, x in x0.items()}
-        told = objective.contexts_of(self.system, encoded, noise, 0.0, share.count)
+        conditions = objective.contexts_of(self.system, encoded, noise, 0.0, share.count)
         made = []
         for number, task in enumerate(tasks):
             index = (which == number).nonzero()[:, 0].to(share.device)
             if len(index):
-                own = rows((x0, draws, told), index)
-                made.append(lesson(self.system, task, index, *own, *ends[:, index]))
+                own = rows((x0, draws, conditions), index)
+                made.append(stage(self.system, task, index, *own, *ends[:, index]))
         return made
 
-    def forward(self, batch: list[Lesson]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: list[Example]) -> tuple[Tensor, dict[str, Tensor]]:
         some, processes = batch[0].query.states, self.system.processes
         count = sum(len(part.index) for part in batch)
         losses = {name: x.new_zeros(count) for name, x in some.items()}
@@ -188,16 +188,16 @@ class Student(SystemLearner):
         return objective.total(self.system, losses), losses
 
 
-def lesson(
+def stage(
     system: System,
     task: Task,
     index: Tensor,
     clean: Bundle,
     draws: Bundle,
-    told: Contexts,
+    conditions: Contexts,
     start: Tensor,
     stop: Tensor,
-) -> Lesson:
+) -> Example:
     """The states of `clean` (B, ...) as `task` has them at the run's time `start` (B,)."""
     times, states = times_for(task, start), {}
     for name, clock in system.clocks.items():
@@ -208,13 +208,13 @@ def lesson(
             states[name] = process.corrupt(clean[name], draws[name], times[clock])
     nulls = placed(system.null_contexts(len(index)), index.device)
     lost = {name for name, weight in task.contexts.items() if not weight}
-    contexts = {name: nulls[name] if name in lost else given for name, given in told.items()}
+    contexts = {name: nulls[name] if name in lost else given for name, given in conditions.items()}
     keep = tuple(name for name in states if system.clocks[name] in task.generated)
     query = Query(states=states, times=times, contexts=contexts, keep=keep)
-    return Lesson(task=task, index=index, query=query, start=start, stop=stop, draws=draws)
+    return Example(task=task, index=index, query=query, start=start, stop=stop, draws=draws)
 
 
-def aims(teacher: System, parts: Sequence[Lesson], steps: int) -> list[Bundle]:
+def aims(teacher: System, parts: Sequence[Example], steps: int) -> list[Bundle]:
     """Of every part: modality -> the clean estimate that leads in one step where `steps` of the
     guided teacher lead.  The teacher is asked once a step for all of them.
     """
@@ -230,8 +230,8 @@ def aims(teacher: System, parts: Sequence[Lesson], steps: int) -> list[Bundle]:
     return [_aim(teacher, part.query, query) for part, query in zip(parts, queries)]
 
 
-def _guide(teacher: System, denoise: Denoise, part: Lesson) -> Guided:
-    """What is left out is replaced by the noise of the lesson, the same in all its steps."""
+def _guide(teacher: System, denoise: Denoise, part: Example) -> Guided:
+    """What is left out is replaced by the noise of the stage, the same in all its steps."""
     return Guided(
         denoise=denoise,
         task=part.task,

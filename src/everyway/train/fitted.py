@@ -78,11 +78,11 @@ numbers of 8x8 pixels keep 33 dB."""
 
 @torch.no_grad()
 def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[str, dict[str, Any]]:
-    """Writes the codecs into `out`, each NAME.safetensors, .json and .facts.json; returns facts.
+    """Writes the codecs into `out`, each NAME.safetensors, .json and .facts.json; returns metadata.
 
     name: of the data, one of FITS.
 
-    Facts: psnr_db of unseen pictures, through latents and through tokens; the shares of captions
+    Metadata: psnr_db of unseen pictures, through latents and through tokens; the shares of captions
     read back exactly from latents with noise of sigma 0, 0.3 and 0.6.
     """
     fit = FITS[name]
@@ -110,9 +110,9 @@ def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[s
         tokens.fit(cells)
         own = {"codes": len(cells), **fit.tokens}
         made.append(("image_vq", tokens, own, _quality(tokens, unseen)))
-    for part, codec, config, facts in made:
-        codec_folder.write(out, part, codec, {"kind": type(codec).__name__, **config}, facts)
-    return {part: facts for part, _, _, facts in made}
+    for part, codec, config, metadata in made:
+        codec_folder.write(out, part, codec, {"kind": type(codec).__name__, **config}, metadata)
+    return {part: metadata for part, _, _, metadata in made}
 
 
 def _codes(text: TokenTable, image: CellPCA, data: Any, scenes: int) -> Tensor:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
-from everyway.train.state import TrainState, diverged, facts_of
+from everyway.train.state import TrainState, diverged, metadata_of
 
 RESUMABLE = {
     "budget_s", "steps", "out", "device", "save_every_s", "publish", "sample_every", "log_every",
@@ -30,7 +30,7 @@ STATE = "state.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """step of steps (at most, under a time budget); losses: modality -> running mean."""
 
     step: int
@@ -72,7 +72,7 @@ def compare(config: TrainConfig) -> None:
     if path.exists():
         former = _former(path)
     if state.exists():
-        former = parsed(facts_of(state, verify=True)["config"])
+        former = parsed(metadata_of(state, verify=True)["config"])
     elif not path.exists() or not (out / "log.jsonl").exists():
         return  # of a training that never began
     if other := differences(former, config, RESUMABLE):
@@ -138,7 +138,7 @@ class Log:
         self,
         state: TrainState,
         losses: Mapping[str, Tensor],
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[TrainingProgress], None] | None,
     ) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.mean()
@@ -148,8 +148,8 @@ class Log:
         speed = self.count * self.config.batch / (time.monotonic() - self.since)
         self.write(state)
         if self.writes and progress:
-            told = {"step": state.step, "steps": self.config.steps, "losses": self.means}
-            progress(Progress(**told, samples_a_second=speed))
+            counts = {"step": state.step, "steps": self.config.steps, "losses": self.means}
+            progress(TrainingProgress(**counts, samples_a_second=speed))
 
     def write(self, state: TrainState) -> None:
         """A row of the means since the last one, if a step was made; StateError if not finite."""

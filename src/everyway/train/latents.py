@@ -1,9 +1,9 @@
 """A cache of encoded samples: codecs run once, a system trains on what they made.
 
-A folder of parts, each a sealed file with a tensor (n, V, ...) of every modality: V variants of a
+A folder of shards, each a sealed file with a tensor (n, V, ...) of every modality: V variants of a
 sample (captions; one variant for pictures), as float16 and int16 where their numbers fit.  What
-conditions read stands under `told.NAME`.  Several processes encode parts in turn, and a part that
-is there is not encoded again.
+conditions read stands under `context.NAME`.  Several processes encode shards in turn, and a shard
+that is there is not encoded again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from everyway.contracts import Bundle
 from everyway.errors import EverywayError
 from everyway.train import sealed
 
-PART = 1024
-"""Samples in a part."""
+SHARD = 1024
+"""Samples in a shard."""
 CHUNK = 64
 """Samples that are encoded together."""
 
@@ -34,29 +34,29 @@ class CacheError(EverywayError, OSError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Latents:
-    """parts: of PART samples each, but the last: modality -> (n, V, ...).
+    """shards: of SHARD samples each, but the last: modality -> (n, V, ...).
 
     complete: the share of a sample's captions, at their front, that state everything.  A text that
     leaves things unsaid is a condition; as something to be made it would be one of many.
     """
 
-    parts: Sequence[dict[str, Tensor]]
+    shards: Sequence[dict[str, Tensor]]
     complete: float = 1.0
 
     def __len__(self) -> int:
-        return sum(len(next(iter(part.values()))) for part in self.parts)
+        return sum(len(next(iter(shard.values()))) for shard in self.shards)
 
     def rows(self, index: Tensor, share: Tensor) -> Bundle:
         """Samples `index` (B,) as float32 or int64 clean states.
 
         share: (B,) in [0, 1), which of its variants a sample is read in, the same for every name.
         """
-        return {name: self._read(name, index.tolist(), share) for name in self.parts[0]}
+        return {name: self._read(name, index.tolist(), share) for name in self.shards[0]}
 
     def _read(self, name: str, index: list[int], share: Tensor) -> Tensor:
-        tables = [self.parts[i // PART][name] for i in index]
+        tables = [self.shards[i // SHARD][name] for i in index]
         variants = [int(u * len(table[0])) for u, table in zip(share.tolist(), tables)]
-        chosen = [table[i % PART, v] for i, v, table in zip(index, variants, tables)]
+        chosen = [table[i % SHARD, v] for i, v, table in zip(index, variants, tables)]
         return torch.stack([x.float() if x.is_floating_point() else x.long() for x in chosen])
 
 
@@ -72,30 +72,30 @@ def encode(
 ) -> Latents:
     """`count` samples through `make` (list of samples -> modality -> (B, V, ...)), into `folder`.
 
-    rank, processes: this process makes every `processes`-th part, then waits for the others'.
+    rank, processes: this process makes every `processes`-th shard, then waits for the others'.
     progress: is told (number of the last sample made, count).
-    Raises CacheError where a part cannot be written or is damaged.
+    Raises CacheError where a shard cannot be written or is damaged.
     """
-    paths = [folder / f"{n:05d}.safetensors" for n in range(-(-count // PART))]
+    paths = [folder / f"{n:05d}.safetensors" for n in range(-(-count // SHARD))]
     for n, path in enumerate(paths):
         if n % processes == rank and not path.exists():
-            part = range(n * PART, min((n + 1) * PART, count))
-            _write(path, _encoded(samples, make, part))
+            shard = range(n * SHARD, min((n + 1) * SHARD, count))
+            _write(path, _encoded(samples, make, shard))
             if progress:
-                progress(part.stop, count)
+                progress(shard.stop, count)
         elif n % processes == rank:
             _check(path)
     while not all(path.exists() for path in paths):
         time.sleep(0.2)  # the launcher ends this process if one that makes them ended
-    return Latents(parts=[_opened(path) for path in paths])
+    return Latents(shards=[_opened(path) for path in paths])
 
 
 def _encoded(
-    samples: Callable[[int], object], make: Callable[[list], dict[str, Tensor]], part: range
+    samples: Callable[[int], object], make: Callable[[list], dict[str, Tensor]], shard: range
 ) -> dict[str, Tensor]:
     made: dict[str, list[Tensor]] = {}
-    for start in range(part.start, part.stop, CHUNK):
-        chunk = [samples(i) for i in range(start, min(start + CHUNK, part.stop))]
+    for start in range(shard.start, shard.stop, CHUNK):
+        chunk = [samples(i) for i in range(start, min(start + CHUNK, shard.stop))]
         for name, value in make(chunk).items():
             made.setdefault(name, []).append(value.cpu())
     return {name: _small(name, torch.cat(values)) for name, values in made.items()}

@@ -1,8 +1,8 @@
 """What a word looks like: the part of a picture's latent that a token of its captions explains.
 
-A transformer that is told random codes of objects must learn every object by itself; told codes
-that say what things look like, it starts from what like things have in common, in every language
-at once (docs/LOG.md has the figures).
+A transformer that is conditioned on random codes of objects must learn every object by itself; on
+codes that say what things look like, it starts from what like things have in common, in every
+language at once (docs/LOG.md has the figures).
 """
 
 from __future__ import annotations

@@ -23,25 +23,25 @@ from everyway.train import devices, folder, sources
 from everyway.train.composed import composed
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
-from everyway.train.folder import Log, Progress
+from everyway.train.folder import Log, TrainingProgress
 from everyway.train.learner import Learner, Share
 from everyway.train.muon import Muon
 from everyway.train.sealed import gathered
-from everyway.train.state import TrainState, diverged, facts_of
+from everyway.train.state import TrainState, diverged, metadata_of
 from everyway.train.stopping import polite_stop
 from everyway.train.systems import SystemLearner, prepared
 
 
 def train(
     config: TrainConfig,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train, or go on training, what `config` says.
 
     progress: is told every `log_every` steps.  note: is told, in a line, what else is to be known.
-    Returns facts: step, seconds, losses, model (where it was exported to), stopped (True after a
-    signal).  Raises ConfigError when the run folder is in use or holds another configuration, or
+    Returns a summary: step, seconds, losses, model (where it was exported to), stopped (True after
+    a signal).  Raises ConfigError when the run folder is in use or holds another configuration, or
     the device cannot be used, and StateError when the training diverges; then the run folder holds
     what it held, or was last saved.
     """
@@ -77,24 +77,24 @@ def _builder(config: TrainConfig, note: Callable[[str], None]) -> Callable[[], L
 def _trained(
     learner: Learner,
     config: TrainConfig,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[TrainingProgress], None] | None,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     path = config.folder / folder.STATE
-    former = facts_of(path) if path.exists() else {}
+    former = metadata_of(path) if path.exists() else {}
     half = former["half"] if former else devices.half_precision(config.run.precision)
     engine = devices.accelerator(config, half, learner.skips)
     model, optimiser = _placed(learner, engine, config, half)
     state = TrainState(learner, optimiser, EMA(learner, config.optim.ema))
-    facts = {
+    metadata = {
         "half": half,
         "config": config.model_dump(),
         "machine": folder.circumstances(engine.device, engine.num_processes),
     }
     if former:
         state.restore(path)
-        if told := folder.changed(former["machine"], facts["machine"]):
-            note(told)
+        if changes := folder.changed(former["machine"], metadata["machine"]):
+            note(changes)
         if _early(state, config):
             state.cooldown_from = -1  # cooled down before, and now asked to go on
     first = engine.is_main_process
@@ -108,7 +108,7 @@ def _trained(
             late = time.monotonic() - saved > config.run.save_every_s
             halted, late = _told(engine, bool(asked), late)
             if late:
-                state.save(path, facts, first)
+                state.save(path, metadata, first)
                 if config.run.publish and learner.partial:
                     _export(state, config, engine, log.means, fresh=True)
                 saved = time.monotonic()
@@ -118,7 +118,7 @@ def _trained(
                 break
         log.write(state)
         if state.step > begun:
-            state.save(path, facts, first)
+            state.save(path, metadata, first)
         if not halted or learner.partial:
             _export(state, config, engine, log.means, fresh=state.step > begun)
     return {
@@ -136,8 +136,8 @@ def _placed(
     """The learner as processes call it, and its optimiser, on the device."""
     own = config.optim
     for module in learner.modules():
-        if config.run.recompute and hasattr(module, "checkpointing"):
-            module.checkpointing = True
+        if config.run.gradient_checkpointing and hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = True
     if config.run.compile:
         for block in learner.blocks:
             block.compile()
@@ -201,8 +201,8 @@ def _gathered(found: list[dict[str, Tensor]], engine: Accelerator) -> dict[str, 
 
 def _told(engine: Accelerator, asked: bool, late: bool) -> tuple[bool, bool]:
     """(whether any process was asked to stop, whether the first one wants to save)."""
-    told = torch.tensor([asked, late and engine.is_main_process], device=engine.device)
-    stop, save = engine.reduce(told.float()).tolist()
+    flags = torch.tensor([asked, late and engine.is_main_process], device=engine.device)
+    stop, save = engine.reduce(flags.float()).tolist()
     return stop > 0, save > 0
 
 

@@ -22,7 +22,7 @@ FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come 
 
 
 def samples(
-    system: System, weights: Mapping[str, Tensor], data, facts: dict, steps: int = 15
+    system: System, weights: Mapping[str, Tensor], data, metadata: dict, steps: int = 15
 ) -> Image.Image:
     """One row a task of the system, its network with these weights; the same prompts, pictures and
     seeds every time."""
@@ -32,7 +32,7 @@ def samples(
     network.load_state_dict(weights)
     network.eval()
     try:
-        model = Model(name="training", hash="", system=system, facts=facts)
+        model = Model(name="training", hash="", system=system, metadata=metadata)
         unseen = [data.sample(FIRST + k) for k in range(COUNT)]
         sections = [_row(model, name, unseen, steps) for name in system.tasks]
     finally:
@@ -48,8 +48,8 @@ def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
         given.append(_given(model.system, model.system.tasks[task], sample, number))
         named = {k: v for k, v in given[-1].items() if k in LISTS}
         other = {k: v for k, v in given[-1].items() if k not in LISTS}
-        told = {"kind": task, "steps": steps, "seed": number, "given": other}
-        work += jobs(told | named, model.system)
+        wanted = {"kind": task, "steps": steps, "seed": number, "given": other}
+        work += jobs(wanted | named, model.system)
     made = sorted(model.generate(work), key=lambda result: result.job)
     media = model.system.media
     cells = [_cell(media, {**own, **result.outputs}) for own, result in zip(given, made)]

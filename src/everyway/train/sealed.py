@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from everyway.atomic import atomic_write
 from everyway.errors import EverywayError
-from everyway.whole import whole
 
 CODES = {
     torch.float32: "F32",
@@ -39,10 +39,10 @@ class Damaged(EverywayError, OSError):
     exit_code = 1
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """The file whole, or as it was.  facts: plain data.  Raises OSError."""
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Written atomically.  metadata: plain data.  Raises OSError."""
     tensors = dict(sorted(tensors.items(), key=order))
-    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(facts)}}
+    header: dict[str, Any] = {"__metadata__": {"facts": json.dumps(metadata)}}
     place = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
@@ -51,7 +51,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
     digest = hashlib.sha256()
-    with whole(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         for block in (len(head).to_bytes(8, "little"), head, *tensors.values()):
             data = block if isinstance(block, bytes) else _bytes(block)
             file.write(data)
@@ -70,16 +70,16 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, facts), on the CPU; nothing but the header is in memory.  Raises Damaged."""
+    """(tensors, metadata), on the CPU; nothing but the header is in memory.  Raises Damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "null"))
+            metadata = json.loads((file.metadata() or {}).get("facts", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, ValueError, OSError) as error:
         raise Damaged(f"{path} is damaged or truncated ({error})") from None
-    if tensors.pop(DIGEST, None) is None or not isinstance(facts, dict):
+    if tensors.pop(DIGEST, None) is None or not isinstance(metadata, dict):
         raise Damaged(f"{path} is of another version")
-    return tensors, facts
+    return tensors, metadata
 
 
 def verify(path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import flat
-from everyway.data.emoji import LESSONS, EmojiScenes
+from everyway.data.emoji import CURRICULUM, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
@@ -37,7 +37,7 @@ TEST_SEED = 700_001
 """Of the samples that codecs are measured on, used for nothing else."""
 KEPT = 20_000
 """Pictures of a folder that stay in memory while a codec trains on it."""
-BUILT_IN = ("shapes", *LATTICES, *LESSONS)
+BUILT_IN = ("shapes", *LATTICES, *CURRICULUM)
 Note = Callable[[str], None]
 
 
@@ -84,8 +84,8 @@ def open_data(
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
         return Lattice(seed=seed, **LATTICES[name])
-    if name in LESSONS:
-        return EmojiScenes(seed=seed, variants=2, **LESSONS[name])
+    if name in CURRICULUM:
+        return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
         return own[name](seed)
     if os.path.isdir(name) or are_shards(name):
@@ -249,8 +249,8 @@ def _fingerprint(system: System, config: TrainConfig, data, count: int) -> str:
     A decoder that was trained on behind its latent does not make a cache stale.
     """
     source = config.source
-    told = f"{source.data} {config.seed} {source.cache} {source.flip} {cache.PART} {CAPTIONS}"
-    digest = hashlib.sha256(os.fsencode(told))
+    identity = f"{source.data} {config.seed} {source.cache} {source.flip} {cache.SHARD} {CAPTIONS}"
+    digest = hashlib.sha256(os.fsencode(identity))
     if isinstance(data, Folder):
         digest.update(data.stamp().encode())
     first = [sample_at(data, row, count, source.flip) for row in range(min(4, count))]

@@ -50,10 +50,10 @@ class TrainState:
             out |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
         return out
 
-    def save(self, path: Path, facts: Mapping[str, Any], writes: bool = True) -> None:
-        """Written whole or not at all; a killed process leaves the former state in place.
+    def save(self, path: Path, metadata: Mapping[str, Any], writes: bool = True) -> None:
+        """Written atomically; a killed process leaves the former state in place.
 
-        facts: kept beside it.  writes: whether this process is the one of all that writes; every
+        metadata: kept beside it.  writes: whether this process is the one of all that writes; every
         one has to call, since tensors may lie in shards.
         Raises StateError where it cannot be written, or where the training diverged.
         """
@@ -65,7 +65,7 @@ class TrainState:
             return
         own = {"step": self.step, "cooldown_from": self.cooldown_from, "seconds": self.seconds}
         try:
-            sealed.write(path, self.tensors(), {**facts, **own})
+            sealed.write(path, self.tensors(), {**metadata, **own})
         except OSError as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None
 
@@ -75,21 +75,21 @@ class TrainState:
         return all(bool(_local(v).isfinite().all()) for v in floats)
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Load what `save` wrote, and return its facts; its bits are not compared again.
+        """Load what `save` wrote, and return its metadata; its bits are not compared again.
 
         Raises StateError for a file that is truncated or of another training.
         """
-        facts = facts_of(path)
+        metadata = metadata_of(path)
         try:
             tensors, _ = sealed.read(path)
             self._take(tensors)
-            self.step, self.seconds = facts["step"], facts["seconds"]
-            self.cooldown_from = facts["cooldown_from"]
+            self.step, self.seconds = metadata["step"], metadata["seconds"]
+            self.cooldown_from = metadata["cooldown_from"]
         except (KeyError, RuntimeError, ValueError):  # other names, shapes or numbers
             raise StateError(
                 f"{path} is of another network; choose another folder, or delete it to start again"
             ) from None
-        return facts
+        return metadata
 
     def _take(self, tensors: dict[str, Tensor]) -> None:
         own = self.learner.state_dict()
@@ -109,15 +109,15 @@ class TrainState:
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
 
 
-def facts_of(path: Path, verify: bool = False) -> dict[str, Any]:
-    """The facts in a state.  verify: every bit of it is compared.  Raises StateError."""
+def metadata_of(path: Path, verify: bool = False) -> dict[str, Any]:
+    """The metadata in a state.  verify: every bit of it is compared.  Raises StateError."""
     try:
-        facts = sealed.read(path)[1]
+        metadata = sealed.read(path)[1]
         if verify:
             sealed.verify(path)
     except OSError as error:
         raise StateError(f"{error}; delete it to start this run again") from None
-    return facts
+    return metadata
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -103,9 +103,9 @@ class SystemLearner(Learner):
     ) -> tuple[Times, Tensor | None]:
         """(clock -> times on the device, weight of each sample or None)."""
         clocks = {m.clock: m.process for m in self.system.modalities.values()}
-        law = self.config.model.times
-        if not isinstance(law, Importance):
-            return law.draw(noise, clocks, share.count), None
+        distribution = self.config.model.times
+        if not isinstance(distribution, Importance):
+            return distribution.draw(noise, clocks, share.count), None
         odds = importance(self.memory[HISTORY], self.memory[COUNTS])
         self.index = torch.multinomial(odds, share.size, replacement=True, generator=source)
         index = self.index[share.rows]
@@ -124,18 +124,18 @@ class SystemLearner(Learner):
         from everyway.train.samples import samples
 
         data = sources.data_of(self.system, self.config)
-        facts = {"training": {"data": self.config.source.data}}
-        samples(self.system, _of_network(weights), data, facts).save(path)
+        metadata = {"training": {"data": self.config.source.data}}
+        samples(self.system, _of_network(weights), data, metadata).save(path)
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
         """The averaged network and the codecs as a model folder, OUT/model."""
         config, folder = self.config, out / "model"
         tensors = self.system.weights(_of_network(weights))
         begun, data = origins(config, self.system), config.source.data
-        told = {"licence": config.run.licence} if config.run.licence else {}
-        facts = {
+        licence = {"licence": config.run.licence} if config.run.licence else {}
+        metadata = {
             **begun,
-            **told,
+            **licence,
             "name": config.model.preset,
             **({"about": f"{data}, of the system's own"} if data in sources.of_systems() else {}),
             "image_size": sources.image_size(self.system),
@@ -145,7 +145,7 @@ class SystemLearner(Learner):
         }
         dtype = convert.DTYPES[config.run.weights]
         document = {"system": self.system.name, "config": dict(self.system.config)}
-        store.save(folder, document, tensors, facts, dtype)
+        store.save(folder, document, tensors, metadata, dtype)
         write_card(folder)
 
     def exported(self, out: Path) -> int:
@@ -163,17 +163,19 @@ def origins(config: TrainConfig, system: System) -> dict[str, Any]:
     of weights that others published."""
     own = config.model
     if own.init:
-        from everyway.library import facts_of
+        from everyway.library import metadata_of
 
-        facts = {"history": [], "codecs": {}, **facts_of(own.init)}
-        kept = {k: v for k, v in facts.items() if k in ("history", "codecs", "source", "licence")}
+        metadata = {"history": [], "codecs": {}, **metadata_of(own.init)}
+        kept = {
+            k: v for k, v in metadata.items() if k in ("history", "codecs", "source", "licence")
+        }
         path = Path(own.init)
         return kept | {"init": path.parent.name if path.name == "model" else path.name}
     codecs = own.codecs if system.codecs else ""  # plain ones come from no folder
-    made = codec_folder.facts(Path(codecs)) if codecs else {}
+    made = codec_folder.metadata(Path(codecs)) if codecs else {}
     source = {}
     if codecs and not made and os.path.exists(codecs):
-        source = convert.open_model(codecs).facts.get("source", {})
+        source = convert.open_model(codecs).metadata.get("source", {})
     published = {k: v for k, v in source.items() if k != "network"}
     return {"history": [], "codecs": made} | ({"source": published} if published else {})
 

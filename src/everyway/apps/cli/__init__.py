@@ -27,7 +27,7 @@ COMMANDS = {
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
     "convert": "weights of authors or of diffusers into a model folder, and back",
-    "models": "what is here, and its facts",
+    "models": "what is here, and its metadata",
 }
 """Command, a module here with `add_flags` and `run` -> its line in the list of all."""
 

@@ -45,15 +45,15 @@ def run(args: argparse.Namespace) -> int:
         show_json({"out": str(out), "files": written}) if args.json else print("\n".join(written))
         return 0
     convert.save(model, out, convert.DTYPES[args.dtype] if args.dtype else None)
-    facts = {"system": model.config["system"], "parameters": model.parameters, **model.facts}
-    needed = convert.lacking(model)
+    metadata = {"system": model.config["system"], "parameters": model.parameters, **model.metadata}
+    needed = convert.missing_parts(model)
     if args.json:
-        show_json({"out": str(out), **facts, "needed": needed})
+        show_json({"out": str(out), **metadata, "needed": needed})
         return 0
-    for name, row in facts.get("source", {}).items():
-        told = f"{row['layout']}, {row['preset'] or 'of no published size'}"
-        print(f"{name}: {told}, {row['tensors']} tensors{_left(row)}")
-    print(f"{out}: {facts['parameters']:,} parameters")
+    for name, row in metadata.get("source", {}).items():
+        summary = f"{row['layout']}, {row['preset'] or 'of no published size'}"
+        print(f"{name}: {summary}, {row['tensors']} tensors{_left(row)}")
+    print(f"{out}: {metadata['parameters']:,} parameters")
     if needed:
         print("before it can be used: " + " ".join(f"--part {part}" for part in needed))
     return 0

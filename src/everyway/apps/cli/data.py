@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """What a folder holds and what is wrong with it; exit code 1 if anything is."""
+    from everyway.atomic import atomic_write
     from everyway.data.check import check
     from everyway.data.faults import printable
-    from everyway.whole import whole
 
     if args.path is None:
         raise UsageError("data check needs a folder: everyway data check PATH")
@@ -67,11 +67,11 @@ def _check(args: argparse.Namespace) -> int:
     report = check(args.path, reads=reads)
     sheet = Path(args.out) / "contact-sheet.png" if args.out and report.sheet else None
     if sheet:
-        with whole(sheet) as temporary:
+        with atomic_write(sheet) as temporary:
             report.sheet.save(temporary, format="PNG")
-    told = {"contact_sheet": printable(sheet)} if sheet else {}
+    extra = {"contact_sheet": printable(sheet)} if sheet else {}
     if args.json:
-        show_json(report.to_json() | told)
+        show_json(report.to_json() | extra)
     else:
-        print("\n".join([*report.lines(), *(f"contact sheet: {path}" for path in told.values())]))
+        print("\n".join([*report.lines(), *(f"contact sheet: {path}" for path in extra.values())]))
     return 0 if report.good else 1

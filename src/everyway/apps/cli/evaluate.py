@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {name: getattr(args, name) for name in SETTINGS}
     folder = folder_of(args.model) if args.record else None
     model = load(args, args.model)
-    own = "shapes" if model.facts.get("training", {}).get("data") == "shapes" else "scenes"
+    own = "shapes" if model.metadata.get("training", {}).get("data") == "shapes" else "scenes"
     rows = [row for row in (args.rows or "").split(",") if row]
     report = evaluate(model, args.suite or own, args.n, args.seed, rows, settings)
     say(args, model.note)

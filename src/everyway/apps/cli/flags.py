@@ -25,8 +25,8 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: str, among: Iterable[str] = (), **settings: Any):
         """among: what a shell completes the value to."""
-        told = settings.get("action") in ("help", "version") or settings.get("required")
-        if names[0].startswith("-") and not told and "default" not in settings["help"]:
+        exempt = settings.get("action") in ("help", "version") or settings.get("required")
+        if names[0].startswith("-") and not exempt and "default" not in settings["help"]:
             settings["help"] += f" (default: {_spoken(settings)})"
         action = super().add_argument(*names, **settings)
         if among:

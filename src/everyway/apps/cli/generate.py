@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.shard:
         raise UsageError("--shard is of the lines of --prompts; give both")
     drawn_on = {"inpaint": args.mask, "image-to-image": args.strength}
-    told = [kind for kind, value in drawn_on.items() if value is not None]
-    if told and (args.what != "image" or args.image is None or len(told) > 1):
+    edits = [kind for kind, value in drawn_on.items() if value is not None]
+    if edits and (args.what != "image" or args.image is None or len(edits) > 1):
         raise UsageError("--mask or --strength goes with generate image --image; give one of them")
-    unused = {"image": "" if told else "image", "text": "text"}.get(args.what, "")
+    unused = {"image": "" if edits else "image", "text": "text"}.get(args.what, "")
     if unused and getattr(args, unused) is not None:
         more = "; --mask or --strength goes with it" if unused == "image" else ""
         raise UsageError(f"generate {args.what} takes no --{unused} alone{more}")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "image" and args.label is not None:
         kind = "class-to-image"
     request = GenerateRequest(
-        kind=told[0] if told else kind,
+        kind=edits[0] if edits else kind,
         images=(args.image,) if args.image else (),
         given_noise=dict(args.given_noise),
         clock_paths=dict(args.clock_paths),

@@ -9,8 +9,8 @@ from everyway.apps.cli.making import show_json
 
 
 def add_flags(p: Parser) -> None:
-    p.add_argument("model", nargs="?", help="one, which is told about; by default all are listed")
-    p.add_argument("--json", action="store_true", help="all of its facts, as JSON; off by default")
+    p.add_argument("model", nargs="?", help="one to show; by default all are listed")
+    p.add_argument("--json", action="store_true", help="all of its metadata, as JSON; off by default")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,4 +31,4 @@ def run(args: argparse.Namespace) -> None:
                 print(f"{what}: {', '.join(f'{en} {ko}' for en, ko in words.items())}")
         return
     own = {"name": model.name, "hash": model.hash, "tasks": tasks}
-    show_json(own | {k: v for k, v in model.facts.items() if k not in own}, indent=2)
+    show_json(own | {k: v for k, v in model.metadata.items() if k not in own}, indent=2)

@@ -9,7 +9,7 @@ from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
 from everyway.apps.cli.making import sparing
 from everyway.errors import UsageError
-from everyway.record import Facts
+from everyway.record import Metadata
 from everyway.request import GenerateRequest
 
 UNEXPLAINED = "nothing that its record names differs here; the picture itself may have been changed"
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from everyway.generate import load
 
     model = sparing(load(**source))
-    if model.hash != record.facts.model_hash:
-        made_by = record.facts.model_hash
+    if model.hash != record.metadata.model_hash:
+        made_by = record.metadata.model_hash
         raise UsageError(
             f"{path} was made by model {made_by}, this one is {model.hash}; give it with --model"
         )
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if files.same_pixels(path, made.image):
         print(f"{path}: the same picture, bit for bit")
         return 0
-    why = "; ".join(record.facts.differences(Facts(**made.facts)))
+    why = "; ".join(record.metadata.differences(Metadata(**made.metadata)))
     print(f"{path}: not the same; {why or UNEXPLAINED}")
     return 1
 

@@ -48,9 +48,9 @@ def _settings() -> str:
 def run(args: argparse.Namespace) -> int:
     if odd := [word for word in args.set if "=" not in word]:
         raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
-    told = {key: value for key, _, value in (word.partition("=") for word in args.set)}
-    told |= {name: said for name in ("data", "teacher") if (said := getattr(args, name))}
-    config = resolve(args.preset, told, args.out, args.budget)
+    overrides = {key: value for key, _, value in (word.partition("=") for word in args.set)}
+    overrides |= {name: said for name in ("data", "teacher") if (said := getattr(args, name))}
+    config = resolve(args.preset, overrides, args.out, args.budget)
     from everyway.train import train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with _progress(config.steps, quiet) as progress:
-        facts = train(config, progress, note)
+        summary = train(config, progress, note)
     if first:
-        print(json.dumps(facts))
-    return 130 if facts["stopped"] else 0
+        print(json.dumps(summary))
+    return 130 if summary["stopped"] else 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Make variations of a picture or a text: it is told in the other medium and made anew."""
+"""Make variations of a picture or a text: it is described in the other medium and made anew."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def run(block: nn.Module, *inputs: Tensor | None, checkpointing: bool) -> Tensor:
+def run(block: nn.Module, *inputs: Tensor | None, gradient_checkpointing: bool) -> Tensor:
     """block(*inputs), checkpointed where that is wanted and gradients are."""
-    if checkpointing and torch.is_grad_enabled():
+    if gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)

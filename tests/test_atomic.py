@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from everyway.whole import whole
+from everyway.atomic import atomic_write
 
 KILLED = """
 import os, signal, sys
-from everyway.whole import whole
-with whole(sys.argv[1]) as temporary:
+from everyway.atomic import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
     temporary.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -30,16 +30,16 @@ def test_what_a_killed_writer_left_is_taken_over(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == b"former" and len(names(tmp_path)) == 2
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(b"next")
     assert path.read_bytes() == b"next" and names(tmp_path) == ["state"]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "state"
-    with whole(path) as first:
+    with atomic_write(path) as first:
         first.write_bytes(b"first")
-        with whole(path) as second:
+        with atomic_write(path) as second:
             second.write_bytes(b"second")
             assert first != second and first.read_bytes() == b"first"
         assert path.read_bytes() == b"second"
@@ -48,6 +48,6 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
 
 def test_what_is_raised_within_leaves_the_former(tmp_path):
     path = tmp_path / "new" / "state"
-    with pytest.raises(ValueError), whole(path):
+    with pytest.raises(ValueError), atomic_write(path):
         raise ValueError
     assert names(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The recogniser: shapes of its outputs, the score of what is stated, and that it learns."""
+"""The classifier: shapes of its outputs, the score of what is stated, and that it learns."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from everyway.data.emoji import HEADS, EmojiScenes, parse_caption, targets
-from everyway.metrics.scenes import classes, features, load, read, score
-from everyway.nets.recogniser import Recogniser
+from everyway.metrics.scenes import classes, features, load_classifier, read, score
+from everyway.nets.classifier import Classifier
 from everyway.train import train
-from everyway.train.recogniser import TEST_SEED, look_loss, loss_of, soften
+from everyway.train.classifier import TEST_SEED, look_loss, loss_of, soften
 
 
 def test_logits_and_features():
-    net = Recogniser(HEADS).eval()
+    net = Classifier(HEADS).eval()
     images = torch.zeros(2, 3, 64, 64)
     assert {k: v.shape[1] for k, v in net(images).items()} == HEADS
     assert net.features(images).shape == (2, 576)
@@ -52,12 +52,12 @@ def test_only_what_is_stated_is_scored():
 
 
 def test_it_trains_saves_goes_on_and_loads(tmp_path):
-    told = dict(out=str(tmp_path), batch=16, test=20, budget_s=0)
-    assert train("recogniser", steps=2, **told)["step"] == 2
-    assert train("recogniser", steps=3, **told)["step"] == 3
-    facts = json.loads((tmp_path / "recogniser.json").read_text(encoding="utf-8"))
-    assert facts["steps"] == 3 and 0 <= facts["accuracy"]["all_correct"] <= 1
-    net = load(tmp_path)
+    given = dict(out=str(tmp_path), batch=16, test=20, budget_s=0)
+    assert train("classifier", steps=2, **given)["step"] == 2
+    assert train("classifier", steps=3, **given)["step"] == 3
+    metadata = json.loads((tmp_path / "classifier.json").read_text(encoding="utf-8"))
+    assert metadata["steps"] == 3 and 0 <= metadata["accuracy"]["all_correct"] <= 1
+    net = load_classifier(tmp_path)
     pictures = [EmojiScenes(seed=3).sample(i).image for i in range(3)]
     assert len(read(net, pictures)) == 3
     assert features(net, pictures).shape == (3, 576)
@@ -67,7 +67,7 @@ def test_it_trains_saves_goes_on_and_loads(tmp_path):
 def test_it_learns():
     torch.manual_seed(0)
     data = EmojiScenes(seed=1, count=1)
-    net = Recogniser(HEADS, width=8, dim=48)
+    net = Classifier(HEADS, width=8, dim=48)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
     losses = []
     for step in range(40):
@@ -87,7 +87,7 @@ def test_it_learns():
 def test_the_test_seed_is_its_own():
     assert TEST_SEED != 77
     with pytest.raises(FileNotFoundError):
-        load("no/such/folder")
+        load_classifier("no/such/folder")
 
 
 def test_looks_are_guided_to_the_objects():

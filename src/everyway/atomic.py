@@ -15,7 +15,7 @@ except ImportError:  # on Windows two writers of one file at once are not told a
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a path to write to, which is moved to `path` at the end.
 
     Whatever is raised within, or a kill, leaves `path` as it was.  Raises OSError where the folder

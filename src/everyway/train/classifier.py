@@ -1,4 +1,4 @@
-"""`everyway train recogniser`: what reads Emoji Scenes, trained on endless real scenes."""
+"""`everyway train classifier`: what reads Emoji Scenes, trained on endless real scenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everyway.checkpoints.store import write_module, write_text
 from everyway.data.emoji import HEADS, IGNORE, EmojiScenes, targets
 from everyway.data.sample import to_tensor
 from everyway.layouts import convert
-from everyway.nets.recogniser import Recogniser
+from everyway.nets.classifier import Classifier
 from everyway.settings import ConfigError, Settings
 from everyway.train.codec import SETTINGS
 from everyway.train.config import TrainConfig
@@ -36,9 +36,9 @@ class Training(Settings):
 
 
 TRAININGS = {
-    "recogniser": dict(
+    "classifier": dict(
         SETTINGS, seed=77, batch=32, lr=2e-3, weight_decay=0.02, budget_s=1500.0,
-        out="runs/recogniser",
+        out="runs/classifier",
     )
 }  # fmt: skip
 
@@ -52,10 +52,10 @@ class RecogniserLearner(Learner):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         if config.source.data != "emoji":
-            raise ConfigError(f"data is {config.source.data!r}; the recogniser reads emoji alone")
+            raise ConfigError(f"data is {config.source.data!r}; the classifier reads emoji alone")
         torch.manual_seed(config.seed)  # initial weights only
         self.config, self.data = config, EmojiScenes(seed=config.seed)
-        self.net = Recogniser(HEADS).to(memory_format=torch.channels_last)
+        self.net = Classifier(HEADS).to(memory_format=torch.channels_last)
 
     def batch(self, share: Share) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         images, wanted, centres = _tensors(self.data, share.samples)
@@ -71,11 +71,11 @@ class RecogniserLearner(Learner):
         return names + looks, {"names": names, "looks": looks}
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
-        """recogniser.safetensors and recogniser.json, each whole or as it was."""
+        """classifier.safetensors and classifier.json, each written atomically."""
         self.load_state_dict(weights)
         self.to("cpu")
         test = self.config.model.test
-        facts = {
+        metadata = {
             "steps": run["steps"],
             "minutes": round(run["seconds"] / 60, 1),
             **run["losses"],
@@ -86,12 +86,12 @@ class RecogniserLearner(Learner):
             "test_seed": TEST_SEED,
         }
         dtype = convert.DTYPES[self.config.run.weights]
-        write_module(out / "recogniser.safetensors", self.net, dtype)
-        write_text(out / "recogniser.json", json.dumps(facts, indent=2))
+        write_module(out / "classifier.safetensors", self.net, dtype)
+        write_text(out / "classifier.json", json.dumps(metadata, indent=2))
 
     def exported(self, out: Path) -> int:
         try:
-            return json.loads((out / "recogniser.json").read_text(encoding="utf-8"))["steps"]
+            return json.loads((out / "classifier.json").read_text(encoding="utf-8"))["steps"]
         except (OSError, ValueError, LookupError):
             return -1
 
@@ -143,7 +143,7 @@ def soften(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 @torch.inference_mode()
-def test_accuracy(net: Recogniser, n: int = 2000, seed: int = TEST_SEED) -> dict[str, float]:
+def test_accuracy(net: Classifier, n: int = 2000, seed: int = TEST_SEED) -> dict[str, float]:
     """Shares of fresh real scenes whose every head is right: one object, two held-out objects."""
     net.eval()
     out = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 _SLOTS = ("first", "second")
 
 
-class Recogniser(nn.Module):
+class Classifier(nn.Module):
     """(B, 3, 64, 64) in [-1, 1] -> head -> logits.
 
     heads: name -> number of classes; must hold "first" and "second", whose classes agree except
