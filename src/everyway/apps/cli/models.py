@@ -10,7 +10,7 @@ from everyway.apps.cli.making import show_json
 
 def add_flags(p: Parser) -> None:
     p.add_argument("model", nargs="?", help="one to show; by default all are listed")
-    p.add_argument("--json", action="store_true", help="all of its metadata, as JSON; off by default")
+    p.add_argument("--json", action="store_true", help="all metadata, as JSON; off by default")
 
 
 def run(args: argparse.Namespace) -> None:
