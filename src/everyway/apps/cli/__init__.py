@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so `everyway --help` answer
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete()
         args = parser(*words[:1]).parse_args(words)
+        quiet = getattr(args, "quiet", False)
+        logging.getLogger("everyway").setLevel(logging.ERROR if quiet else logging.NOTSET)
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
