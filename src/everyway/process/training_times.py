@@ -70,7 +70,7 @@ class LogNormal(Law):
     std: float = Field(1.2, gt=0)
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
-        out = {}
+        out: Times = {}
         for clock, process in clocks.items():
             schedule = process.schedule  # type: ignore[attr-defined]
             out |= lognormal_times(
