@@ -6,6 +6,7 @@ import argparse
 import logging
 
 from everyway.apps.cli.flags import Parser, natural
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import add_loading, load, say_memory, show_json
 from everyway.request import SETTINGS, GenerateRequest
 
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     folder = folder_of(args.model) if args.record else None
     rows = [row for row in (args.rows or "").split(",") if row]
     logging.getLogger("everyway").setLevel(logging.ERROR)  # how each prompt is taken is no news
-    with tracked(args.quiet, "loading") as (_, track):
+    with tracked(args.quiet, spoken("loading")) as (_, track):
         model = load(args, args.model)
         say_memory(args, model)
         report = evaluate(model, args.suite, args.n, args.seed, rows, settings, args.data, track)

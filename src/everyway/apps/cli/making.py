@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from everyway.apps import files
 from everyway.apps.cli import mute
 from everyway.apps.cli.flags import Parser, folder, pair
+from everyway.apps.cli.language import spoken
 from everyway.request import SETTINGS, GenerateRequest, read_image
 
 if TYPE_CHECKING:
@@ -129,13 +130,14 @@ def _watching(args: argparse.Namespace, samples: int) -> Iterator[Watch]:
     from everyway.apps.cli import progress
 
     made = 0.0
-    with progress.tracked(args.quiet, "loading") as (bar, track):
+    with progress.tracked(args.quiet, spoken("loading")) as (bar, track):
         wanted = progress.has_room(bar.console) if args.preview is None else args.preview
         show = progress.previews(bar) if wanted else None
 
         def watch(model: Model, event: Preview, n: int) -> None:
             nonlocal made
-            track(f"{model.name}, {int(made) + 1} of {samples}", (made + event.done * n) / samples)
+            what = spoken(f"{model.name}, {int(made) + 1} of {samples}")
+            track(what, (made + event.done * n) / samples)
             made += n if event.done == 1 else 0
             if show:
                 show(model, event)
@@ -198,7 +200,7 @@ def say(args: argparse.Namespace, line: str) -> None:
         return
     try:
         stream = sys.stderr if getattr(args, "json", False) else sys.stdout
-        print(line.strip(), file=stream, flush=True)
+        print(spoken(line).strip(), file=stream, flush=True)
     except BrokenPipeError:  # nobody reads it any more; the work goes on
         args.quiet = True
         mute()
