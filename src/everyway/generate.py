@@ -279,13 +279,14 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
+        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
+        as of many frames, runs in parts."""
         request = batch[0].request
         stages = plan(request, self.system.tasks)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
-        carried = self._carried(batch, self.system)
-        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
+        carried, noises = self._carried(batch, self.system), dict[tuple[int, int], PerSampleNoise]()
+        began, shown, calls = time.monotonic(), 0, 0
         for number, stage in enumerate(stages):
             system = self._of(stage.system)
             if system is not self.system:
@@ -293,18 +294,23 @@ class Model:
             if stage.prepare:
                 carried = stage.prepare(carried, system, request)
             size = next(iter(carried.values())).shape[0] if carried else len(rows)
-            if size != len(noise.seeds):
-                noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
             if number and request.language:  # what was made before this stage is in it
                 request = request.model_copy(update={"null": request.language})
-            for progress in self._sample(stage, carried, noise, request, free):
-                done = (number + progress.step / progress.steps) / len(stages)
-                where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            carried = carried | {name: progress.states[name] for name in generated}
-            calls += progress.calls
+            parts = []
+            for start in range(0, size, BATCH):
+                cut = slice(start, min(start + BATCH, size))
+                own = {name: value[cut] for name, value in carried.items()}
+                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
+                for progress in self._sample(stage, own, noise, request, free[cut]):
+                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                    where = number + 1, len(stages), progress.step, progress.steps
+                    done = (number + share) / len(stages)
+                    yield Preview(*where, done, places[cut], stage.system, progress)
+                parts.append({name: progress.states[name] for name in generated})
+                calls += progress.calls
+            carried = carried | {n: torch.cat([part[n] for part in parts]) for n in generated}
             if not stage.shown:
                 continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
