@@ -98,9 +98,9 @@ class Tasks(Law):
     @model_validator(mode="after")
     def _shares(self) -> Tasks:
         if self._lines[0].share < -1e-9:
-            given = {k: v for k, v in self if k not in ("distribution", "shift") and v is not None}
-            shares = ", ".join(f"{name} {share:g}" for name, share in given.items())
-            raise ConfigError(f"{shares}: they are shares, from 0 to 1 together")
+            given = ("to_image", "to_text", "joint", "image_alone", "text_alone")
+            named = (f"{k} is {v:g}" for k in given if (v := getattr(self, k)) is not None)
+            raise ConfigError(f"{', '.join(named)}; they are shares, from 0 to 1 together")
         return self
 
     @property
