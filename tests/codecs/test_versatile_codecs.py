@@ -1,10 +1,9 @@
-"""Optimus, the contexts of CLIP and the autoencoder of Versatile Diffusion: the authors' numbers."""
+"""Optimus, the contexts of CLIP, the autoencoder of Versatile Diffusion: the authors' numbers."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from everyway.layouts import optimus as optimus_layout
 from everyway.layouts.autoencoder import from_authors
 from everyway.layouts.keymap import within
 from formula import filled, normal
-from published import tokenizer
 from published_versatile import FOLDER, arrays, compare, own_tokens
 
 ATOL = 2e-5
@@ -173,9 +171,7 @@ def test_projections_at_their_real_width():
     image = ImageContext({**small, **sizes})
     norm = image.model.vision_model.post_layernorm
     norm.load_state_dict({n: filled(key + n, (1024,)) for n in ("weight", "bias")})
-    image.model.visual_projection.weight.copy_(
-        filled("clip.visual_projection.weight", (768, 1024))
-    )
+    image.model.visual_projection.weight.copy_(filled("clip.visual_projection.weight", (768, 1024)))
     hidden = normal("input:clip_vision_last_hidden", (1, 257, 1024))
     compare(file, "arith_image_context", image.projected(hidden), ATOL)
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "vocab_size": 99}
@@ -212,7 +208,9 @@ def test_the_autoencoder_is_the_authors():
     from everyway.layouts.autoencoder import to_authors
     from everyway.layouts.keymap import without
 
-    own = without("autoencoder.", {k: v for k, v in codec.state_dict().items() if "whiten" not in k})
+    own = without(
+        "autoencoder.", {k: v for k, v in codec.state_dict().items() if "whiten" not in k}
+    )
     made = {k: filled(k, tuple(v.shape)) for k, v in to_authors(own).items()}
     codec.load_state_dict(within("autoencoder.", from_authors(made)), strict=False)
     codec.eval()

@@ -48,12 +48,8 @@ class Optimus(nn.Module):
         self.longest, self.temperature = longest, temperature
         self.tokens = WordPieces(word_pieces, encoder["vocab_size"])
         self.written = SentenceTokens(reader, decoder["vocab_size"])
-        self.encoder = BertModel(configured(BertConfig, encoder))
-        self.moments = nn.Linear(self.encoder.config.hidden_size, 2 * dim, bias=False)
-        self.decoder = GPT2LMHeadModel(configured(GPT2Config, decoder))
-        own = self.decoder.config
-        self.memory = nn.Linear(dim, own.n_layer * own.n_embd, bias=False)
-        self.everywhere = nn.Linear(dim, own.n_embd, bias=False)
+        for name, part in parts(encoder, decoder, dim).items():
+            self.add_module(name, part)
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """The means of the latents."""
@@ -113,3 +109,15 @@ class Optimus(nn.Module):
             heads = vector.unflatten(-1, (own.n_head, -1))[:, :, None]  # (B, heads, 1, Dh)
             cache.update(heads, heads, layer)
         return cache
+
+
+def parts(encoder: Mapping[str, Any], decoder: Mapping[str, Any], dim: int) -> dict[str, nn.Module]:
+    """What an `Optimus` of these settings is made of, by name."""
+    reads, writes = configured(BertConfig, encoder), configured(GPT2Config, decoder)
+    return {
+        "encoder": BertModel(reads),
+        "moments": nn.Linear(reads.hidden_size, 2 * dim, bias=False),
+        "decoder": GPT2LMHeadModel(writes),
+        "memory": nn.Linear(dim, writes.n_layer * writes.n_embd, bias=False),
+        "everywhere": nn.Linear(dim, writes.n_embd, bias=False),
+    }
