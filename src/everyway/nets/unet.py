@@ -40,16 +40,24 @@ from everyway.nets.unet_blocks import (
 
 @dataclass(frozen=True, kw_only=True)
 class ContextStream:
-    """A context (B, N, dim) that is attended to.
+    """A context (B, tokens, dim), of which `length` tokens are attended to.
 
-    length: how many of its tokens, the last ones, are.
-    summary: its first token is projected and added to the time's embedding, too.
+    summary: what of it is projected and added to the time's embedding: "" nothing, "mean" the mean
+    of its tokens, "first" one more token that stands before the others and is not attended to.
     """
 
     name: str
     length: int
     dim: int
-    summary: bool = False
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        if self.summary not in ("", "mean", "first"):
+            raise UsageError(f"summary {self.summary!r} is unknown; choose mean, first or none")
+
+    @property
+    def tokens(self) -> int:
+        return self.length + (self.summary == "first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,8 +310,11 @@ class UNet(nn.Module):
     def _time(self, t: Tensor, contexts: Contexts) -> Tensor:
         """(B, E), with what contexts sum up to."""
         made = self.time(self.noise_level(t))
-        for name, layer in self.summarise.items():
-            made = made + layer(_tokens_of(contexts[name])[:, 0].to(made))
+        for s in self.config.contexts:
+            if s.summary:
+                tokens = _tokens_of(contexts[s.name]).to(made)
+                own = tokens[:, 0] if s.summary == "first" else tokens.mean(1)
+                made = made + self.summarise[s.name](own)
         return made
 
     def _joined(self, contexts: Contexts) -> Context | None:
