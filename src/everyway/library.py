@@ -189,7 +189,7 @@ def save(
     config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
     stored = system.weights().items()
     tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
-    store.save(folder, config, tensors, metadata, None)
+    store.save(folder, config, tensors, metadata, None, system.deltas)
     card.write_card(folder)
 
 

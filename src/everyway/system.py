@@ -134,6 +134,7 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
@@ -147,6 +148,7 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     sampler: str = "dpm++2m"
     guidance: float = 2.5

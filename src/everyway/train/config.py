@@ -31,6 +31,7 @@ CODECS = {
     "text": "everyway.train.text",
     "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
+    "experts": "everyway.train.experts",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
 
@@ -49,6 +50,7 @@ class Source(Settings):
 
     data: a built-in set, or a folder of pictures, in which folders are classes.
     cache: samples whose latents are cached; of a larger folder so many, spread evenly.
+    latents: the folder that they are cached in, which trainings may share; by default the run's.
     flip: adds the mirror image of every picture with its captions, which must not say left or
     right.
     compose: pictures of `cache` built-in scenes are put together and encoded on the training's
@@ -57,6 +59,7 @@ class Source(Settings):
 
     data: FileName = "shapes"
     cache: int = Field(20_000, ge=1)
+    latents: str = ""
     flip: bool = False
     compose: bool = False
 
