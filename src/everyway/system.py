@@ -392,6 +392,23 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        own: Any = self.network
+        if self.placement is None or self.placement.memory != "low" or len(self.networks) < 2:
+            return []
+        chosen = own.chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
         with self._using(self.network, query.times) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))

@@ -32,11 +32,12 @@ def differences(entries: Mapping[str, Stored], base: Mapping[str, Stored]) -> En
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     """(whole numbers as int8, scale of every row (rows, 1, ...) float32) of x (rows, ...).
 
-    Scales are rounded down to 8 bits, so that the largest number of a row stays the largest.
+    Scales are rounded to 12 bits and the largest number of a row is MOST, so that what is made of
+    these again is the same, whatever the last bits of x.
     """
     most = x.abs().flatten(1).amax(1).reshape(-1, *[1] * (x.ndim - 1))
-    mantissa, exponent = torch.frexp(most / MOST * (1 + 2.0**-16))
-    scale = torch.ldexp(torch.floor(mantissa * 256) / 256, exponent)
+    mantissa, exponent = torch.frexp(most / MOST * (1 + 2.0**-13))
+    scale = torch.ldexp(torch.floor(mantissa * 2**12) / 2**12, exponent)
     whole = (x / torch.where(scale > 0, scale, 1.0)).round().clamp(-MOST, MOST)
     return whole.to(torch.int8), scale
 

@@ -44,6 +44,8 @@ class ExpertsConfig:
 
     def __post_init__(self) -> None:
         checked(self)
+        if self.of == NAME:
+            raise UsageError("experts are networks, and no ensembles; split the model they are of")
         if self.base and self.base not in self.names:
             raise UsageError(f"base is {self.base!r}; choose one of {', '.join(self.names)}")
 
@@ -52,8 +54,6 @@ class ExpertsConfig:
         """Component -> the one that it is stored as a difference from."""
         others = {name for name in self.names if self.base and name != self.base}
         return {f"network.{name}": f"network.{self.base}" for name in sorted(others)}
-        if self.of == NAME:
-            raise UsageError("experts are networks, and no ensembles; split the model they are of")
 
 
 def read(config: Mapping[str, Any]) -> tuple[ExpertsConfig, dict[str, Any]]:
@@ -96,11 +96,8 @@ def experts_of(
 
     times: the distribution that training draws from, which says where the quantiles lie.
     clock: which decides before the others.  base: of `ExpertsConfig`.
-    Raises UsageError for a system of tokens, whose noise no schedule orders, and for a clock that
-    there is not.
+    Raises UsageError for a system of tokens, and for a clock that there is not.
     """
-    if system.tokens:
-        raise UsageError(f"a {system.name} cannot be split; give a system of Gaussian states")
     clocks = deciding(system, clock)
     quantiles = torch.tensor([cell.low for cell in plan.cells[1:]], dtype=torch.float64)
     bounds = times.quantile(quantiles, system.on(clocks[0])[0].process)
@@ -115,9 +112,12 @@ def deciding(system: System, clock: str = "") -> list[str]:
 
     Where one network sees several clocks at once that is the first one, as a picture's in
     UniDiffuser: what is conditional and what is not are then of one expert, as the guidance of
-    pictures needs.
+    pictures needs.  Clocks of tokens, whose noise has no quantiles here, do not decide.
     """
-    clocks = list(dict.fromkeys(system.clocks.values()))
+    states = [m for name, m in system.modalities.items() if name not in system.tokens]
+    clocks = list(dict.fromkeys(m.clock for m in states))
+    if not clocks:
+        raise UsageError(f"a {system.name} cannot be split; give a system of Gaussian states")
     if clock and clock not in clocks:
         raise UsageError(f"clock {clock!r} is unknown; choose one of {', '.join(clocks)}")
     return sorted(clocks, key=lambda name: name != clock)

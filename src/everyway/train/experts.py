@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from everyway.process.training_times import Law
 from everyway.settings import ConfigError, FileName, Settings
 from everyway.systems import ensemble
 from everyway.train import devices, folder, measure
-from everyway.train.config import TrainConfig, parsed, preset, resolve
+from everyway.train.config import TrainConfig, parsed, preset, remembered, resolve
 from everyway.train.folder import TrainingProgress
 
 MEASURED = "measured.json"
@@ -94,14 +94,25 @@ def _run(config: TrainConfig, progress: Progress, note: Note, main: bool) -> dic
         of = f"{number} of {len(stages)}: quantiles {cell.low:g} to {cell.high:g}"
         note(f"{cell.name}, {of}, from {cell.parent or 'the root'}")
         trained = stage(root, config, cell, models[cell.parent], len(stages))
-        summary = loop.train(trained, progress, note)
-        if summary["stopped"]:
-            return summary
-        models[cell.name] = summary["model"]
+        models[cell.name] = str(trained.folder / "model")
+        if not _finished(trained) and loop.train(trained, progress, note)["stopped"]:
+            return {"model": models[cell.name], "stopped": True}
     out = config.folder / "model"
     if main:
         write(root, config, plan, models, out)
-    return {**summary, "model": str(out)} if stages else {"model": str(out), "stopped": False}
+    return {"experts": len(plan.cells), "model": str(out), "stopped": False}
+
+
+def _finished(config: TrainConfig) -> bool:
+    """Whether a training has exported its last step, so that nothing of it need be opened."""
+    try:
+        metadata = store.document(config.folder / "model")["facts"]
+        last = metadata["history"][-1]["steps"]
+        return last == config.steps and metadata["training"] == config.model_dump() | {
+            "data": config.source.data
+        }
+    except (store.StoreError, LookupError):
+        return False
 
 
 def _first(config: TrainConfig) -> TrainConfig | None:
@@ -131,8 +142,8 @@ def opened(model: str, config: TrainConfig) -> Root:
     loaded = library.load(model, device="cpu", dtype="fp32", memory="full")
     if loaded.system.name == ensemble.NAME:
         raise ConfigError(f"{model} is made of experts already; give the model that they began as")
-    former = loaded.metadata.get("training") or {"system": loaded.system.name}
-    return Root(model=model, loaded=loaded, config=parsed(former, _given(config)))
+    former = remembered(loaded.metadata.get("training") or {"system": loaded.system.name})
+    return Root(model=model, loaded=loaded, config=parsed(former.model_dump(), _given(config)))
 
 
 def stage(root: Root, config: TrainConfig, cell: Interval, init: str, count: int) -> TrainConfig:
@@ -168,7 +179,11 @@ def _plan(root: Root, config: TrainConfig, note: Note) -> Plan:
 
 
 def measured(
-    root: Root, config: TrainConfig, level: int = measure.LEVEL, batches: int = 32, note: Note = print
+    root: Root,
+    config: TrainConfig,
+    level: int = measure.LEVEL,
+    batches: int = 32,
+    note: Note = print,
 ) -> list[measure.Row]:
     """The loss of a root in every interval down to `level`, and what parting each would gain."""
     whole = Interval(name="root", low=0.0, high=1.0)
@@ -180,7 +195,7 @@ def write(
 ) -> None:
     """The experts in one model folder, read from their stages' tensor by tensor."""
     cells, own = plan.cells, convert.open_model(models[""])
-    base = (REST if plan.leaves and REST in {c.name for c in cells} else cells[0].name)
+    base = REST if plan.leaves and REST in {c.name for c in cells} else cells[0].name
     base = base if config.model.deltas and len(cells) > 1 else ""
     experts = ensemble.experts_of(root.loaded.system, plan, root.times, config.model.clock, base)
     components = {name: part for name, part in own.components.items() if name != "network"}

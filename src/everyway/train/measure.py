@@ -8,14 +8,19 @@ parting the interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from everyway import objective
-from everyway.process.intervals import Node
+from everyway.contracts import Bundle
+from everyway.process.intervals import Interval, Node
+from everyway.sampling.noise import StreamNoise
+from everyway.system import System
+from everyway.systems import ensemble
 from everyway.train import sources
 from everyway.train.config import TrainConfig
 from everyway.train.devices import PartialState
@@ -84,6 +89,59 @@ def by_interval(
             gain = (node.high - node.low) * one.apart(other)
             rows.append(_row(node, made[node], gain))
     return sorted(rows, key=lambda row: (row.level, row.index))
+
+
+UNSEEN_SEED = 1_000_000
+"""Of samples that no training draws."""
+
+
+@torch.no_grad()
+def by_expert(
+    system: System, config: TrainConfig, cells: Sequence[Interval], samples: int
+) -> list[dict[str, Any]]:
+    """The loss at the noise of every expert of an ensemble, by each of them: a row an interval.
+
+    config: of the training.  cells: the intervals, by rising noise.  samples: of unseen data, at
+    the same noise for all.
+    """
+    experts, _ = ensemble.read(system.config)
+    clock = ensemble.restricted(system, experts.clocks[0])
+    encoded = _unseen(system, config, samples)
+    return [
+        {
+            "expert": cell.name,
+            "low": cell.low,
+            "high": cell.high,
+            "by": {
+                name.removeprefix("network."): _loss(
+                    replace(system, network=network), config, encoded, cell, clock
+                )
+                for name, network in system.networks.items()
+            },
+        }
+        for cell in cells
+    ]
+
+
+def _unseen(system: System, config: TrainConfig, samples: int) -> Bundle:
+    """The first variant of each, as states and contexts."""
+    data = sources.data_of(system, config.model_copy(update={"seed": UNSEEN_SEED}))
+    made = [data.sample(k % len(data) if hasattr(data, "__len__") else k) for k in range(samples)]
+    return {name: v[:, 0] for name, v in sources.encode(system, made).items()}
+
+
+def _loss(
+    system: System, config: TrainConfig, encoded: Bundle, cell: Interval, clock: str
+) -> float:
+    count = len(next(iter(encoded.values())))
+    noise = StreamNoise(torch.Generator().manual_seed(UNSEEN_SEED))
+    within = {"low": cell.low, "high": cell.high, "clock": clock}
+    clocks = {m.clock: m.process for m in system.modalities.values()}
+    times = config.model.times.model_copy(update=within).draw(noise, clocks, count)
+    contexts = objective.contexts_of(system, encoded, noise, 0.0, count)
+    x0 = {name: encoded[name].float() for name in system.modalities}
+    losses = objective.losses(system, x0, times, noise, contexts)
+    return float(objective.total(system, losses))
 
 
 def _learner(config: TrainConfig, note: Callable[[str], None]) -> SystemLearner:
