@@ -335,7 +335,7 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
@@ -358,6 +358,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if len(needed) < len(networks) and part is self.network and placement.files:
+                placement.ahead(networks[f"network.{self.network.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -420,7 +422,7 @@ class System:
     def _turns(self, times: Times) -> list[Tensor]:
         """The samples (n,) of each network of several that cannot be on the device together."""
         own: Any = self.network
-        if self.placement is None or self.placement.memory != "low" or len(self.networks) < 2:
+        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
             return []
         chosen = own.chosen(times)
         names = dict.fromkeys(chosen)

@@ -14,6 +14,7 @@ from everyway.generate import load
 from everyway.placement import Placement
 from everyway.process.intervals import named
 from everyway.process.training_times import Uniform
+from everyway.request import GenerateRequest
 from everyway.systems import ensemble
 from everyway.systems.uvit import NANO, full
 from everyway.systems.uvit import build as uvit
@@ -124,6 +125,26 @@ def test_one_expert_lies_on_the_device_at_a_time(apart, monkeypatch):
     made = little.denoiser(rows_a_call=0)([query])[0]
     assert most and max(most) == 1
     assert all(torch.equal(made[k], expected[k]) for k in expected)
+
+
+def test_experts_in_their_files_are_read_when_they_are_asked(apart, tmp_path):
+    """One of them is in memory at a time, and what is drawn is the same."""
+    library.save(tmp_path / "model", apart.system, apart.metadata)
+    whole, little = (load(tmp_path / "model", "cpu", memory=m) for m in ("full", "disk"))
+    prompt = {"kind": "text-to-image", "text": PROMPTS[0], "steps": 6, "seed": 1}
+    seen = []
+    for event in little.run(GenerateRequest(**prompt)):
+        modules = little.system.networks.items()
+        seen.append([n for n, m in modules if not next(m.parameters()).is_meta])
+    (made,), (expected,) = (m.generate(**prompt) for m in (little, whole))
+    assert made.image.tobytes() == expected.image.tobytes()
+    assert max(map(len, seen)) == 1 and {n for names in seen for n in names} == {
+        *whole.system.networks
+    }
+    with pytest.raises(ValueError, match="load it without memory='disk' to save it"):
+        little.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="memory='disk' is for a model folder with experts"):
+        load("nano", "cpu", memory="disk")
 
 
 def _query(system, times):

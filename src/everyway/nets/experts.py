@@ -58,6 +58,11 @@ class Experts(nn.Module):
         """The networks that a call at these times asks, by name, each once."""
         return list(dict.fromkeys(self.chosen(times)))
 
+    def after(self, times: Times) -> str:
+        """The network of the next interval with less noise than the first sample's, by name."""
+        clock = next(c for c in self.clocks if c in times)
+        return self.names[max(0, bisect_right(self.bounds, float(times[clock][0])) - 1)]
+
     def forward(
         self,
         states: Bundle,
