@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -210,7 +211,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)

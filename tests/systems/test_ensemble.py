@@ -133,7 +133,7 @@ def test_experts_in_their_files_are_read_when_they_are_asked(apart, tmp_path):
     whole, little = (load(tmp_path / "model", "cpu", memory=m) for m in ("full", "disk"))
     prompt = {"kind": "text-to-image", "text": PROMPTS[0], "steps": 6, "seed": 1}
     seen = []
-    for event in little.run(GenerateRequest(**prompt)):
+    for _ in little.run(GenerateRequest(**prompt)):
         modules = little.system.networks.items()
         seen.append([n for n, m in modules if not next(m.parameters()).is_meta])
     (made,), (expected,) = (m.generate(**prompt) for m in (little, whole))
