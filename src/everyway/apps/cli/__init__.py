@@ -25,6 +25,7 @@ COMMANDS = {
     "chain": "text, picture, text, picture, ...",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
+    "experts": "a model as experts of intervals of noise, and what each of them does",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
     "convert": "weights of authors or of diffusers into a model folder, and back",
