@@ -49,13 +49,16 @@ SAMPLER_NAMES = (
     "dpm-fast",
     "ddim",
     "ddpm",
-    "ancestral",
     "purity",
     "fast-stride",
-    "euler",
     "heun",
+    "edm-euler",
+    "edm-heun",
+    "kutta3",
     "em-sde",
     "em-ode",
+    "euler",
+    "ancestral",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
 READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")
