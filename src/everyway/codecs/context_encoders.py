@@ -1,5 +1,4 @@
-"""What a picture's words are read by beside CLIP's own states: T5, and CLIP's states with their
-summary.
+"""How eDiff-I reads a text: the states of T5, and those of CLIP with their summary.
 
 B sentences, L tokens, D width.
 Sources: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324 (T5-XXL, 113 tokens of 4096; CLIP L/14, 77
@@ -73,6 +72,7 @@ class T5States(nn.Module):
     def __init__(self, tokenizer: str, text: Mapping[str, Any] = T5_XXL, length: int = 113) -> None:
         super().__init__()
         self.tokens = T5Tokens(tokenizer, length)
+        _fits(self.tokens, text)
         self.model = T5EncoderModel(configured(T5Config, text))
 
     def encode(self, raw: Sequence[str]) -> Context:
@@ -101,11 +101,22 @@ class ClipSentence(nn.Module):
                 f"{config.projection_dim}; give a text encoder where both are the same"
             )
         self.tokens = ClipTokens(tokenizer, length)
+        _fits(self.tokens, text)
         self.model = CLIPTextModelWithProjection(config)
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         made = self.model(input_ids=self.tokens.encode(raw).to(self.model.device))
         return torch.cat([made.text_embeds[:, None], made.last_hidden_state], 1)
+
+
+def _fits(tokens: T5Tokens | ClipTokens, text: Mapping[str, Any]) -> None:
+    """UsageError for more tokens than the text network has vectors (it may have more)."""
+    count = tokens.tokenizer.get_vocab_size()
+    if count > text["vocab_size"]:
+        raise UsageError(
+            f"the tokenizer has {count} tokens and the text network {text['vocab_size']}; give the "
+            "tokenizer that was published with it"
+        )
 
 
 def filled(codec: T5States | ClipSentence | ImageEmbedding, folder: str | Path) -> None:
