@@ -87,6 +87,23 @@ def _degraded(
     return resized(blocky(small, jpeg), side).clamp(-1, 1)
 
 
+def cut(pictures: Tensor, side: int, noise: Noise) -> Tensor:
+    """A square patch of each picture (B, C, H, W), anywhere in it: (B, C, side, side).
+
+    Raises UsageError for a patch that is larger than the pictures.
+    """
+    import torch
+
+    room = [length - side for length in pictures.shape[-2:]]
+    if min(room) < 0:
+        raise UsageError(
+            f"a patch of {side} pixels is larger than the pictures; give a smaller one"
+        )
+    corners = noise.uniform("patch", (len(pictures), 2)).cpu() * (torch.tensor(room) + 1)
+    rows = zip(pictures, corners.int().tolist())
+    return torch.stack([p[..., y : y + side, x : x + side] for p, (y, x) in rows])
+
+
 def resized(pictures: Tensor, size: list[int] | tuple[int, ...]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size), bilinear; a smaller picture is made of means, without
     aliases."""

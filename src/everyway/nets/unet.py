@@ -77,15 +77,15 @@ class UNetConfig:
 
     size, channels: of its state (channels, size, size), as it is trained; a larger one has the same
     attention at its levels.  width: channels of the first level.
-    fold: of the state and the pictures so many places along a side are one of the first level, whose
-    side is then size / fold.  kernel: of the residual blocks; 1 leaves places to attention alone.
+    fold: so many places of the state and of the pictures, along a side, are one of the first level.
+    kernel: of the residual blocks; 1 leaves it to attention that places know of each other.
     multipliers: of `width`, a level each; the side halves from one level to the next.
     blocks: residual blocks of each level on the way down.
     self_attention, cross_attention: sides of the levels that have it; cross-attention comes after
     self-attention where there are both.  head_channels: of each attention head.
     context_dim: width D that contexts are projected to.
     positions: whether the network learns what each place of its first level is; its states are then
-    of `size`.
+    of `size`.  time_dim: width E of the time's embedding; 0 is 4 width.
     state, clock: names of the state and of its time.
     """
 
@@ -104,6 +104,7 @@ class UNetConfig:
     fold: int = 1
     kernel: int = 3
     positions: bool = False
+    time_dim: int = 0
     dropout: float = 0.0
     state: str = "image"
     clock: str = "image"
@@ -238,7 +239,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config, self.gradient_checkpointing = config, gradient_checkpointing
         self.noise_level = noise_level or thousandths
-        width, time_dim = config.width, 4 * config.width
+        width, time_dim = config.width, config.time_dim or 4 * config.width
         widths = [width * m for m in config.multipliers]
         levels = range(len(widths))
         self.time = TimeEmbedding(width, time_dim)
