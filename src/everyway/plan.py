@@ -96,7 +96,7 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
 
     def task(name: str) -> Task:
         if name not in tasks:
-            known("task", request.kind, {*KINDS, *tasks})
+            known("task", request.kind, dict.fromkeys((*KINDS, *tasks)))
             raise RequestError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
         return tasks[name]
 

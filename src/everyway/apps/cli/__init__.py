@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so `everyway --help` answer
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -14,6 +15,7 @@ from io import TextIOWrapper
 
 from everyway import __version__
 from everyway.apps.cli.flags import Parser
+from everyway.apps.cli.language import spoken
 from everyway.errors import EverywayError
 
 COMMANDS = {
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete()
         args = parser(*words[:1]).parse_args(words)
+        quiet = getattr(args, "quiet", False)
+        logging.getLogger("everyway").setLevel(logging.ERROR if quiet else logging.NOTSET)
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
@@ -49,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         mute()
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr)
+        print(spoken("stopped; what was finished is kept"), file=sys.stderr)
         return 130
     except (EverywayError, OSError) as error:  # the border: any other is a fault of ours
-        print(f"everyway: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"everyway: {spoken(' '.join(str(error).split()))}", file=sys.stderr)
         if isinstance(error, OSError) and not sys.stdout.isatty():
             mute()  # it may be what cannot be written; Python would try once more
         return getattr(error, "exit_code", 1)
@@ -61,13 +65,14 @@ def main(argv: list[str] | None = None) -> int:
 def parser(first: str | None = None) -> Parser:
     """The whole command line; with the first of its words, the flags of that command alone."""
     top = Parser(prog="everyway", description="One model goes every way: images and text.")
-    top.add_argument("--version", action="version", version=f"everyway {__version__}")
+    said = "show program's version number and exit"
+    top.add_argument("--version", action="version", version=f"everyway {__version__}", help=said)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        command = commands.add_parser(name, help=line)
+        command = commands.add_parser(name, help=spoken(line))
         if first in (None, name):
             module = import_module(f"{__name__}.{name}")
-            command.description = module.__doc__
+            command.description = spoken(module.__doc__ or "")
             command.set_defaults(run=module.run)
             module.add_flags(command)
     return top

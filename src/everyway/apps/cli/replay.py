@@ -7,6 +7,7 @@ from pathlib import Path
 
 from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import sparing
 from everyway.errors import UsageError
 from everyway.record import Metadata
@@ -40,10 +41,10 @@ def run(args: argparse.Namespace) -> int:
         )
     made = model.part(request, record.part)
     if files.same_pixels(path, made.image):
-        print(f"{path}: the same picture, bit for bit")
+        print(spoken(f"{path}: the same picture, bit for bit"))
         return 0
     why = "; ".join(record.metadata.differences(Metadata(**made.metadata)))
-    print(f"{path}: not the same; {why or UNEXPLAINED}")
+    print(spoken(f"{path}: not the same; {why or UNEXPLAINED}"))
     return 1
 
 

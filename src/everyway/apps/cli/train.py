@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 
 from everyway.apps.cli.flags import Parser, folder, seconds
+from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 from everyway.settings import Settings
 from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig, resolve
@@ -40,8 +41,8 @@ def _settings() -> str:
     width = max(map(len, fields)) + 2
     lines = []
     for name, field in fields.items():
-        line = f"  {name:{width}}{field.default!s:10} {getattr(field, 'description', None) or ''}"
-        lines.append(line.replace("%", "%%").rstrip())
+        said = spoken(" ".join((field.description or "").split()))
+        lines.append(f"  {name:{width}}{field.default!s:10} {said}".replace("%", "%%").rstrip())
     return "\n".join(lines)
 
 
