@@ -1,4 +1,4 @@
-"""What pictures lose: nothing where nothing is asked for, the same in any batch, each kind of it."""
+"""What pictures lose: nothing where nothing is asked for, and the same in any batch."""
 
 from __future__ import annotations
 

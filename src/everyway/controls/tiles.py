@@ -90,7 +90,12 @@ class Tiled:
 
 
 def _part(query: Query, place: Window) -> Query:
-    """What is asked of one tile: its part of the states, under the same contexts."""
+    """What is asked of one tile: its part of the states, and of contexts that are pictures, which
+    are as large; all other contexts are the same for every tile."""
     rows, columns = place
     states = {k: x[..., rows, columns].contiguous() for k, x in query.states.items()}
-    return replace(query, states=states)
+    contexts = {
+        k: replace(c, tokens=c.tokens[..., rows, columns].contiguous()) if c.tokens.ndim == 4 else c
+        for k, c in query.contexts.items()
+    }
+    return replace(query, states=states, contexts=contexts)

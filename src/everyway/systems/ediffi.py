@@ -58,7 +58,6 @@ class EDiffIConfig:
     sigma_min, sigma_max, sigma_data: of the noise and the data.
     ts_order: the power of the grid that it is sampled on.  c_noise: a name in NOISE_LEVELS.
     shared, sampler, guidance, steps: of a `System`.
-    cascade: name -> config of a network that enlarges what the one before it drew, in order.
     """
 
     network: Mapping[str, Any]
@@ -74,7 +73,6 @@ class EDiffIConfig:
     sampler: str = "kutta3"
     guidance: float = 5.0
     steps: int = 25
-    cascade: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checked(self)
@@ -122,7 +120,6 @@ def build(config: Mapping[str, Any] | EDiffIConfig) -> System:
         codec=_codec("image", config.codecs["image"]),
     )
     conditions = {s.name: _condition(s, config) for s in (*unet.contexts, *unet.pictures)}
-    systems = {name: build(stage) for name, stage in config.cascade.items()}
     return System(
         name="ediffi",
         network=UNet(unet, noise_level=level),
@@ -130,23 +127,12 @@ def build(config: Mapping[str, Any] | EDiffIConfig) -> System:
         tasks=_tasks(config),
         config=asdict(config),
         conditions=conditions,
-        systems={name: _reading_alike(stage, conditions) for name, stage in systems.items()},
         media={c.asked: "image" for c in conditions.values() if c.source != "text"},
         shared=config.shared,
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
     )
-
-
-def _reading_alike(stage: System, conditions: Mapping[str, Condition]) -> System:
-    """A stage of a cascade with the codecs of the base where it has the same, which are then stored
-    and run once."""
-    own = {}
-    for name, condition in stage.conditions.items():
-        same = name in conditions and type(conditions[name].codec) is type(condition.codec)
-        own[name] = replace(condition, codec=conditions[name].codec) if same else condition
-    return replace(stage, conditions=own)
 
 
 def _codec(name: str, settings: Mapping[str, Any]) -> Codec | nn.Module:
