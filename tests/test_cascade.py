@@ -142,6 +142,8 @@ def test_what_cannot_be_enlarged_is_told(model, nano, alone, picture):
         nano.with_upscaler(nano)
     with pytest.raises(RequestError, match="with_upscaler"):
         nano.generate(kind="image", upscale="other")
+    with pytest.raises(RequestError, match="leave --scale out"):
+        nano.generate(kind="image", scale=2)
     with pytest.raises(ValueError, match="--scale 2"):
         alone.generate(kind="upscale", image=picture.resize((100, 80)))
     with pytest.raises(ValueError, match="smaller --scale"):

@@ -390,10 +390,11 @@ class Model:
                 raise RequestError(f"{self.name} enlarges no pictures; give a model with a cascade")
             last = [*enlargers][-1]
             return (enlarging(last, enlargers[last], request.text),)
-        stages = plan(request, self.system.tasks)
         if request.upscale == NO_STAGES:
-            return stages
-        return cascaded(stages, enlargers, request.text)
+            enlargers = {}
+        if request.scale is not None and not enlargers:
+            raise RequestError("nothing enlarges pictures here; leave --scale out")
+        return cascaded(plan(request, self.system.tasks), enlargers, request.text)
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""

@@ -526,7 +526,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         lr=2e-3, ema=0.995, patch=16, factor=2.0, out="runs/ediffi-nano-sr",
     ),
     "mini-ediffi": dict(
-        preset="mini-ediffi", data="lattice", cache=30_000, steps=200_000, lr=5e-3,
+        preset="mini-ediffi", data="lattice-whole", cache=30_000, steps=200_000, lr=5e-3,
         weight_decay=0.0, ema=0.997, t5=0.1, cooldown=0.4, out="runs/mini-ediffi",
         times={"distribution": "lognormal", "mean": 1.0, "std": 1.5},
     ),
