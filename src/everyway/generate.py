@@ -455,7 +455,8 @@ class Model:
             steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
-        nulls, shapes = system.null_contexts(batch, request.null), system.shapes(batch)
+        nulls = system.null_contexts(batch, request.null or task.null, task)
+        shapes = system.shapes(batch)
         denoise = self._denoise(system, task, nulls, noise, request)
         if stage.enlarges:
             shapes = upscale.shapes_of(shapes, carried[f"context.{upscale.LOW_RES}"])
