@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from everyway.placement import (
     one_of_several,
 )
 from everyway.system import System
-from everyway.systems import HUB
+from everyway.systems import HUB, cascade
+from everyway.upscale import enlarges, side_of
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
@@ -231,6 +232,28 @@ def _as_read(
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are one in memory."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def save_cascade(
+    folder: Path, base: Loaded, stages: Sequence[Loaded], weights: str = "fp32"
+) -> None:
+    """One model folder of a model and of those that enlarge its pictures, in order, with its card.
+
+    weights: a name in DTYPES, of what is written.
+    Raises ModelError for a stage that enlarges none.
+    """
+    made = {}
+    for stage in stages:
+        if not enlarges(stage.system):
+            raise ModelError(f"{stage.name} enlarges no pictures; give a model that does")
+        made[f"sr{side_of(stage.system)}"] = stage.system
+    system = cascade.assembled(base.system, made)
+    rows = [{"name": s.name, "losses": s.metadata.get("losses", {})} for s in stages]
+    own = {k: v for k, v in base.metadata.items() if k != "scores"}
+    metadata = {**own, "name": folder.name, "cascade": rows}
+    config = {"system": system.name, "config": dict(system.config)}
+    store.save(folder, config, system.weights(), metadata, DTYPES[weights])
+    card.write_card(folder)
 
 
 def push(
