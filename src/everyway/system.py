@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -92,6 +93,11 @@ def dropped(*shape: int) -> Null:
     return Null(make=lambda: Context(tokens=torch.zeros(1, *shape), dropped=torch.tensor(yes)))
 
 
+def zeros(*shape: int) -> Null:
+    """Zeros in place of one sample's tokens, of `shape` (N, D)."""
+    return Null(make=lambda: Context(tokens=torch.zeros(1, *shape)))
+
+
 def labelled(number: int) -> Null:
     """A null label."""
     return Null(make=lambda: Context(tokens=torch.tensor([number])))
@@ -106,6 +112,8 @@ class Condition:
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    given_as: the name that a request gives its raw data by, where that is not `source`, which
+    training reads (the style of a picture, in training that of the picture itself).
     """
 
     name: str
@@ -113,6 +121,16 @@ class Condition:
     codec: Codec
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
+    given_as: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The name of its raw data in a request."""
+        return self.given_as or self.source
+
+    def raw_in(self, raw: Mapping[str, Any]) -> Any:
+        """Its own of all raw data, or None."""
+        return raw.get(self.asked, raw.get(self.source))
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -134,7 +152,10 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
+    mixes: whether weights of contexts are their shares among those that the network is given; one
+    of weight 0 is not shown to it then, and one alone has all.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -147,7 +168,9 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    mixes: bool = False
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -191,7 +214,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)
@@ -233,9 +256,9 @@ class System:
 
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
-        parts: list[Modality | Condition] = [m for clock in task.given for m in self.on(clock)]
-        parts += [c for c in self.conditions.values() if task.contexts.get(c.name)]
-        return tuple(dict.fromkeys(part.source for part in parts))
+        names = [m.source for clock in task.given for m in self.on(clock)]
+        names += [c.asked for c in self.conditions.values() if task.contexts.get(c.name)]
+        return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
@@ -254,7 +277,8 @@ class System:
     @property
     def raws(self) -> set[str]:
         """The raw data that its modalities and conditions read."""
-        return {part.source for part in self._parts}
+        asked = {c.asked for c in self.conditions.values()}
+        return {part.source for part in self._parts} | asked
 
     @property
     def _parts(self) -> tuple[Modality | Condition, ...]:
@@ -270,22 +294,26 @@ class System:
     @torch.no_grad()
     def contexts(self, raw: Mapping[str, Any]) -> Contexts:
         """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = [c for c in self.conditions.values() if c.source in raw]
-        made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
+        own = {c: given for c in self.conditions.values() if (given := c.raw_in(raw)) is not None}
+        made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
-    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+    def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
-        name: of the null, for conditions that have one of that name.
+        name: of the null, for conditions that have one of that name.  task: of which they are
+        asked, where the network is shown no others (it `mixes` them).
         """
         own = [c for c in self.conditions.values() if c.nulls]
+        if task is not None and self.mixes:
+            own = [c for c in own if c.name in task.given_contexts]
         return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
-        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
+        where the network `mixes` them, as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
@@ -293,12 +321,16 @@ class System:
         out = {}
         for name in self.conditions:
             weight = weights.get(name, 0.0)
+            if self.mixes and not weight:
+                continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = _blended(given, nulls[name], weight)
+                given = (
+                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
+                )
             out[name] = given
         return out
 
@@ -315,15 +347,18 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec, times: Times | None = None) -> Iterator[torch.device]:
+    def _using(
+        self, part: nn.Module | Codec, times: Times | None = None, contexts: Contexts | None = None
+    ) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
-        times: what a network of several is asked at, which says those of them that are needed.
+        times, contexts: what a network of several is asked at, and out of what, which says those of
+        them that are needed.
         """
         if not isinstance(part, nn.Module):
             yield CPU
@@ -331,13 +366,15 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [networks[f"network.{name}"] for name in own.needed(times)]
+            needed = [networks[f"network.{name}"] for name in own.needed(times, contexts)]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if len(needed) < len(networks) and part is self.network and placement.files:
+                placement.ahead(networks[f"network.{self.network.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -390,7 +427,24 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
-        with self._using(self.network, query.times) as device:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        own: Any = self.network
+        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+            return []
+        chosen = own.chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
             size = rows_a_call or query.batch
@@ -411,7 +465,7 @@ def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """Component name -> module: itself, or "NAME.part" for those that it is made of.
 
     A module that is made of others has them as `components`, a mapping, and no other weights; a
-    network of several also says which it `needed(times)`.
+    network of several also says which it `needed(times, contexts)`.
     """
     parts = getattr(module, "components", None)
     if parts is None:
@@ -426,9 +480,13 @@ def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
     return any(module is other for other in among.values())
 
 
+def _shared(given: Context, weight: float) -> Context:
+    """With that weight, which the network reads."""
+    return replace(given, weight=torch.full((len(given.tokens),), weight).to(given.tokens.device))
+
+
 def _blended(given: Context, null: Context, weight: float) -> Context:
     """By the network where it has the null, or else as a mean of equally long tokens."""
-    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
     if null.dropped is not None or not given.tokens.is_floating_point():
-        return replace(given, weight=share)
+        return _shared(given, weight)
     return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))

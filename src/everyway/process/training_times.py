@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
 
 from everyway.contracts import Noise, Process, Times
 from everyway.process.times import (
+    KNOTS,
+    Line,
     Within,
     knot_times,
+    lines_within,
+    lognormal_quantile,
     lognormal_times,
     mixture_times,
+    shifted,
     task_lines,
     uniform_times,
 )
@@ -24,11 +30,13 @@ Clocks = Mapping[str, Process]
 
 class Law(Settings):
     """low, high: quantiles of the times that are trained on, an expert's interval of noise; under
-    uniform times they are times (`times.Within`).
+    uniform times they are times (`times.Within`).  clock: whose times, where experts are chosen by
+    one of several clocks; "" is every clock's.
     """
 
     low: float = Field(0.0, ge=0, le=1)
     high: float = Field(1.0, ge=0, le=1)
+    clock: str = ""
 
     @model_validator(mode="after")
     def _rising(self) -> Law:
@@ -38,7 +46,15 @@ class Law(Settings):
 
     def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         """clock -> (batch,)."""
-        return self._drawn(Within(noise=noise, low=self.low, high=self.high), clocks, batch)
+        if self.clock and self.clock not in clocks:
+            raise ConfigError(f"clock is {self.clock!r}; choose one of {', '.join(clocks)}")
+        within = Within(noise=noise, low=self.low, high=self.high, clock=self.clock)
+        return self._drawn(within, clocks, batch)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        """Times (...) of a clock of `process` at the quantiles u (...) in [0, 1], the least noise
+        first; of the times that are drawn, not those that are fixed."""
+        raise NotImplementedError
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         raise NotImplementedError
@@ -52,6 +68,9 @@ class Uniform(Law):
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return uniform_times(noise, (*clocks,), batch)
 
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        return u
+
 
 class Knots(Law):
     """Every clock on its own, on the thousand steps of a discrete schedule."""
@@ -60,6 +79,10 @@ class Knots(Law):
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return knot_times(noise, (*clocks,), batch)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        """Between two knots, so that a knot is of one interval whatever its last bits."""
+        return ((u * KNOTS).floor() + 0.5) / KNOTS
 
 
 class LogNormal(Law):
@@ -78,13 +101,16 @@ class LogNormal(Law):
             )
         return out
 
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        schedule = process.schedule  # type: ignore[attr-defined]
+        return lognormal_quantile(u, schedule, self.mean, self.std)
+
 
 class Tasks(Law):
     """The clocks `image` and `text`, mostly on the lines that tasks sample on.
 
     shift: how far times are drawn towards 1, where what a picture shows is decided.
-    to_image, to_text, joint: shares of the samples with the text given, with the image given, and
-    with both at one time.
+    to_image, to_text, joint, image_alone, text_alone: shares of the samples, as of `task_lines`.
     """
 
     distribution: Literal["tasks"] = "tasks"
@@ -92,17 +118,32 @@ class Tasks(Law):
     to_image: float = Field(0.53, ge=0)
     to_text: float = Field(0.32, ge=0)
     joint: float = Field(0.06, ge=0)
+    image_alone: float | None = Field(None, ge=0)
+    text_alone: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _shares(self) -> Tasks:
-        if self.to_image + self.to_text + self.joint > 1:
-            shares = f"to_image is {self.to_image}, to_text {self.to_text} and joint {self.joint}"
-            raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
+        if self._lines[0].share < -1e-9:
+            given = ("to_image", "to_text", "joint", "image_alone", "text_alone")
+            named = (f"{k} is {v:g}" for k in given if (v := getattr(self, k)) is not None)
+            raise ConfigError(f"{', '.join(named)}; they are shares, from 0 to 1 together")
         return self
 
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return task_lines(
+            self.to_image, self.to_text, self.joint, self.image_alone, self.text_alone
+        )
+
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
-        lines = task_lines(self.to_image, self.to_text, self.joint)
-        return mixture_times(noise, (*clocks,), batch, lines=lines, shift=self.shift)
+        lines = self._lines
+        names = sorted(clocks, key=lambda clock: clock != self.clock)  # first its own, of a tie
+        if self.clock:
+            lines = lines_within(lines, self.clock, self.low, self.high)
+        return mixture_times(noise, names, batch, lines=lines, shift=self.shift)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        return shifted(u, self.shift)
 
 
 class Importance(Settings):

@@ -19,6 +19,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
+from everyway.settings import FORMER as FORMER_SETTINGS
 from everyway.settings import ConfigError, FileName, Settings, fault, merged, places
 from everyway.systems import SYSTEMS, system_module
 
@@ -31,13 +32,14 @@ CODECS = {
     "text": "everyway.train.text",
     "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
+    "experts": "everyway.train.experts",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
 
     Training                a Settings class, the `model` of its config
     TRAININGS               name of a preset -> settings other than the defaults
 """
-PRESETS = ("nano", "mini", "mini-vq", *CODECS)
+PRESETS = ("nano", "mini", "mini-vq", "ediffi-nano", *CODECS)
 """What is shipped here, for help that imports no PyTorch; `names` asks every system."""
 FORMER = {"recogniser": "classifier"}
 """Names of old commands and run folders -> those of now."""
@@ -51,6 +53,8 @@ class Source(Settings):
     """A built-in set, or a folder of pictures, in which folders are classes."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
+    latents: str = ""
+    """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
     compose: bool = False
@@ -154,6 +158,11 @@ def module_of(system: str) -> ModuleType:
     return import_module(CODECS[system])
 
 
+def trainings(system: str) -> dict[str, dict[str, Any]]:
+    """The presets of what is trained here; none of a system that is not."""
+    return getattr(module_of(system), "TRAININGS", {})
+
+
 def preset(name: str) -> dict[str, Any] | None:
     """The settings of a preset other than the defaults, its `system` among them.
 
@@ -161,14 +170,14 @@ def preset(name: str) -> dict[str, Any] | None:
     """
     name = FORMER.get(name, name)
     for system in (name,) if name in CODECS else SYSTEMS:
-        if name in (found := module_of(system).TRAININGS):
+        if name in (found := trainings(system)):
             return {"system": system, **found[name]}
     return None
 
 
 def names() -> list[str]:
     """Of every preset."""
-    return [name for system in SYSTEMS for name in module_of(system).TRAININGS] + [*CODECS]
+    return [name for system in SYSTEMS for name in trainings(system)] + [*CODECS]
 
 
 def _kind(system: Any) -> type[TrainConfig]:
@@ -186,6 +195,17 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
         return kind(**{"model": {}, **merged(kind, *tables), "system": system})
     except ValidationError as error:
         raise ConfigError(fault(error)) from None
+
+
+def remembered(table: Mapping[str, Any]) -> TrainConfig:
+    """How a model's last training went on, of its metadata: what it began with, where it ran, and
+    settings that there are no more are left out."""
+    known, kept = places(_kind(table["system"])), ("preset", "times", "drop")
+    flat = {k: v for k, v in {**table, **table.get("model", {})}.items() if k != "model"}
+    own = {FORMER_SETTINGS.get(name, name): value for name, value in flat.items()}
+    paths = {name: known[name] for name in own if name in known and known[name][0] != "run"}
+    read = [n for n, path in paths.items() if path[0] != "model" or path[1] in kept]
+    return parsed({name: own[name] for name in read})
 
 
 def resolve(

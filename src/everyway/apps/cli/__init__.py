@@ -23,10 +23,13 @@ COMMANDS = {
     "vary": "variations of a picture or a text",
     "interpolate": "pictures between two pictures",
     "chain": "text, picture, text, picture, ...",
+    "upscale": "a picture made larger",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
+    "experts": "a model as experts of intervals of noise, and what each of them does",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
+    "cascade": "a model and those that enlarge its pictures as one",
     "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its metadata",
 }
