@@ -373,8 +373,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
-            if len(needed) < len(networks) and part is self.network and placement.files:
-                placement.ahead(networks[f"network.{self.network.after(times)}"])
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -436,10 +436,10 @@ class System:
 
     def _turns(self, times: Times) -> list[Tensor]:
         """The samples (n,) of each network of several that cannot be on the device together."""
-        own: Any = self.network
-        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
             return []
-        chosen = own.chosen(times)
+        chosen = chosen(times)
         names = dict.fromkeys(chosen)
         return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
 
