@@ -21,15 +21,19 @@ from pathlib import Path
 import torch
 
 from everyway.checkpoints import codec_folder
+from everyway.checkpoints.store import write_text
 from everyway.codecs import bundle
 from everyway.codecs.text_latent import exact_share
+from everyway.codecs.text_tokens import word_tokens
+from everyway.data.lattice import Lattice
 from everyway.train.codec import in_turn
 from everyway.train.config import TrainConfig, resolve
 from everyway.train.loop import train
 from everyway.train.sources import streams
 
 LATENTS = {"one vector": {"length": 1, "dim": 384}, "sequence": {"length": 12, "dim": 32}}
-UNSEEN = 500
+UNSEEN = 300
+WORDS_OF = 3000
 
 
 def table(steps: int, out: Path) -> list[dict]:
@@ -38,13 +42,20 @@ def table(steps: int, out: Path) -> list[dict]:
     for name, sizes in LATENTS.items():
         folder = out / name.replace(" ", "-")
         common = {"data": "lattice-whole", "steps": steps, "budget_s": 0, "anneal": steps // 4}
-        common |= {"codecs": str(folder), "log_every": max(1, steps // 8)}
+        write_text(folder / "tokenizer.json", words())
+        common |= {"codecs": str(folder), "log_every": max(1, steps // 10)}
         began = time.monotonic()
         config = resolve("text-vae", common | sizes, out=str(folder))
         train(config)
         rows.append({"latent": name, **scores(config), "seconds": time.monotonic() - began})
         print(line(rows[-1]), flush=True)
     return rows
+
+
+def words() -> str:
+    """The tokenizer of both: every word of the captions is a token."""
+    data = Lattice(seed=0)
+    return word_tokens(caption for k in range(WORDS_OF) for caption in data.described(k)[1])
 
 
 def scores(config: TrainConfig) -> dict[str, float]:

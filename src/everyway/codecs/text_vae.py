@@ -97,6 +97,8 @@ class TextVAE(nn.Module):
         for _ in range(self.tokens.length):
             following = self.written(latent, ids)[:, -1].argmax(-1, keepdim=True)
             ids = torch.cat([ids, following], 1)
+            if (ids[:, 1:] == self.tokens.end).any(1).all():
+                break
         return self.tokens.decode(ids[:, 1:])
 
     def losses(self, ids: Tensor, draw: Tensor, free: float) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,9 @@ class TextVAELearner(CodecLearner):
     def batch(self, share: Share) -> tuple[Tensor, float, RowNoise]:
         own = self.config.model
         ids = self.text.tokens.encode(in_turn(self.seen(share.samples), share.samples))
+        longest = max(own.length, int(self.text.tokens.mask(ids).sum(1).max()))
         weight = own.divergence * min(1.0, share.step / own.anneal)
-        return ids.to(share.device), weight, share.noise()
+        return ids[:, :longest].to(share.device), weight, share.noise()
 
     def forward(self, batch: tuple[Tensor, float, RowNoise]) -> tuple[Tensor, dict[str, Tensor]]:
         ids, weight, noise = batch
