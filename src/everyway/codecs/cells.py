@@ -5,11 +5,13 @@ CLIP's tokens know where they stand; those of a linear codec do not.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from everyway.contracts import Codec, Noise
 
@@ -40,11 +42,28 @@ class PlacedTokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlacedCells(PlacedTokens):
-    """Of pictures, whose variations show the same in other places."""
+    """Of pictures, whose variations show the same in other places.
+
+    hidden: share of the cells that are hidden from half of the variations in training, so that a
+    masked cell is nothing new.
+    """
+
+    hidden: float = 0.25
+
+    def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: (B, 1, H, W) in [0, 1], how much of each pixel of raw (B, 3, H, W) is seen; a cell
+        counts as much as is seen of it."""
+        tokens = super().encode(raw)
+        if mask is None:
+            return tokens
+        side = math.isqrt(tokens.shape[1])
+        return tokens * F.interpolate(mask, (side, side), mode="area").flatten(1)[..., None]
 
     def varied(self, tokens: Tensor, noise: Noise) -> Tensor:
-        """The same cells in an order drawn for each sample."""
-        count = tokens.shape[1]
-        order = noise.uniform("cells", tuple(tokens.shape[:2])).to(tokens.device).argsort(1)
+        """The same cells in an order drawn for each sample, some of them hidden."""
+        (batch, count), device = tokens.shape[:2], tokens.device
+        order = noise.uniform("cells", (batch, count)).to(device).argsort(1)
         cells, places = tokens.split([tokens.shape[2] - count, count], 2)
-        return torch.cat([cells.gather(1, order[..., None].expand_as(cells)), places], 2)
+        moved = torch.cat([cells.gather(1, order[..., None].expand_as(cells)), places], 2)
+        share = self.hidden * (noise.uniform("hides", (batch, 1)).to(device) < 0.5)
+        return moved * (noise.uniform("hidden", (batch, count)).to(device) >= share)[..., None]

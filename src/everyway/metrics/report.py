@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def evaluate(
     settings = {n: v for n in SETTINGS if (v := getattr(settings, n)) != fields[n].default}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}}
+    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}, "moved": {}}
     asked = run(model, n, seed, settings, rows, distances)
     table = {row: summarise(seen) for row, seen in asked}
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
@@ -75,6 +76,8 @@ def evaluate(
 TASK_OF = {
     "t2i": "text-to-image",
     "i2t": "image-to-text",
+    "i2i": "image-variation",
+    "t2t": "text-variation",
     "joint": "joint",
     "image": "image",
 }
@@ -94,6 +97,10 @@ SCENES_ROWS = (
     "t2i.ko.two",
     "i2t.one",
     "i2t.two",
+    "i2i.one",
+    "i2i.two",
+    "t2t.one",
+    "t2t.two",
     "joint",
     "image",
     "codec",
@@ -124,10 +131,11 @@ def scenes_suite(
     model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, dict[str, Interval]]
 ) -> Iterator[Row]:
     """One object; two objects whose pair no model has met; both languages on the same scenes;
-    pictures with a text of their own, and without one; real pictures through the image codec.
+    variations of pictures and of texts; pictures with a text of their own, and without one; real
+    pictures through the image codec.
 
     distances: takes in, for rows of pictures, how far they are from those of the scenes, and how
-    near each is to what it was taken for.
+    near each is to what it was taken for; of variations, how many show the same laid out otherwise.
     """
     judge = judge_of(model)
     if judge.unseen is None:
@@ -151,6 +159,14 @@ def scenes_suite(
                     distances["frechet"][row] = ask.distance(real)
             case "i2t":
                 yield row, ask.i2t(samples[kind], truths[kind])
+            case "i2i":
+                pictures = [s.image for s in samples[kind]]
+                yield row, ask.i2i(pictures, truths[kind])
+                distances["moved"][row] = ask.moved(truths[kind])
+                if n > 1 and judge.features:
+                    distances["frechet"][row] = ask.distance(pictures)
+            case "t2t":
+                yield row, ask.t2t([s.captions[0] for s in samples[kind]])
             case "joint":
                 yield row, ask.joint(n)
             case "image":
@@ -193,6 +209,27 @@ class _Asker:
         made = self._make(kind="image-to-text", image=pictures)
         return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
 
+    def i2i(self, pictures: list[np.ndarray], truths: list[Scene]) -> list[Seen]:
+        """A variation shows what its picture does; where is its own affair."""
+        made = self._make(kind="image-variation", image=[Image.fromarray(x) for x in pictures])
+        self.made = [r.image for r in made]
+        return [
+            self.judge.compare(without_layout(t), s)
+            for t, s in zip(truths, self.judge.read(self.made))
+        ]
+
+    def moved(self, truths: list[Scene]) -> Interval:
+        """The share of the last variations that are laid out otherwise than their pictures."""
+        pairs = zip(truths, self.judge.read(self.made))
+        found = np.array([layout(truth) != layout(seen) for truth, seen in pairs], float)
+        return interval(found, np.random.default_rng(0))
+
+    def t2t(self, texts: list[str]) -> list[Seen]:
+        """A variation states what its text does."""
+        made = self._make(kind="text-variation", text=texts)
+        parse = self.judge.parse
+        return [self.judge.compare(parse(text), parse(r.text)) for text, r in zip(texts, made)]
+
     def joint(self, n: int) -> list[Seen]:
         made = self._unconditional("joint", n)
         self.made = [r.image for r in made]
@@ -224,6 +261,20 @@ class _Asker:
         one = GenerateRequest(kind=kind, **self.settings)
         seeds = range(self.seed, self.seed + n)
         return self.model.generate([one.model_copy(update={"seed": seed}) for seed in seeds])
+
+
+def without_layout(scene: Scene) -> Scene:
+    """A scene that does not state where its objects are."""
+    objects = tuple(replace(thing, place=None) for thing in scene.objects)
+    return Scene(objects=objects, background=scene.background)
+
+
+def layout(scene: Scene) -> tuple:
+    """Where its objects are: a lone one's place; of two, which is on which side."""
+    scene = scene.canonical()
+    if scene.relation is None:
+        return tuple(thing.place for thing in scene.objects)
+    return (scene.relation, *scene.names)
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:
