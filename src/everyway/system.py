@@ -135,6 +135,8 @@ class System:
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
+    mixes: whether weights of contexts are their shares among those that the network is given; one
+    of weight 0 is not shown to it then, and one alone has all.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -148,6 +150,7 @@ class System:
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    mixes: bool = False
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -274,18 +277,22 @@ class System:
         made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
-    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+    def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
-        name: of the null, for conditions that have one of that name.
+        name: of the null, for conditions that have one of that name.  task: of which they are
+        asked, where the network is shown no others (it `mixes` them).
         """
         own = [c for c in self.conditions.values() if c.nulls]
+        if task is not None and self.mixes:
+            own = [c for c in own if c.name in task.given_contexts]
         return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
-        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
+        where the network `mixes` them, as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
@@ -293,12 +300,16 @@ class System:
         out = {}
         for name in self.conditions:
             weight = weights.get(name, 0.0)
+            if self.mixes and not weight:
+                continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = _blended(given, nulls[name], weight)
+                given = (
+                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
+                )
             out[name] = given
         return out
 
@@ -429,9 +440,13 @@ def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
     return any(module is other for other in among.values())
 
 
+def _shared(given: Context, weight: float) -> Context:
+    """With that weight, which the network reads."""
+    return replace(given, weight=torch.full((len(given.tokens),), weight).to(given.tokens.device))
+
+
 def _blended(given: Context, null: Context, weight: float) -> Context:
     """By the network where it has the null, or else as a mean of equally long tokens."""
-    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
     if null.dropped is not None or not given.tokens.is_floating_point():
-        return replace(given, weight=share)
+        return _shared(given, weight)
     return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))
