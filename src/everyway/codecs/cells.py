@@ -6,6 +6,7 @@ CLIP's tokens know where they stand; those of a linear codec do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from everyway.contracts import Codec, Noise
+from everyway.contracts import Noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,14 +25,11 @@ class PlacedTokens:
     gain: of the place, beside numbers of about unit variance.
     """
 
-    codec: Codec
+    codec: Any
     gain: float = 4.0
 
     def encode(self, raw: Any) -> Tensor:
         return self.placed(self.codec.encode(raw))
-
-    def decode(self, state: Tensor) -> Any:
-        raise NotImplementedError("a context is not decoded")
 
     def placed(self, states: Tensor) -> Tensor:
         """(B, N, D + N), a map row by row."""
@@ -53,7 +51,7 @@ class PlacedCells(PlacedTokens):
     def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask: (B, 1, H, W) in [0, 1], how much of each pixel of raw (B, 3, H, W) is seen; a cell
         counts as much as is seen of it."""
-        tokens = super().encode(raw)
+        tokens = super().encode(raw.to(next(self.codec.buffers()).device))
         if mask is None:
             return tokens
         side = math.isqrt(tokens.shape[1])
@@ -67,3 +65,18 @@ class PlacedCells(PlacedTokens):
         moved = torch.cat([cells.gather(1, order[..., None].expand_as(cells)), places], 2)
         share = self.hidden * (noise.uniform("hides", (batch, 1)).to(device) < 0.5)
         return moved * (noise.uniform("hidden", (batch, count)).to(device) >= share)[..., None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlacedWords(PlacedTokens):
+    """Of texts, by a `TokenTable`; the empty text is no words, a null."""
+
+    def encode(self, raw: Sequence[str]) -> Tensor:
+        """Raises PromptError for texts that cannot be read."""
+        table = self.codec
+        ids = [self.ids([text]) if text.strip() else table.tokens.nothing(1) for text in raw]
+        return self.placed(table.latent(torch.cat(ids)))
+
+    def ids(self, raw: Sequence[str]) -> Tensor:
+        """(B, N) int64; raises as `encode` does."""
+        return self.codec.ids(raw)

@@ -74,6 +74,10 @@ class Sequences:
     length: int
     dim: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.length, self.dim
+
 
 KINDS = {kind.__name__: kind for kind in (Maps, Vectors, Sequences)}
 

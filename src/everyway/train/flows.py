@@ -41,13 +41,18 @@ class FlowLearner(SystemLearner):
             raise ConfigError(f"there is no flow {odd[0]!r}; the flows are {known}")
         if not self.flows:
             raise ConfigError("no flow has a share of the samples; give one of them more than 0")
-        if odd := sorted(config.model.rates.keys() - system.networks.keys()):
-            known = ", ".join(system.networks)
-            raise ConfigError(f"there are no layers {odd[0]!r} to give a rate; choose {known}")
+        parts = system.network.components
+        if odd := sorted(config.model.rates.keys() - parts.keys()):
+            raise ConfigError(f"there are no layers {odd[0]!r}; they are {', '.join(parts)}")
+        whose = {id(p): name for name, part in parts.items() for p in part.parameters()}
+        self.rates = {
+            name: config.model.rates.get(whose[id(p)], 1.0)
+            for name, p in self.named_parameters()
+            if id(p) in whose
+        }
 
     def rate_of(self, name: str) -> float:
-        own, start = self.config.model.rates, "network.parts."
-        return own.get(f"network.{name.removeprefix(start).partition('.')[0]}", 1.0)
+        return self.rates[name]
 
     def batch(self, share: Share) -> tuple[Bundle, Bundle, Times, dict[str, Tensor], RowNoise]:
         source, noise = share.generator("samples"), share.noise()
