@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -92,6 +93,11 @@ def dropped(*shape: int) -> Null:
     return Null(make=lambda: Context(tokens=torch.zeros(1, *shape), dropped=torch.tensor(yes)))
 
 
+def zeros(*shape: int) -> Null:
+    """Zeros in place of one sample's tokens, of `shape` (N, D)."""
+    return Null(make=lambda: Context(tokens=torch.zeros(1, *shape)))
+
+
 def labelled(number: int) -> Null:
     """A null label."""
     return Null(make=lambda: Context(tokens=torch.tensor([number])))
@@ -106,6 +112,8 @@ class Condition:
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    given_as: the name that a request gives its raw data by, where that is not `source`, which
+    training reads (the style of a picture, in training that of the picture itself).
     """
 
     name: str
@@ -113,6 +121,16 @@ class Condition:
     codec: Codec
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
+    given_as: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The name of its raw data in a request."""
+        return self.given_as or self.source
+
+    def raw_in(self, raw: Mapping[str, Any]) -> Any:
+        """Its own of all raw data, or None."""
+        return raw.get(self.asked, raw.get(self.source))
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -134,6 +152,7 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
     mixes: whether weights of contexts are their shares among those that the network is given; one
     of weight 0 is not shown to it then, and one alone has all.
@@ -149,6 +168,7 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     mixes: bool = False
     sampler: str = "dpm++2m"
@@ -194,7 +214,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)
@@ -236,9 +256,9 @@ class System:
 
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
-        parts: list[Modality | Condition] = [m for clock in task.given for m in self.on(clock)]
-        parts += [c for c in self.conditions.values() if task.contexts.get(c.name)]
-        return tuple(dict.fromkeys(part.source for part in parts))
+        names = [m.source for clock in task.given for m in self.on(clock)]
+        names += [c.asked for c in self.conditions.values() if task.contexts.get(c.name)]
+        return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
@@ -257,7 +277,8 @@ class System:
     @property
     def raws(self) -> set[str]:
         """The raw data that its modalities and conditions read."""
-        return {part.source for part in self._parts}
+        asked = {c.asked for c in self.conditions.values()}
+        return {part.source for part in self._parts} | asked
 
     @property
     def _parts(self) -> tuple[Modality | Condition, ...]:
@@ -273,8 +294,8 @@ class System:
     @torch.no_grad()
     def contexts(self, raw: Mapping[str, Any]) -> Contexts:
         """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = [c for c in self.conditions.values() if c.source in raw]
-        made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
+        own = {c: given for c in self.conditions.values() if (given := c.raw_in(raw)) is not None}
+        made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
     def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
@@ -326,7 +347,7 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
@@ -352,6 +373,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if len(needed) < len(networks) and part is self.network and placement.files:
+                placement.ahead(networks[f"network.{self.network.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -404,6 +427,23 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        own: Any = self.network
+        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+            return []
+        chosen = own.chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
         with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))

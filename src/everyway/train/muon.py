@@ -81,7 +81,7 @@ class Muon(torch.optim.AdamW):
         if distributed.is_initialized():
             processes, rank = distributed.get_world_size(), distributed.get_rank()
         made = [
-            orthogonalised(update, stacked, self.half)
+            orthogonalised(update.flatten(1), stacked, self.half).view_as(update)
             if number % processes == rank
             else torch.zeros_like(update)
             for number, (update, stacked) in enumerate(updates)
@@ -106,8 +106,8 @@ def hidden_matrices(blocks: Iterable[nn.Module]) -> list[tuple[nn.Parameter, int
     """(weight, blocks stacked in it) of every trained linear layer and convolution inside a
     network's blocks.
 
-    A fused qkv holds three; a convolution is the matrix of its output channels.  Embeddings and
-    heads are not hidden layers.
+    A fused qkv holds three.  A convolution is a matrix from all of its taps.  Embeddings and heads
+    are not hidden layers.
     """
     layers = [pair for block in blocks for pair in block.named_modules()]
     return [
@@ -118,13 +118,10 @@ def hidden_matrices(blocks: Iterable[nn.Module]) -> list[tuple[nn.Parameter, int
 
 
 def orthogonalised(update: Tensor, stacked: int = 1, half: bool | None = None) -> Tensor:
-    """The nearest semi-orthogonal matrix to each block of `update` (m, n), times 0.2 sqrt(max).
-
-    The further axes of `update` (m, ...) are one with its second.
-    """
+    """The nearest semi-orthogonal matrix to each block of `update` (m, n), times 0.2 sqrt(max)."""
     if half is None:
         half = fast(torch.bfloat16, update.device.type)
-    x = update.to(torch.bfloat16 if half else torch.float32).flatten(1).unflatten(0, (stacked, -1))
+    x = update.to(torch.bfloat16 if half else torch.float32).unflatten(0, (stacked, -1))
     flip = x.shape[-2] > x.shape[-1]
     x = x.mT if flip else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
@@ -132,6 +129,5 @@ def orthogonalised(update: Tensor, stacked: int = 1, half: bool | None = None) -
     for _ in range(ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    longest = max(x.shape[-2:])
-    x = (x.mT if flip else x).reshape(update.shape)
-    return (0.2 * longest**0.5 * x).to(update.dtype)
+    x = (x.mT if flip else x).flatten(0, 1)
+    return (0.2 * max(update.shape[0] // stacked, update.shape[1]) ** 0.5 * x).to(update.dtype)
