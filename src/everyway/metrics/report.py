@@ -7,12 +7,8 @@ report; captions are parsed back to records; only what a prompt or caption state
 from __future__ import annotations
 
 import time
-<<<<<<< HEAD
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-=======
 from collections.abc import Callable, Iterator, Mapping, Sequence
->>>>>>> vd-net
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,13 +73,8 @@ def evaluate(
     settings = {n: v for n in SETTINGS if (v := getattr(settings, n)) != fields[n].default}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
-<<<<<<< HEAD
-    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}, "moved": {}}
-    asked = run(model, n, seed, settings, rows, distances)
-    table = {row: summarise(seen) for row, seen in asked}
-=======
     judge, questions = build(model, n, seed, data or learned(model))
-    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}}
+    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}, "moved": {}}
     table = {}
     for number, row in enumerate(rows):
 
@@ -96,7 +87,6 @@ def evaluate(
             table[row] = summarise(seen)
         for kind, distance in ask.distances():
             distances[kind][row] = distance
->>>>>>> vd-net
     protocol = settings | {"n": n, "seed": seed, "seconds": round(time.monotonic() - began, 1)}
     return {
         "model": model.name,
@@ -162,22 +152,10 @@ def shapes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
     }
 
 
-<<<<<<< HEAD
-def scenes_suite(
-    model: Model, n: int, seed: int, settings: dict, rows, distances: dict[str, dict[str, Interval]]
-) -> Iterator[Row]:
-    """One object; two objects whose pair no model has met; both languages on the same scenes;
-    variations of pictures and of texts; pictures with a text of their own, and without one; real
-    pictures through the image codec.
-
-    distances: takes in, for rows of pictures, how far they are from those of the scenes, and how
-    near each is to what it was taken for; of variations, how many show the same laid out otherwise.
-=======
 def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dict[str, Question]]:
     """One object; two objects whose pair no model has met; prompts that leave something unsaid, of
-    both in turn; both languages on the same scenes; pictures with a text of their own, and without
-    one; real pictures through the image codec.
->>>>>>> vd-net
+    both in turn; both languages on the same scenes; variations of pictures and of texts; pictures
+    with a text of their own, and without one; real pictures through the image codec.
     """
     judge = judge_of(model)
     assert judge.unseen is not None  # `_suite` has seen to it
@@ -187,42 +165,6 @@ def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
     }
     samples = {name: [scenes.sample(i) for i in range(n)] for name, scenes in sets.items()}
     truths = {name: [Scene.from_json(s.record) for s in part] for name, part in samples.items()}
-<<<<<<< HEAD
-    ask = _Asker(model, judge, seed, settings)
-    for row in rows:
-        ask.made = []
-        task, *language, kind = row.split(".") if "." in row else (row, "one")
-        match task:
-            case "t2i":
-                which = 1 if language else 0  # the Korean caption of a scene states the same
-                yield row, ask.t2i([s.captions[which] for s in samples[kind]])
-                if n > 1 and judge.features:
-                    real = [s.image for s in samples[kind]]
-                    distances["frechet"][row] = ask.distance(real)
-            case "i2t":
-                yield row, ask.i2t(samples[kind], truths[kind])
-            case "i2i":
-                pictures = [s.image for s in samples[kind]]
-                yield row, ask.i2i(pictures, truths[kind])
-                distances["moved"][row] = ask.moved(truths[kind])
-                if n > 1 and judge.features:
-                    distances["frechet"][row] = ask.distance(pictures)
-            case "t2t":
-                yield row, ask.t2t([s.captions[0] for s in samples[kind]])
-            case "joint":
-                yield row, ask.joint(n)
-            case "image":
-                ask.image(n)
-            case "codec":
-                every = samples["one"] + samples["two"]
-                yield row, ask.codec(every, truths["one"] + truths["two"])
-            case "classifier":
-                every = samples["one"] + samples["two"]
-                yield row, ask.real(every, truths["one"] + truths["two"])
-        if ask.made and judge.crispness:
-            found = np.array(judge.crispness(ask.made))
-            distances["crispness"][row] = interval(found, np.random.default_rng(0))
-=======
     every, truth = samples["one"] + samples["two"], truths["one"] + truths["two"]
     partial = [_partial(truths[("one", "two")[i % 2]][i], (seed, i)) for i in range(n)]
 
@@ -238,12 +180,15 @@ def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
         "t2i.ko.two": drawn("two", 1),
         "i2t.one": lambda ask: ask.i2t(samples["one"], truths["one"]),
         "i2t.two": lambda ask: ask.i2t(samples["two"], truths["two"]),
+        "i2i.one": lambda ask: ask.i2i(samples["one"], truths["one"]),
+        "i2i.two": lambda ask: ask.i2i(samples["two"], truths["two"]),
+        "t2t.one": lambda ask: ask.t2t([s.captions[0] for s in samples["one"]]),
+        "t2t.two": lambda ask: ask.t2t([s.captions[0] for s in samples["two"]]),
         "joint": lambda ask: ask.joint(n),
         "image": lambda ask: ask.image(n),
         "codec": lambda ask: ask.codec(every, truth),
         "classifier": lambda ask: ask.real(every, truth),
     }
->>>>>>> vd-net
 
 
 def _partial(scene: Scene, seed: tuple[int, int]) -> str:
@@ -302,6 +247,7 @@ class _Asker:
         self.told = told
         self.made: list[Image.Image] = []
         self.real_ones: Sequence[np.ndarray] = ()
+        self.moved: list[bool] = []
 
     def t2i(self, prompts: list[str], real: Sequence[np.ndarray] = ()) -> list[Seen]:
         """real: pictures of the same scenes, if the distance to them is to be measured."""
@@ -311,7 +257,8 @@ class _Asker:
         return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
 
     def distances(self) -> Iterator[tuple[str, Interval]]:
-        """Of the pictures that were made to real ones, and to what each was taken for."""
+        """Of the pictures that were made to real ones, and to what each was taken for; of
+        variations, the share that is laid out otherwise."""
         features, crispness = self.judge.features, self.judge.crispness
         if features and len(self.real_ones) > 1:
             real = features([Image.fromarray(x) for x in self.real_ones])
@@ -319,31 +266,26 @@ class _Asker:
             yield "frechet", {k: round(v, 4) for k, v in zip(("value", "low", "high"), three)}
         if crispness and self.made:
             yield "crispness", interval(np.array(crispness(self.made)), np.random.default_rng(0))
+        if self.moved:
+            yield "moved", interval(np.array(self.moved, float), np.random.default_rng(0))
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
         made = self._make(kind="image-to-text", image=pictures)
         return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
 
-    def i2i(self, pictures: list[np.ndarray], truths: list[Scene]) -> list[Seen]:
-        """A variation shows what its picture does; where is its own affair."""
-        made = self._make(kind="image-variation", image=[Image.fromarray(x) for x in pictures])
-        self.made = [r.image for r in made]
-        return [
-            self.judge.compare(without_layout(t), s)
-            for t, s in zip(truths, self.judge.read(self.made))
-        ]
-
-    def moved(self, truths: list[Scene]) -> Interval:
-        """The share of the last variations that are laid out otherwise than their pictures."""
-        pairs = zip(truths, self.judge.read(self.made))
-        found = np.array([layout(truth) != layout(seen) for truth, seen in pairs], float)
-        return interval(found, np.random.default_rng(0))
+    def i2i(self, samples: list[Sample], truths: list[Scene]) -> list[Seen]:
+        """A variation shows what its picture does, wherever."""
+        self.real_ones = [s.image for s in samples]
+        pictures = [Image.fromarray(x) for x in self.real_ones]
+        self.made = [r.image for r in self._make(kind="image-variation", image=pictures)]
+        seen = self.judge.read(self.made)
+        self.moved = [_layout(a) != _layout(b) for a, b in zip(truths, seen)]
+        return [self.judge.compare(_contents(t), s) for t, s in zip(truths, seen)]
 
     def t2t(self, texts: list[str]) -> list[Seen]:
         """A variation states what its text does."""
-        made = self._make(kind="text-variation", text=texts)
-        parse = self.judge.parse
+        made, parse = self._make(kind="text-variation", text=texts), self.judge.parse
         return [self.judge.compare(parse(text), parse(r.text)) for text, r in zip(texts, made)]
 
     def joint(self, n: int) -> list[Seen]:
@@ -389,18 +331,17 @@ class _Asker:
         return made
 
 
-def without_layout(scene: Scene) -> Scene:
-    """A scene that does not state where its objects are."""
+def _contents(scene: Scene) -> Scene:
+    """The scene, without where its objects are."""
     objects = tuple(replace(thing, place=None) for thing in scene.objects)
-    return Scene(objects=objects, background=scene.background)
+    return replace(scene, objects=objects, relation=None)
 
 
-def layout(scene: Scene) -> tuple:
+def _layout(scene: Scene) -> tuple:
     """Where its objects are: a lone one's place; of two, which is on which side."""
     scene = scene.canonical()
-    if scene.relation is None:
-        return tuple(thing.place for thing in scene.objects)
-    return (scene.relation, *scene.names)
+    places = tuple(thing.place for thing in scene.objects)
+    return (scene.relation, *scene.names) if scene.relation else places
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:

@@ -299,15 +299,10 @@ def image_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
         return Context(tokens=codec.encode(torch.full((1, 3, side, side), value)))
 
     made = {"zeros": Null(make=lambda: Context(tokens=torch.zeros(shape)))}
-<<<<<<< HEAD
-    for name, value in EMPTY.items() if config.empty_pictures else ():
-        picture = torch.full((1, 3, side, side), value)
-        made[name] = Null(make=lambda p=picture: Context(tokens=codec.encode(p)), codec=own)
-    return made
-=======
+    if not config.empty_pictures:
+        return made
     pictures = {n: Null(make=partial(empty, value), codec=own) for n, value in EMPTY.items()}
     return made | pictures
->>>>>>> vd-net
 
 
 def text_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
