@@ -381,7 +381,7 @@ class Model:
             steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
-        nulls = system.null_contexts(batch, request.null)
+        nulls = system.null_contexts(batch, request.null or task.null, task)
         with _naming_strength(request, steps):
             return sample(
                 self._denoise(system, task, nulls, noise, request),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
+from everyway.contracts import Bundle, Context, Contexts, Denoise, Process, Query
 from everyway.errors import UsageError
 from everyway.process.gaussian import mixed
 from everyway.tasks import Branch, Task
@@ -136,8 +136,14 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
-        contexts = query.contexts | {name: self.null_contexts[name] for name in branch.without}
+        nulls = {name: self._null(name, query.contexts.get(name)) for name in branch.without}
+        contexts = query.contexts | nulls
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
+
+    def _null(self, name: str, given: Context | None) -> Context:
+        """What stands for a context, with the weight of that."""
+        null = self.null_contexts[name]
+        return null if given is None else replace(null, weight=given.weight)
 
     def asks(self, query: Query) -> list[Query]:
         """What the answer to `query` is made of: itself first, then every branch."""

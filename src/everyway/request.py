@@ -48,6 +48,7 @@ SAMPLER_NAMES = (
     "dpm++fast",
     "dpm-fast",
     "ddim",
+    "ddim-stride",
     "ddpm",
     "purity",
     "fast-stride",

@@ -154,6 +154,8 @@ class System:
     after an "@" their sha256.
     deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
+    mixes: whether weights of contexts are their shares among those that the network is given; one
+    of weight 0 is not shown to it then, and one alone has all.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -168,6 +170,7 @@ class System:
     shared: Mapping[str, str] = field(default_factory=dict)
     deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    mixes: bool = False
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -235,12 +238,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
@@ -295,18 +303,22 @@ class System:
         made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
-    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+    def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
-        name: of the null, for conditions that have one of that name.
+        name: of the null, for conditions that have one of that name.  task: of which they are
+        asked, where the network is shown no others (it `mixes` them).
         """
         own = [c for c in self.conditions.values() if c.nulls]
+        if task is not None and self.mixes:
+            own = [c for c in own if c.name in task.given_contexts]
         return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
-        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
+        where the network `mixes` them, as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
@@ -314,12 +326,16 @@ class System:
         out = {}
         for name in self.conditions:
             weight = weights.get(name, 0.0)
+            if self.mixes and not weight:
+                continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = _blended(given, nulls[name], weight)
+                given = (
+                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
+                )
             out[name] = given
         return out
 
@@ -341,10 +357,13 @@ class System:
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec, times: Times | None = None) -> Iterator[torch.device]:
+    def _using(
+        self, part: nn.Module | Codec, times: Times | None = None, contexts: Contexts | None = None
+    ) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
-        times: what a network of several is asked at, which says those of them that are needed.
+        times, contexts: what a network of several is asked at, and out of what, which says those of
+        them that are needed.
         """
         if not isinstance(part, nn.Module):
             yield CPU
@@ -352,15 +371,15 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [networks[f"network.{name}"] for name in own.needed(times)]
+            needed = [networks[f"network.{name}"] for name in own.needed(times, contexts)]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
-            if len(needed) < len(networks) and part is self.network and placement.files:
-                placement.ahead(networks[f"network.{self.network.after(times)}"])
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -422,15 +441,15 @@ class System:
 
     def _turns(self, times: Times) -> list[Tensor]:
         """The samples (n,) of each network of several that cannot be on the device together."""
-        own: Any = self.network
-        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
             return []
-        chosen = own.chosen(times)
+        chosen = chosen(times)
         names = dict.fromkeys(chosen)
         return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
 
     def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
-        with self._using(self.network, query.times) as device:
+        with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
             size = rows_a_call or query.batch
@@ -451,7 +470,7 @@ def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """Component name -> module: itself, or "NAME.part" for those that it is made of.
 
     A module that is made of others has them as `components`, a mapping, and no other weights; a
-    network of several also says which it `needed(times)`.
+    network of several also says which it `needed(times, contexts)`.
     """
     parts = getattr(module, "components", None)
     if parts is None:
@@ -466,9 +485,13 @@ def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
     return any(module is other for other in among.values())
 
 
+def _shared(given: Context, weight: float) -> Context:
+    """With that weight, which the network reads."""
+    return replace(given, weight=torch.full((len(given.tokens),), weight).to(given.tokens.device))
+
+
 def _blended(given: Context, null: Context, weight: float) -> Context:
     """By the network where it has the null, or else as a mean of equally long tokens."""
-    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
     if null.dropped is not None or not given.tokens.is_floating_point():
-        return replace(given, weight=share)
+        return _shared(given, weight)
     return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))

@@ -20,6 +20,9 @@ MODULES = {
     "ImageVQ": "image_vq",
     "CellVQ": "cell_vq",
     "ClipText": "clip_text",
+    "Optimus": "optimus",
+    "ImageContext": "clip_contexts",
+    "TextContext": "clip_contexts",
     "T5States": "context_encoders",
     "ClipSentence": "context_encoders",
 }

@@ -158,6 +158,11 @@ def module_of(system: str) -> ModuleType:
     return import_module(CODECS[system])
 
 
+def trainings(system: str) -> dict[str, dict[str, Any]]:
+    """The presets of what is trained here; none of a system that is not."""
+    return getattr(module_of(system), "TRAININGS", {})
+
+
 def preset(name: str) -> dict[str, Any] | None:
     """The settings of a preset other than the defaults, its `system` among them.
 
@@ -165,14 +170,14 @@ def preset(name: str) -> dict[str, Any] | None:
     """
     name = FORMER.get(name, name)
     for system in (name,) if name in CODECS else SYSTEMS:
-        if name in (found := module_of(system).TRAININGS):
+        if name in (found := trainings(system)):
             return {"system": system, **found[name]}
     return None
 
 
 def names() -> list[str]:
     """Of every preset."""
-    return [name for system in SYSTEMS for name in module_of(system).TRAININGS] + [*CODECS]
+    return [name for system in SYSTEMS for name in trainings(system)] + [*CODECS]
 
 
 def _kind(system: Any) -> type[TrainConfig]:
