@@ -238,12 +238,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
