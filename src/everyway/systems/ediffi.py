@@ -518,8 +518,12 @@ def _mini(preset: str, data: TrainingData) -> System:
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "ediffi-nano": dict(
-        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        system="experts", base="ediffi-nano-root", plan="edges-2", steps=150,
         out="runs/ediffi-nano",
+    ),
+    "ediffi-nano-root": dict(
+        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        out="runs/ediffi-nano-root",
     ),
     "ediffi-nano-sr": dict(
         preset="ediffi-nano-sr", data="shapes", cache=2000, steps=600, batch=32, optimiser="adamw",

@@ -68,7 +68,7 @@ class SystemLearner(Learner):
         self.system, self.latents, self.config = system, latents, config
         self.network = system.network
         self.index: Tensor | None = None
-        self.skips = not config.model.drop  # the learned nulls of conditions
+        self.skips = not config.model.drop or len(system.networks) > 1  # learned nulls, experts
         if isinstance(config.model.times, Importance):
             count = _token_steps(system)
             self.memory = {HISTORY: torch.zeros(count), COUNTS: torch.zeros(count)}
@@ -149,7 +149,7 @@ class SystemLearner(Learner):
         }
         dtype = convert.DTYPES[config.run.weights]
         document = {"system": self.system.name, "config": dict(self.system.config)}
-        store.save(folder, document, tensors, metadata, dtype)
+        store.save(folder, document, tensors, metadata, dtype, self.system.deltas)
         write_card(folder)
 
     def exported(self, out: Path) -> int:

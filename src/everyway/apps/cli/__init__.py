@@ -27,6 +27,7 @@ COMMANDS = {
     "upscale": "a picture made larger",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
+    "experts": "a model as experts of intervals of noise, and what each of them does",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
     "cascade": "a model and those that enlarge its pictures as one",

@@ -32,10 +32,10 @@ def add_loading(p: Parser) -> None:
     many: dict[str, Any] = {"action": "append", "default": [], "type": pair}
     p.add_argument("--part", **many, metavar="NAME=PATH", help="what the model's file lacks")
     p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as null=fresh")
-    dtypes, memory = ("auto", "fp32", "bf16", "fp16"), ("auto", "full", "offload", "low")
+    dtypes, memory = ("auto", "fp32", "bf16", "fp16"), ("auto", "full", "offload", "low", "disk")
     said = "of the weights: fp32, bf16 or fp16; by default fp32 on a CPU, bf16 on a GPU"
     p.add_argument("--dtype", default="auto", among=dtypes, help=said)
-    said = "full, offload or low; by default the first that fits"
+    said = "full, offload, low or disk; by default the first of three that fits"
     p.add_argument("--memory", default="auto", among=memory, help=said)
     p.add_argument("--device", default="auto", help="cpu, cuda, ...; by default a GPU if there is")
 
