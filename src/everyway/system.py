@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -151,6 +152,7 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
     mixes: whether weights of contexts are their shares among those that the network is given; one
     of weight 0 is not shown to it then, and one alone has all.
@@ -166,6 +168,7 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     mixes: bool = False
     sampler: str = "dpm++2m"
@@ -211,7 +214,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)
@@ -235,12 +238,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
@@ -344,7 +352,7 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
@@ -370,6 +378,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -422,6 +432,23 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
+            return []
+        chosen = chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
         with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))

@@ -19,6 +19,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
+from everyway.settings import FORMER as FORMER_SETTINGS
 from everyway.settings import ConfigError, FileName, Settings, fault, merged, places
 from everyway.systems import SYSTEMS, system_module
 
@@ -29,8 +30,10 @@ CODECS = {
     "codec-vq": "everyway.train.codec_vq",
     "encoder": "everyway.train.encoder",
     "text": "everyway.train.text",
+    "text-vae": "everyway.train.text_vae",
     "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
+    "experts": "everyway.train.experts",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
 
@@ -51,6 +54,8 @@ class Source(Settings):
     """A built-in set, or a folder of pictures, in which folders are classes."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
+    latents: str = ""
+    """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
     compose: bool = False
@@ -191,6 +196,17 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
         return kind(**{"model": {}, **merged(kind, *tables), "system": system})
     except ValidationError as error:
         raise ConfigError(fault(error)) from None
+
+
+def remembered(table: Mapping[str, Any]) -> TrainConfig:
+    """How a model's last training went on, of its metadata: what it began with, where it ran, and
+    settings that there are no more are left out."""
+    known, kept = places(_kind(table["system"])), ("preset", "times", "drop")
+    flat = {k: v for k, v in {**table, **table.get("model", {})}.items() if k != "model"}
+    own = {FORMER_SETTINGS.get(name, name): value for name, value in flat.items()}
+    paths = {name: known[name] for name in own if name in known and known[name][0] != "run"}
+    read = [n for n, path in paths.items() if path[0] != "model" or path[1] in kept]
+    return parsed({name: own[name] for name in read})
 
 
 def resolve(
