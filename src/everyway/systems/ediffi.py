@@ -529,7 +529,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         out="runs/ediffi-nano",
     ),
     "ediffi-nano-root": dict(
-        data="shapes", cache=4000, steps=3000, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
         out="runs/ediffi-nano-root",
     ),
     "ediffi-nano-sr": dict(
