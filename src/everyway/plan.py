@@ -28,6 +28,7 @@ class Stage:
     system: which of the model's `systems` it runs on, whose the task is; "" is the model's own.
     prepare: may change what is carried before the loop (interpolation does).
     shown: whether this stage's states become results.
+    enlarges: whether it draws what was made before it anew, larger: a stage of a cascade.
     begin: the time at which the loop begins, from what is carried (picture to picture).
     masked: whether only the places that the request's mask frees are drawn.
     """
@@ -36,6 +37,7 @@ class Stage:
     system: str = ""
     prepare: Callable[[Carry, System, GenerateRequest], Carry] | None = None
     shown: bool = True
+    enlarges: bool = False
     begin: float = 1.0
     masked: bool = False
 
@@ -115,6 +117,28 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
         back, forth = task("image-to-text"), task("text-to-image")
         return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
     return (Stage(task=task(kind)),)
+
+
+def cascaded(
+    stages: Sequence[Stage], systems: Mapping[str, System], text: str | None
+) -> tuple[Stage, ...]:
+    """The stages, each that shows a picture followed by those that enlarge it, one a system.
+
+    systems: by the name that a stage has them by.  text: of the request.
+    """
+    out = []
+    for stage in stages:
+        out.append(stage)
+        if stage.shown and "image" in stage.task.generated:
+            out += [enlarging(name, system, text) for name, system in systems.items()]
+    return tuple(out)
+
+
+def enlarging(name: str, system: System, text: str | None) -> Stage:
+    """The stage that draws a picture anew with `system`, larger; with a text where it reads one."""
+    read = text is not None and "text-to-image" in system.tasks
+    task = system.tasks["text-to-image" if read else "image"]
+    return Stage(task=task, system=name, enlarges=True)
 
 
 def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:

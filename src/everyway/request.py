@@ -39,6 +39,7 @@ KINDS = (
     "vary-text",
     "interpolate",
     "chain",
+    "upscale",
 )
 SAMPLER_NAMES = (
     "dpm++2m",
@@ -62,14 +63,17 @@ SAMPLER_NAMES = (
     "ancestral",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
-READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")
+READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "upscale")
 NEEDS_IMAGES = {
     "image-to-text": 1,
     "vary-image": 1,
     "inpaint": 1,
     "image-to-image": 1,
     "interpolate": 2,
+    "upscale": 1,
 }
+OWN_STAGES, NO_STAGES = "", "none"
+"""Values of `upscale`: the model's own stages enlarge its pictures, or none do."""
 MAX_TEXT = 1000
 MAX_SEED = 2**62
 SETTINGS = (
@@ -155,6 +159,11 @@ class GenerateRequest(BaseModel):
     """Context -> its own weight in guidance; by default that of all."""
     given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}
     """Clock -> time in [0, 1) at which a condition is given, itself noisy."""
+    upscale: str = OWN_STAGES
+    """A model that enlarges the pictures that are made, or none; by default the model's own
+    cascade."""
+    scale: Annotated[Number, Field(gt=0, le=64)] | None = None
+    """How much larger a picture becomes; by default as large as what enlarges it draws."""
     frames: Annotated[Whole, Field(ge=2, le=1000)] = 8
     """Of an interpolation."""
     rounds: Annotated[Whole, Field(ge=1, le=1000)] = 5

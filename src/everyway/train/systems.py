@@ -77,6 +77,8 @@ class SystemLearner(Learner):
         source, noise = share.generator("samples"), share.noise()
         times, weights = self._times(share, source, noise)
         encoded = self.encoded(share, source, times["text"] > 0 if "text" in times else None)
+        if hasattr(self.config.model, "prepared"):
+            encoded = self.config.model.prepared(self.system, encoded, noise)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
         return x0, encoded, times, weights, noise
 

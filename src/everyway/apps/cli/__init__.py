@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so `everyway --help` answer
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -15,7 +14,7 @@ from io import TextIOWrapper
 
 from everyway import __version__
 from everyway.apps.cli.flags import Parser
-from everyway.apps.cli.language import spoken
+from everyway.apps.cli.language import notes, spoken
 from everyway.errors import EverywayError
 
 COMMANDS = {
@@ -24,11 +23,13 @@ COMMANDS = {
     "vary": "variations of a picture or a text",
     "interpolate": "pictures between two pictures",
     "chain": "text, picture, text, picture, ...",
+    "upscale": "a picture made larger",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
     "experts": "a model as experts of intervals of noise, and what each of them does",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
+    "cascade": "a model and those that enlarge its pictures as one",
     "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its metadata",
 }
@@ -45,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete()
         args = parser(*words[:1]).parse_args(words)
-        quiet = getattr(args, "quiet", False)
-        logging.getLogger("everyway").setLevel(logging.ERROR if quiet else logging.NOTSET)
-        code = args.run(args) or 0
+        with notes(getattr(args, "quiet", False)):
+            code = args.run(args) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read what is printed has gone

@@ -16,12 +16,12 @@ from everyway.apps import files
 from everyway.apps.cli import mute
 from everyway.apps.cli.flags import Parser, folder, pair
 from everyway.apps.cli.language import spoken
-from everyway.request import SETTINGS, GenerateRequest, read_image
+from everyway.request import NO_STAGES, OWN_STAGES, SETTINGS, GenerateRequest, read_image
 
 if TYPE_CHECKING:
     from everyway.generate import Model, Preview, Result
 
-SAMPLING = ("model", "n", "seed", "language", *SETTINGS)
+SAMPLING = ("model", "n", "seed", "language", "upscale", "scale", *SETTINGS)
 """Fields of a request that every such command has as flags."""
 PARAMETERS_A_THREAD = 10_000_000
 """Of a network that is asked for one sample at a time, as on a CPU."""
@@ -64,6 +64,15 @@ def load(args: argparse.Namespace, name: str):
     return sparing(load(name, *told))
 
 
+def with_upscaler(model: Model, request: GenerateRequest) -> Model:
+    """The model, and the one that its pictures are enlarged by, where the request names one."""
+    from everyway.generate import load
+
+    if request.upscale in (OWN_STAGES, NO_STAGES):
+        return model
+    return model.with_upscaler(load(request.upscale, str(model.system.device)))
+
+
 def sparing(model):
     """The model, for which this process now computes with no more threads than pay: several would
     wait for one another longer than a small network computes, above all on a busy machine."""
@@ -85,13 +94,13 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     wanted = [request for request in requests if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
-    models, rows = dict[str, Any](), []
+    models, rows = dict[tuple[str, str], Any](), []
     with _watching(args, sum(request.n for request in wanted)) as watch:
         for request in wanted:
-            if request.model not in models:
-                models = {request.model: load(args, request.model)}  # one at a time
-                say_memory(args, models[request.model])
-            model = models[request.model]
+            if (key := (request.model, request.upscale)) not in models:
+                models = {key: with_upscaler(load(args, request.model), request)}  # one at a time
+                say_memory(args, models[key])
+            model = models[key]
             settled = model.settled(request)
             for result in _results(model, _left(args, done, request, settled), watch):
                 if result.part in _parts(done, result.seed, request, settled):
@@ -178,7 +187,7 @@ def _shown(out: str, row: dict[str, Any], result: Result, name: str) -> str:
     return str(Path(out) / row[name]) if result.media[name].in_file else str(row[name])
 
 
-def _peak(models: dict[str, Any]) -> int | None:
+def _peak(models: dict[tuple[str, str], Any]) -> int | None:
     """The most bytes that were in use, where that is known."""
     if not models:
         return None
