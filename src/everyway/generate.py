@@ -311,17 +311,15 @@ class Model:
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
-        began, shown, calls, noises = (
-            time.monotonic(),
-            0,
-            0,
-            dict[tuple[int, int], PerSampleNoise](),
-        )
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
-        for number, stage in enumerate(stages):
+        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
             system, given, asked = self._of(stage.system), carried, request
+            if number and request.language:  # what was made before this stage is in it
+                asked = request.model_copy(update={"null": request.language})
             if stage.enlarges:
-                given = self._low(system, rows, decoded["image"], request.scale)
+                given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
                 given = carried | self._carried(batch, system)
@@ -329,8 +327,6 @@ class Model:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
-            if number and request.language:  # what was made before this stage is in it
-                asked = request = request.model_copy(update={"null": request.language})
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
             parts = []
             for start in range(0, size, BATCH):
@@ -353,7 +349,7 @@ class Model:
             if stage.masked:
                 pairs = zip(rows, decoded["image"])
                 decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
-            if any(later.enlarges for later in stages[number + 1 : number + 2]):
+            if after and after.enlarges:
                 continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
             for k, row in enumerate(rows):
@@ -414,19 +410,14 @@ class Model:
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _low(
-        self,
-        system: System,
-        rows: Sequence[Sample],
-        pictures: Sequence[Tensor],
-        scale: float | None,
-    ) -> Carry:
-        """What a system that enlarges is given of pictures (3, H, W) and of their texts."""
-        given: list[Carry] = []
+    def _low(self, stage: Stage, rows: Sequence[Sample], pictures: Sequence[Tensor]) -> Carry:
+        """What a stage that enlarges is given of pictures (3, H, W), and of their texts."""
+        system, given = self._of(stage.system), list[Carry]()
+        reads = "text" in system.given(stage.task)
         for row, picture in zip(rows, pictures):
-            size = upscale.larger(picture.shape[-2:], system, scale)
+            size = upscale.larger(picture.shape[-2:], system, row.request.scale)
             raw = {upscale.LOW_RES: upscale.enlarged(picture, size)}
-            raw |= {"text": text} if (text := row.inputs.values.get("text")) else {}
+            raw |= {"text": row.inputs.values["text"]} if reads else {}
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
