@@ -134,7 +134,7 @@ def test_every_kind_has_a_plan():
     from everyway.tasks import TASKS, drawing
 
     tasks = TASKS | drawing("label")
-    for kind in request.KINDS:
+    for kind in {*request.KINDS} - {"upscale"}:  # whose stages are the systems that enlarge
         stages = plan(GenerateRequest(kind=kind, **GOOD[kind]), tasks)
         assert stages and stages[-1].shown
 
