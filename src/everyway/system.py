@@ -320,10 +320,12 @@ class System:
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec, times: Times | None = None) -> Iterator[torch.device]:
+    def _using(
+        self, part: nn.Module | Codec, query: Query | None = None
+    ) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
-        times: what a network of several is asked at, which says those of them that are needed.
+        query: what a network of several is asked, which says those of them that are needed.
         """
         if not isinstance(part, nn.Module):
             yield CPU
@@ -331,7 +333,7 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [networks[f"network.{name}"] for name in own.needed(times)]
+            needed = [networks[f"network.{name}"] for name in own.needed(query.times, query.contexts)]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
@@ -390,7 +392,7 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
-        with self._using(self.network, query.times) as device:
+        with self._using(self.network, query) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
             size = rows_a_call or query.batch
@@ -411,7 +413,7 @@ def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """Component name -> module: itself, or "NAME.part" for those that it is made of.
 
     A module that is made of others has them as `components`, a mapping, and no other weights; a
-    network of several also says which it `needed(times)`.
+    network of several also says which it `needed(times, contexts)`.
     """
     parts = getattr(module, "components", None)
     if parts is None:
