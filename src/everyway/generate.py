@@ -18,11 +18,21 @@ from PIL import Image
 from torch import Tensor
 
 from everyway import __version__, library
-from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
+from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
+from everyway.controls.asking import Change, Changed
+from everyway.controls.blend import (
+    alternating,
+    attention_level,
+    layer_level_drawn,
+    model_level,
+    token_level,
+)
+from everyway.controls.colour import adjusted
+from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
@@ -209,6 +219,12 @@ class Model:
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
         settled.needs_purity(settled.sampler)
+        if len(settled.weights) > 1:
+            mix = settled.mix or self.system.mixes[0]
+            if mix not in self.system.mixes:
+                mixes = " or ".join(self.system.mixes)
+                raise RequestError(f"this model mixes contexts by {mixes}, not by {mix}")
+            settled = settled.model_copy(update={"mix": mix})
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
         load_options = [c for c in conditions if c.null_of]  # by the language of a text
@@ -268,9 +284,10 @@ class Model:
     def _samples(self, number: int, job: Job) -> Iterator[Sample]:
         """Every sample of a job, which they share the inputs of."""
         request = self.settled(job.request)
-        task = plan(request, self.system.tasks)[0].task
+        task = self._plan(request)[0].task
         inputs = read(replace(job, request=request), self.system, self.image_size)
-        if missing := {*self.system.given(task)} - inputs.values.keys():
+        given = inputs.values.keys() | inputs.contexts.keys()
+        if missing := {*self.system.given(task)} - given:
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         for note in inputs.notes:
             log.warning(note)
@@ -281,7 +298,7 @@ class Model:
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
         """Samples of equal settings, together through every stage."""
         request = batch[0].request
-        stages = plan(request, self.system.tasks)
+        stages = self._plan(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
@@ -315,11 +332,25 @@ class Model:
                 yield self._result(row, one, part, metadata, stage)
             shown += 1
 
+    def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """The stages of a settled request, given its contexts where it has some."""
+        stages, given = plan(request, self.system.tasks), request.weights
+        if not given:
+            return stages
+        weights = {
+            name: weight if len(given) == 1 else 1.0
+            for raw, weight in given.items()
+            for name in self.system.contexts_of(raw)
+        }
+        return tuple(replace(s, task=replace(s.task, contexts=weights)) for s in stages)
+
     def _result(
         self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row, stage: Stage
     ) -> Result:
         """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
         raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
+        if row.request.colours and "image" in raw:
+            raw["image"] = adjusted(raw["image"], inputs.reference, row.request.colours)
         if stage.masked:
             raw["image"] = inputs.put_back(raw["image"], row.request.blend)
         return Result(
@@ -340,8 +371,11 @@ class Model:
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""
-        inputs = {id(s.inputs): s.inputs.values for s in batch}
-        encoded = {key: self._encoded(values, system) for key, values in inputs.items()}
+        inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
+        encoded = {
+            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            for key, own in inputs.items()
+        }
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -355,6 +389,21 @@ class Model:
             rows.append(system.encode(one) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
+
+    def _blended(
+        self, contexts: Mapping[str, Blended], system: System, focus: Mapping[str, float]
+    ) -> Carry:
+        """The contexts of a request, each at its focus."""
+        made: Contexts = {}
+        for name, given in contexts.items():
+            own = given.contexts(name, system, self.image_size)
+            for each, context in own.items():
+                leading = system.conditions[kind_of(each)].leading
+                if leading is not None:
+                    tokens = focused(context.tokens, focus[name], leading)
+                    context = replace(context, tokens=tokens)
+                made[each] = context.to(system.device)
+        return flat(made)
 
     def _sample(
         self,
@@ -381,7 +430,7 @@ class Model:
             steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
-        nulls = system.null_contexts(batch, request.null)
+        nulls = system.null_contexts(batch, request.null, task.contexts)
         with _naming_strength(request, steps):
             return sample(
                 self._denoise(system, task, nulls, noise, request),
@@ -422,11 +471,31 @@ class Model:
             null_contexts=nulls,
             processes=system.processes,
         )
+        if len(request.weights) > 1:
+            made = Changed(denoise=made, change=self._mixed(system, task, noise, request))
         if request.truncation == 1:
             return made
         if not system.tokens:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
+
+    @staticmethod
+    def _mixed(
+        system: System, task: Task, noise: PerSampleNoise, request: GenerateRequest
+    ) -> Change:
+        """What mixes the contexts of a request in every query."""
+        own = {raw: system.contexts_of(raw) for raw in request.weights}
+        weights = {name: request.weights[raw] for raw, names in own.items() for name in names}
+        network: Any = system.network
+        match request.mix:
+            case "attention":
+                return attention_level(weights)
+            case "layer":
+                return layer_level_drawn(weights, network.context_layers, noise)
+            case "tokens":
+                return token_level(weights)
+        turns = [own[raw] for raw in alternating(request.weights, request.steps)]
+        return model_level(turns, task.generated[0])
 
     @staticmethod
     def _pin(system: System, known: Bundle, noise: PerSampleNoise, masks: Sequence[Tensor]):

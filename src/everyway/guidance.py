@@ -136,7 +136,9 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
-        contexts = query.contexts | {name: self.null_contexts[name] for name in branch.without}
+        lost = {name: query.contexts[name] for name in branch.without if name in query.contexts}
+        nulls = {n: replace(self.null_contexts[n], weight=c.weight) for n, c in lost.items()}
+        contexts = query.contexts | nulls  # with the same shares of a blend
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
     def asks(self, query: Query) -> list[Query]:

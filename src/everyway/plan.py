@@ -79,7 +79,8 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
 
     kind = request.kind
     if kind in ("inpaint", "image-to-image"):
-        drawn = task("text-to-image" if request.text is not None else "image")
+        named = "text-to-image" if request.text is not None else "image"
+        drawn = _out_of_contexts("image", tasks) if request.contexts else task(named)
         return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
     if kind == "vary-image":
         return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
@@ -91,7 +92,23 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
     if kind == "interpolate":
         back, forth = task("image-to-text"), task("text-to-image")
         return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
+    if request.contexts:
+        return (Stage(task=_out_of_contexts(kind, tasks)),)
     return (Stage(task=task(kind)),)
+
+
+def _out_of_contexts(made: str, tasks: Mapping[str, Task]) -> Task:
+    """A task that makes this, the clock's name, out of contexts alone; which ones is the request's.
+
+    Raises RequestError where there is none.
+    """
+    for task in tasks.values():
+        if task.contexts and not task.given and task.generated == (made,):
+            return task
+    raise RequestError(
+        f"this model makes no {made} out of contexts, so that it cannot blend any; give it one "
+        f"thing: it does {', '.join(tasks)}"
+    )
 
 
 def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:

@@ -8,7 +8,7 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -27,6 +27,7 @@ from everyway.contracts import (
     Query,
     Times,
     joined,
+    kind_of,
     placed,
     rows,
     together,
@@ -106,6 +107,7 @@ class Condition:
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    leading: how many tokens stand before those of a picture's patches; None where it has none.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Condition:
     codec: Codec
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
+    leading: int | None = None
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -135,6 +138,8 @@ class System:
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
+    mixes: how the network can be given several contexts of a request, of `request.MIXES`, its own
+    first.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -148,6 +153,7 @@ class System:
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    mixes: tuple[str, ...] = ("model",)
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -233,9 +239,9 @@ class System:
 
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
-        parts: list[Modality | Condition] = [m for clock in task.given for m in self.on(clock)]
-        parts += [c for c in self.conditions.values() if task.contexts.get(c.name)]
-        return tuple(dict.fromkeys(part.source for part in parts))
+        sources = [m.source for clock in task.given for m in self.on(clock)]
+        sources += [_numbered(self.conditions[kind_of(n)].source, n) for n in task.given_contexts]
+        return tuple(dict.fromkeys(sources))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
@@ -268,19 +274,36 @@ class System:
             read([text])
 
     @torch.no_grad()
-    def contexts(self, raw: Mapping[str, Any]) -> Contexts:
-        """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = [c for c in self.conditions.values() if c.source in raw]
-        made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
+    def contexts(
+        self, raw: Mapping[str, Any], masks: Mapping[str, Tensor] | None = None
+    ) -> Contexts:
+        """raw: source -> raw data.  Condition -> its context, where its source is given.
+
+        Of "image:2" the context of a condition that reads "image" is NAME:2.
+        masks: the same names -> how much of each pixel is seen (B, 1, H, W), for codecs that are
+        `masked`.
+        """
+        shown, conditions = masks or {}, self.conditions.values()
+        pairs = [(c, n) for n in raw for c in conditions if c.source == kind_of(n)]
+        made = {
+            _numbered(c.name, n): self._encoded(c.codec, raw[n], shown.get(n)) for c, n in pairs
+        }
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
-    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+    def contexts_of(self, raw: str) -> tuple[str, ...]:
+        """The names of the contexts that are made of raw data, or are embeddings, of this name."""
+        own = (c for c in self.conditions.values() if kind_of(raw) in (c.source, c.name))
+        return tuple(_numbered(c.name, raw) for c in own)
+
+    def null_contexts(self, batch: int, name: str = "", contexts: Iterable[str] = ()) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
         name: of the null, for conditions that have one of that name.
+        contexts: names of further contexts, "text:2", whose null is that of their kind.
         """
         own = [c for c in self.conditions.values() if c.nulls]
-        return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        made = {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        return made | {n: made[kind_of(n)] for n in contexts if kind_of(n) in made}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
@@ -291,7 +314,7 @@ class System:
         context that is missing.
         """
         out = {}
-        for name in self.conditions:
+        for name in dict.fromkeys([*self.conditions, *weights]):
             weight = weights.get(name, 0.0)
             given = (contexts if weight else nulls).get(name)
             if given is None:
@@ -320,9 +343,7 @@ class System:
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(
-        self, part: nn.Module | Codec, query: Query | None = None
-    ) -> Iterator[torch.device]:
+    def _using(self, part: nn.Module | Codec, query: Query | None = None) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
         query: what a network of several is asked, which says those of them that are needed.
@@ -333,7 +354,9 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [networks[f"network.{name}"] for name in own.needed(query.times, query.contexts)]
+            needed = [
+                networks[f"network.{name}"] for name in own.needed(query.times, query.contexts)
+            ]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
@@ -343,9 +366,10 @@ class System:
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
-    def _encoded(self, codec: Codec, raw: Any) -> Any:
+    def _encoded(self, codec: Any, raw: Any, mask: Tensor | None = None) -> Any:
         with self._using(codec) as device:
-            return codec.encode(raw.to(device) if isinstance(raw, Tensor) else raw)
+            raw = raw.to(device) if isinstance(raw, Tensor) else raw
+            return codec.encode(raw) if mask is None else codec.masked(raw, mask.to(device))
 
     def _decoded(self, codec: Codec, state: Tensor) -> Any:
         with self._using(codec) as device:
@@ -407,6 +431,11 @@ class System:
             )
             for name in query.kept
         }
+
+
+def _numbered(name: str, like: str) -> str:
+    """The name with the number of another one, "text:2" of "image:2"."""
+    return f"{name}{like.removeprefix(kind_of(like))}"
 
 
 def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from everyway.errors import UsageError
 
 SEMANTIC, NEUTRAL, STYLE = 0.0, 0.5, 1.0
-FOCUS = {"semantic": SEMANTIC, "style": STYLE}
 RANK, STYLES, LEADING = 20, 5, 2
 """Components that are told apart; of these, those that style focus keeps whole, and those that
 semantic focus takes away."""
