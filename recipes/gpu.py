@@ -29,7 +29,7 @@ from everyway.systems import unidiffuser
 from everyway.train import train
 from everyway.train.config import resolve
 from everyway.train.fitted import fit_codecs
-from everyway.train.folder import Progress
+from everyway.train.folder import TrainingProgress
 
 Tell = Callable[[str], None]
 PARTS = ("prepare", "train", "evaluate")
@@ -105,7 +105,7 @@ def learn(args: argparse.Namespace, tell: Tell) -> None:
         "seed": args.seed,
     }
 
-    def progress(p: Progress) -> None:
+    def progress(p: TrainingProgress) -> None:
         losses = ", ".join(f"{name} {value:.4f}" for name, value in p.losses.items())
         tell(f"step {p.step}, {p.samples_a_second:,.0f} samples/s, {losses}")
 

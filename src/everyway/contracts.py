@@ -44,7 +44,9 @@ class Context:
     mask: (B, N) bool, True where a token may be attended to; None is everywhere.
     bias: added to the scores of attention to the tokens, a tensor (B, H or 1, L or 1, N) or a
     function of the scores, which is a pytree of tensors (B, ...) if it is to be batched.
-    weight: (B,) in [0, 1], 1 is as given and below that blended with the null; None is 1.
+    weight: (B,) in [0, 1], 1 is as given and below that blended with the null; None is 1.  Where a
+    network mixes its contexts, their shares instead, 0 or more and to be made to sum to 1: (B,), or
+    (B, P), one for each of its P context layers.
     dropped: (B,) bool, True where the network takes its own null instead; None is nowhere.
     """
 

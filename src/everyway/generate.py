@@ -38,7 +38,7 @@ from everyway.objective import corrupt
 from everyway.placement import machine
 from everyway.plan import Carry, Stage, plan
 from everyway.record import Row
-from everyway.request import GenerateRequest, RequestError, known
+from everyway.request import MIXES, GenerateRequest, RequestError, known
 from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -220,10 +220,12 @@ class Model:
         )
         settled.needs_purity(settled.sampler)
         if len(settled.weights) > 1:
-            mix = settled.mix or self.system.mixes[0]
-            if mix not in self.system.mixes:
-                mixes = " or ".join(self.system.mixes)
-                raise RequestError(f"this model mixes contexts by {mixes}, not by {mix}")
+            mixes = MIXES if self.system.mixes else ("model",)
+            mix = settled.mix or mixes[0]
+            if mix not in mixes:
+                raise RequestError(
+                    f"this model mixes contexts step by step; give mix model, not {mix}"
+                )
             settled = settled.model_copy(update={"mix": mix})
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
@@ -430,7 +432,7 @@ class Model:
             steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
-        nulls = system.null_contexts(batch, request.null, task.contexts)
+        nulls = system.null_contexts(batch, request.null or task.null, task)
         with _naming_strength(request, steps):
             return sample(
                 self._denoise(system, task, nulls, noise, request),

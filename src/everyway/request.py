@@ -49,14 +49,15 @@ SAMPLER_NAMES = (
     "dpm++fast",
     "dpm-fast",
     "ddim",
+    "ddim-stride",
     "ddpm",
-    "ancestral",
     "purity",
     "fast-stride",
-    "euler",
     "heun",
     "em-sde",
     "em-ode",
+    "euler",
+    "ancestral",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
 READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")

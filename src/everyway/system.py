@@ -8,7 +8,7 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -138,8 +138,8 @@ class System:
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
-    mixes: how the network can be given several contexts of a request, of `request.MIXES`, its own
-    first.
+    mixes: whether weights of contexts are their shares among those that the network is given; one
+    of weight 0 is not shown to it then, and one alone has all.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -153,7 +153,7 @@ class System:
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
-    mixes: tuple[str, ...] = ("model",)
+    mixes: bool = False
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -295,20 +295,25 @@ class System:
         own = (c for c in self.conditions.values() if kind_of(raw) in (c.source, c.name))
         return tuple(_numbered(c.name, raw) for c in own)
 
-    def null_contexts(self, batch: int, name: str = "", contexts: Iterable[str] = ()) -> Contexts:
+    def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
-        name: of the null, for conditions that have one of that name.
-        contexts: names of further contexts, "text:2", whose null is that of their kind.
+        name: of the null, for conditions that have one of that name.  task: of which they are
+        asked: where it is given "text:2", that has the null of its kind, and where the network
+        `mixes` contexts it is shown no others.
         """
         own = [c for c in self.conditions.values() if c.nulls]
+        given = task.given_contexts if task else ()
+        if task and self.mixes:
+            own = [c for c in own if c.name in map(kind_of, given)]
         made = {c.name: c.null(name).context(self._using).expand(batch) for c in own}
-        return made | {n: made[kind_of(n)] for n in contexts if kind_of(n) in made}
+        return made | {n: made[kind_of(n)] for n in given if kind_of(n) in made}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
-        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
+        where the network `mixes` them, as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
@@ -316,12 +321,16 @@ class System:
         out = {}
         for name in dict.fromkeys([*self.conditions, *weights]):
             weight = weights.get(name, 0.0)
+            if self.mixes and not weight:
+                continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = _blended(given, nulls[name], weight)
+                given = (
+                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
+                )
             out[name] = given
         return out
 
@@ -343,10 +352,13 @@ class System:
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec, query: Query | None = None) -> Iterator[torch.device]:
+    def _using(
+        self, part: nn.Module | Codec, times: Times | None = None, contexts: Contexts | None = None
+    ) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
-        query: what a network of several is asked, which says those of them that are needed.
+        times, contexts: what a network of several is asked at, and out of what, which says those of
+        them that are needed.
         """
         if not isinstance(part, nn.Module):
             yield CPU
@@ -354,9 +366,7 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [
-                networks[f"network.{name}"] for name in own.needed(query.times, query.contexts)
-            ]
+            needed = [networks[f"network.{name}"] for name in own.needed(times, contexts)]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
@@ -416,7 +426,7 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
-        with self._using(self.network, query) as device:
+        with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
             size = rows_a_call or query.batch
@@ -457,9 +467,13 @@ def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
     return any(module is other for other in among.values())
 
 
+def _shared(given: Context, weight: float) -> Context:
+    """With that weight, which the network reads."""
+    return replace(given, weight=torch.full((len(given.tokens),), weight).to(given.tokens.device))
+
+
 def _blended(given: Context, null: Context, weight: float) -> Context:
     """By the network where it has the null, or else as a mean of equally long tokens."""
-    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
     if null.dropped is not None or not given.tokens.is_floating_point():
-        return replace(given, weight=share)
+        return _shared(given, weight)
     return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))

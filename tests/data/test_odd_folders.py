@@ -360,7 +360,7 @@ def test_a_broken_picture_is_left_out_of_a_training(tmp_path, caplog):
 
     latents = cached(100)
     assert len(latents) == 5
-    (part,) = latents.parts
+    (part,) = latents.shards
     assert all(torch.equal(states[0], states[1]) for states in part.values())
     assert sum("0.png cannot be read" in line for line in caplog.messages) == 1
     assert "5 of the 6 pictures" in notes[-1]

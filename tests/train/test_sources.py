@@ -109,7 +109,7 @@ def test_a_text_that_is_made_states_everything():
     system = prepared(config)
     assert isinstance(data := sources.data_of(system, config), Lattice) and data.complete == 0.5
     samples = [data.sample(index) for index in range(64)]
-    latents = Latents(parts=[sources.encode(system, samples)], complete=data.complete)
+    latents = Latents(shards=[sources.encode(system, samples)], complete=data.complete)
     learner = SystemLearner(system, latents, config)
     share = Share(seed=0, step=0, size=512, rows=slice(0, 512), device=torch.device("cpu"))
     x0, _, times, _, _ = learner.batch(share)

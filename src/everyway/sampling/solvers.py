@@ -98,6 +98,24 @@ def cell_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step,
     return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, *span)))
 
 
+def stride_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    """Numbers 1, 1 + k, 1 + 2 k ... of a schedule's 0 .. T - 1 from the highest on down, then 0.
+
+    k is T // steps, so there are more steps where those do not divide T, which is 1000 where the
+    schedule has none.  A run from a time below 1 begins at the first of them below it, with as
+    small a k as T times that time allows.  No grid counts, and the last state has the noise of
+    number 0: so Versatile Diffusion was sampled (Xu et al., 2022, arXiv 2211.08332).
+    """
+    whole = getattr(lead, "steps", 1000)
+    start = round(whole * span[0])
+    last = start if span[0] == 1 else start - 1  # the time of number n is (n + 1) / T
+    numbers = [0, *range(1, last, max(1, start // steps))]
+    if len(numbers) == 1:
+        raise UsageError(f"ddim-stride has no step below t = {span[0]:g}; begin at a later time")
+    times = (torch.tensor(numbers[::-1], dtype=torch.float64) + 1) / whole
+    return tuple(Step(t, s) for t, s in _cells(times))
+
+
 def heun_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """Two evaluations per cell, one where either end has no finite slope."""
     last = float(lead.alpha_sigma(1.0)[0])
@@ -436,13 +454,9 @@ def dpm_solver(
     return Sampler(name=name, lay_steps=lay_steps, move=move, grid=grid, t_end=t_end)
 
 
-def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
+def ddim(eta: float = 0.0, name: str = "ddim", lay_steps: LaySteps = cell_steps) -> Sampler:
     """DDIM with its own eta in [0, 1]."""
-    return Sampler(
-        name=name,
-        lay_steps=cell_steps,
-        move=move_ddim(eta),
-    )
+    return Sampler(name=name, lay_steps=lay_steps, move=move_ddim(eta))
 
 
 # when to take which: docs/choose-a-sampler.md; `everyway.request.SAMPLER_NAMES` has the same names
@@ -461,6 +475,7 @@ _ALL = (
         t_end=1e-4,
     ),
     ddim(),
+    ddim(name="ddim-stride", lay_steps=stride_steps),
     Sampler(
         name="ddpm",
         lay_steps=cell_steps,
