@@ -196,7 +196,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
     contexts = {
         name: _blended(context, job, system, side)
         for name, context in request.named_contexts
-        if context.weight
+        if name in request.weights
     }
     blended = [c.value for c in contexts.values() if isinstance(c.value, Image.Image)]
     first = [*pictures, *blended][:1]
@@ -224,14 +224,14 @@ def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blen
     conditions = system.conditions.values()
     of = {c.name if context.embedding else c.source: c for c in conditions}
     own = of[known("context", context.kind, sorted(of))]
-    if context.focus != 0.5 and own.leading is None:
-        raise RequestError("this model sees no patches of pictures; leave the focus out")
+    if own.leading is None and (context.mask or context.focus != 0.5):
+        raise RequestError(
+            f"this model sees no patches in its {own.name}; leave focus and mask of a context out"
+        )
     if context.embedding is not None:
         return Blended(value=_embedded(context, own, job))
     if context.text is not None:
         return Blended(value=_completed(context.text, system))
-    if context.mask and not hasattr(own.codec, "masked"):
-        raise RequestError("this model sees pictures whole; leave the mask of a context out")
     picture = read_picture(job.file(context.image), context.image)
     if context.mask is None:
         return Blended(value=square(picture, side))

@@ -262,7 +262,7 @@ class GenerateRequest(BaseModel):
             raise ValueError("the text is one of the contexts; give it there")
         if len(self.contexts) == 1 and self.contexts[0].weight > 1:
             raise ValueError("one context alone has a weight of 0 to 1")
-        if not any(context.weight for context in self.contexts):
+        if len(self.contexts) > 1 and not any(context.weight for context in self.contexts):
             raise ValueError("all weights are 0; give one context more")
 
     def needs_purity(self, sampler: str) -> None:
@@ -289,8 +289,9 @@ class GenerateRequest(BaseModel):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Name of a context -> its weight, without those of 0."""
-        return {name: c.weight for name, c in self.named_contexts if c.weight}
+        """Name of a context -> its weight; of several those of 0 are left out."""
+        alone = len(self.contexts) == 1
+        return {name: c.weight for name, c in self.named_contexts if c.weight or alone}
 
     @property
     def focus(self) -> dict[str, float]:

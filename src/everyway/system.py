@@ -103,7 +103,8 @@ class Condition:
     """One named context of a system: what reads it, and what stands for it where it is not given.
 
     source: the raw data it reads ("text").
-    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.
+    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.  One
+    that sees patches takes a mask too: encode(raw, mask).
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
@@ -138,8 +139,8 @@ class System:
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
-    mixes: whether weights of contexts are their shares among those that the network is given; one
-    of weight 0 is not shown to it then, and one alone has all.
+    mixes: whether weights of several contexts are their shares, which the network reads; it is
+    shown none but those of a task, and of several none of weight 0.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     """
 
@@ -280,8 +281,8 @@ class System:
         """raw: source -> raw data.  Condition -> its context, where its source is given.
 
         Of "image:2" the context of a condition that reads "image" is NAME:2.
-        masks: the same names -> how much of each pixel is seen (B, 1, H, W), for codecs that are
-        `masked`.
+        masks: the same names -> how much of each pixel is seen (B, 1, H, W), for conditions that
+        see patches.
         """
         shown, conditions = masks or {}, self.conditions.values()
         pairs = [(c, n) for n in raw for c in conditions if c.source == kind_of(n)]
@@ -303,7 +304,7 @@ class System:
         `mixes` contexts it is shown no others.
         """
         own = [c for c in self.conditions.values() if c.nulls]
-        given = task.given_contexts if task else ()
+        given = task.contexts if task else ()
         if task and self.mixes:
             own = [c for c in own if c.name in map(kind_of, given)]
         made = {c.name: c.null(name).context(self._using).expand(batch) for c in own}
@@ -313,24 +314,23 @@ class System:
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
         """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
-        where the network `mixes` them, as it is and with that share.
+        where the network `mixes` several, each as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
         """
-        out = {}
-        for name in dict.fromkeys([*self.conditions, *weights]):
+        out, own = {}, () if self.mixes else self.conditions
+        mixed = self.mixes and sum(map(bool, weights.values())) > 1
+        for name in dict.fromkeys([*own, *weights]):
             weight = weights.get(name, 0.0)
-            if self.mixes and not weight:
+            if mixed and not weight:
                 continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = (
-                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
-                )
+                given = _shared(given, weight) if mixed else _blended(given, nulls[name], weight)
             out[name] = given
         return out
 
@@ -379,7 +379,7 @@ class System:
     def _encoded(self, codec: Any, raw: Any, mask: Tensor | None = None) -> Any:
         with self._using(codec) as device:
             raw = raw.to(device) if isinstance(raw, Tensor) else raw
-            return codec.encode(raw) if mask is None else codec.masked(raw, mask.to(device))
+            return codec.encode(raw) if mask is None else codec.encode(raw, mask.to(device))
 
     def _decoded(self, codec: Codec, state: Tensor) -> Any:
         with self._using(codec) as device:
