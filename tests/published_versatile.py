@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,23 @@ def compare(file: dict, key: str, value: Tensor, atol: float) -> None:
         np.testing.assert_allclose(part, file[f"{key}__flat_sub"], rtol=0, atol=atol)
     stats = [found.mean(dtype=np.float64), found.std(dtype=np.float64), np.abs(found).max()]
     np.testing.assert_allclose(stats, file[f"{key}__stats"], rtol=0, atol=atol)
+
+
+def own_tokens(count: int, marks: tuple[str, ...]) -> str:
+    """The JSON of a tokenizer of the words w0, w1, ..., `count` with its last ids, the marks."""
+    words = [f"w{n}" for n in range(count - len(marks))]
+    added = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    spec = {
+        "version": "1.0",
+        "model": {
+            "type": "WordLevel",
+            "vocab": {w: n for n, w in enumerate([*words, *marks])},
+            "unk_token": "w0",
+        },
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "added_tokens": [
+            {"id": len(words) + n, "content": mark, "special": True, **added}
+            for n, mark in enumerate(marks)
+        ],
+    }
+    return json.dumps(spec)

@@ -20,6 +20,9 @@ MODULES = {
     "ImageVQ": "image_vq",
     "CellVQ": "cell_vq",
     "ClipText": "clip_text",
+    "Optimus": "optimus",
+    "ImageContext": "clip_contexts",
+    "TextContext": "clip_contexts",
 }
 """Kind, a class -> its module here, imported for a codec of that kind alone: some of them need
 libraries that take longer to import than a small model takes to draw."""

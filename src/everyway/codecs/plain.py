@@ -45,6 +45,22 @@ class Thumbnail:
         return state.reshape(-1, 3, self.side, self.side)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchTokens:
+    """Images (B, 3, H, W) in [-1, 1] as tokens (B, (size / patch)^2, 3 patch^2), row by row."""
+
+    size: int
+    patch: int
+
+    def encode(self, raw: Tensor) -> Tensor:
+        pixels = F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
+        return F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+
+    def decode(self, state: Tensor) -> Tensor:
+        size = (self.size, self.size)
+        return F.fold(state.transpose(1, 2), size, self.patch, stride=self.patch).clamp(-1, 1)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Words:
     """Sentences as (B, length, dim): a fixed unit-variance vector a word, the nearest word back.
