@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from everyway.codecs.plain import Pixels, Words
 from everyway.contracts import Context, Query
@@ -24,75 +23,27 @@ from everyway.controls.blend import (
 )
 from everyway.errors import UsageError
 from everyway.generate import Model
-from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Vectors
 from everyway.nets.tokens import ContextTokens, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.config import gaussian
 from everyway.request import RequestError
 from everyway.sampling.noise import PerSampleNoise
-from everyway.system import Condition, Modality, Null, System, dropped
-from everyway.tasks import GENERATE, Task, drawing
+from everyway.system import Condition, Modality, System, dropped
+from everyway.systems import versatile
+from everyway.tasks import drawing
 
-SIDE, PATCH = 8, 2
-WORDS = Words(vocabulary=("red", "blue", "soft", "loud"), length=2, dim=8)
-
-
-@dataclass(frozen=True)
-class PatchTokens:
-    """The mean of what is seen of a picture, then its 16 patches, each 12 numbers."""
-
-    def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
-        local = F.pixel_unshuffle(raw, PATCH).flatten(2).mT
-        if mask is not None:
-            local = local * F.avg_pool2d(mask, PATCH).flatten(1)[..., None]
-        return torch.cat([local.mean(1, keepdim=True), local], 1)
-
-
-def nothing(*shape: int) -> dict[str, Null]:
-    return {"zeros": Null(make=lambda: Context(tokens=torch.zeros(1, *shape)))}
+SIDE = 16
+WORDS = ("red", "blue", "soft", "loud")
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A picture of 8x8 pixels and a text of two words, each out of pictures and texts."""
-    config = MultiFlowConfig(
-        data=(Maps(name="image", channels=3), Vectors(name="text", shape=(2, 8))),
-        contexts={"image": 12, "text": 8},
-        dim=32,
-        multipliers=(1, 1),
-        depth=1,
-        attending=1,
-        heads=4,
-    )
+    """A nano Versatile Diffusion with random weights."""
     torch.manual_seed(3)
-    network = MultiFlow(config).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    process = gaussian("cosine")
-    streams = {"image": ((3, SIDE, SIDE), Pixels(size=SIDE)), "text": ((2, 8), WORDS)}
-    flows = [(x, c) for x in streams for c in streams]
-    system = System(
-        name="nano multi-flow",
-        network=network,
-        modalities={
-            name: Modality(name=name, clock=name, shape=shape, process=process, codec=codec)
-            for name, (shape, codec) in streams.items()
-        },
-        tasks={
-            f"{c}-to-{x}": Task(name=f"{c}-to-{x}", roles={x: GENERATE}, contexts={c: 1.0})
-            for x, c in flows
-        },
-        conditions={
-            "image": Condition(
-                name="image", source="image", codec=PatchTokens(), nulls=nothing(17, 12), leading=1
-            ),
-            "text": Condition(name="text", source="text", codec=WORDS, nulls=nothing(2, 8)),
-        },
-        mixes=True,
-        sampler="ddim",
-        guidance=3.0,
-        steps=2,
-    )
+    small = replace(versatile.nano(WORDS), sampler="ddim", guidance=3.0, steps=2)
+    system = versatile.build(small)
+    for parameter in system.network.eval().parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     return Model(name="nano", hash="0", system=system, metadata={"image_size": SIDE})
 
 
@@ -140,7 +91,7 @@ def query(t: float = 0.5, batch: int = 2) -> Query:
     generator = torch.Generator().manual_seed(0)
     contexts = {
         name: Context(tokens=torch.randn(batch, n, d, generator=generator))
-        for name, (n, d) in {"text": (2, 8), "image": (17, 12), "image:2": (17, 12)}.items()
+        for name, (n, d) in {"text": (10, 16), "image": (16, 48), "image:2": (16, 48)}.items()
     }
     times = {"image": torch.full((batch,), t, dtype=torch.float64)}
     state = torch.randn(batch, 3, SIDE, SIDE, generator=generator)
@@ -183,7 +134,7 @@ def test_tokens_of_one_kind_stand_side_by_side():
     assert asked["text"].weight.tolist() == pytest.approx([0.3, 0.3])
     one = token_level({"image": 2.0, "image:2": 1.0})(query()).contexts
     assert one["image"].weight is None and torch.equal(
-        one["image"].tokens[:, :17], own["image"].tokens
+        one["image"].tokens[:, :16], own["image"].tokens
     )
     masked = [
         (Context(tokens=torch.ones(1, 2, 3), mask=torch.tensor([[True, False]])), 1.0),
@@ -262,15 +213,16 @@ def test_shares_are_what_counts_and_the_order_does_not(model):
 
 
 def test_an_embedding_stands_in_for_what_it_embeds(model):
-    tokens = PatchTokens().encode(torch.from_numpy(np.array(A)).permute(2, 0, 1)[None] / 127.5 - 1)
-    text = {"text": "red soft"}
+    conditions, text = model.system.conditions, {"text": "red soft"}
+    pixels = torch.from_numpy(np.array(A)).permute(2, 0, 1)[None] / 127.5 - 1
+    tokens = conditions["image"].codec.encode(pixels)
+    blended = made(model, "image", {"image": A}, text)
     for embedding in (tokens[0], tokens[0].numpy()):
         given = {"embedding": embedding, "condition": "image"}
-        blended = made(model, "image", given, text)
-        assert np.abs(blended - made(model, "image", {"image": A}, text)).max() <= 1
-    words = {"embedding": WORDS.encode(["red soft"])[0], "condition": "text"}
+        assert np.abs(made(model, "image", given, text) - blended).max() <= 1
+    words = {"embedding": conditions["text"].codec.encode(["red soft"])[0], "condition": "text"}
     assert same(made(model, "text", words), made(model, "text", text))
-    with pytest.raises(RequestError, match="is 3 x 5 numbers; image takes N x 12"):
+    with pytest.raises(RequestError, match="is 3 x 5 numbers; image takes N x 48"):
         made(model, "image", {"embedding": np.zeros((3, 5)), "condition": "image"})
 
 
@@ -352,7 +304,8 @@ def tokens_only():
     image = Modality(
         name="image", clock="image", shape=(3, SIDE, SIDE), process=process, codec=pixels
     )
-    text = Condition(name="text", source="text", codec=WORDS, nulls={"learned": dropped(2, 8)})
+    words = Words(vocabulary=WORDS, length=2, dim=8)
+    text = Condition(name="text", source="text", codec=words, nulls={"learned": dropped(2, 8)})
     network = UViT(UViTConfig(layout=layout, dim=32, depth=2, heads=2, init="unit"))
     system = System(
         name="tokens",
@@ -390,7 +343,7 @@ def test_what_cannot_be_is_told(model, nano):
     with pytest.raises(RequestError, match="'sound' is unknown; choose one of image, text"):
         made(model, "image", {"embedding": np.zeros((2, 8)), "condition": "sound"})
     with pytest.raises(RequestError, match="no patches in its text"):
-        made(model, "image", {"embedding": np.zeros((2, 8)), "condition": "text", "focus": 0.1})
+        made(model, "image", {"embedding": np.zeros((2, 16)), "condition": "text", "focus": 0.1})
     with pytest.raises(RequestError, match="give both the same shape"):
         made(model, "image", {"image": A, "mask": Image.new("L", (4, 9))})
     with pytest.raises(RequestError, match="makes no sound out of contexts"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from math import isqrt
 from typing import Any
 
 import torch
@@ -150,6 +151,9 @@ def build(config: Mapping[str, Any] | VersatileConfig) -> System:
             source=name,
             codec=(codec := codecs[f"{name}_condition"]),
             nulls=nulls[name](codec, config),
+            leading=config.image_tokens - isqrt(config.image_tokens) ** 2
+            if name == "image"
+            else None,
         )
         for name in flows.contexts
     }
