@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from everyway.controls.editing import EDITED, aside, rewritten
 from everyway.controls.interpolation import slerp, start_states
 from everyway.request import KINDS, GenerateRequest, RequestError, known
 from everyway.system import System
 from everyway.tasks import PATHS, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
-"""What goes from stage to stage: clean states by modality, "context.NAME" and "start.NAME"."""
+"""What goes from stage to stage: clean states by modality, "context.NAME", "start.NAME", and what a
+plan sets aside for itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +84,16 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
         named = "text-to-image" if request.text is not None else "image"
         drawn = _out_of_contexts("image", tasks) if request.contexts else task(named)
         return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
+    if kind == "edit-image":
+        told, drawn = task("image-to-text"), _out_of_contexts("image", tasks)
+        drawn = replace(drawn, name=kind, contexts=EDITED)
+        return (
+            Stage(task=told, prepare=aside, shown=False),
+            Stage(task=drawn, prepare=rewritten),
+        )
+    own = f"{kind.removeprefix('vary-')}-variation"
+    if own in tasks:
+        return (Stage(task=tasks[own]),)
     if kind == "vary-image":
         return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
     if kind == "vary-text":

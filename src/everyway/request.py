@@ -36,6 +36,7 @@ KINDS = (
     "class-to-image",
     "inpaint",
     "image-to-image",
+    "edit-image",
     "vary-image",
     "vary-text",
     "interpolate",
@@ -60,12 +61,13 @@ SAMPLER_NAMES = (
     "ancestral",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
-READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")
+READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "edit-image")
 NEEDS_IMAGES = {
     "image-to-text": 1,
     "vary-image": 1,
     "inpaint": 1,
     "image-to-image": 1,
+    "edit-image": 1,
     "interpolate": 2,
 }
 ONCE = ("image", "text", "image-to-image", "inpaint")
@@ -195,6 +197,8 @@ class GenerateRequest(BaseModel):
     """What stands for no text in guidance, learned or empty; by default the model's first."""
     language: str = ""
     """Of the text that is made, as en or ko; by default the prompt's, else the model's first."""
+    negative: str | None = None
+    """A text whose meaning is taken out of the picture, as the text's is put in (edit-image)."""
     contexts: tuple[GivenContext, ...] = ()
     """What it is made out of, where that is more than one text: pictures, texts and embeddings."""
     mix: Literal[MIXES] | None = None
@@ -226,8 +230,11 @@ class GenerateRequest(BaseModel):
             raise ValueError("a mask goes with the kind inpaint; give both or neither")
         if self.blend and self.kind != "inpaint":
             raise ValueError("a blend goes with the kind inpaint; leave it out")
-        if self.text is not None:
-            said(self.text)
+        for text in (self.text, self.negative):
+            if text is not None:
+                said(text)
+        if self.negative is not None and self.kind != "edit-image":
+            raise ValueError("a negative text goes with the kind edit-image; leave it out")
         if self.contexts:
             self._is_made_of_contexts()
         elif self.mix:
@@ -236,6 +243,8 @@ class GenerateRequest(BaseModel):
             raise ValueError("colours go to those of a picture; give one, or leave them out")
         if self.kind in KINDS:
             self._has_what_it_reads()
+        if self.kind == "edit-image" and self.text is None and self.negative is None:
+            raise ValueError("edit-image needs a text, a negative one, or both")
         if self.kind == "interpolate" and self.n > 1:
             raise ValueError("an interpolation is one row of frames; leave n out")
         if self.guidance_interval[0] > self.guidance_interval[1]:

@@ -288,6 +288,19 @@ def test_a_record_has_what_was_blended(model):
     assert kept[0]["image"] in result.inputs and result.request.mix == "attention"
 
 
+def test_a_picture_is_varied_and_edited(model):
+    """Variation is a flow of its own; an edit tells, changes and draws."""
+    (varied,) = model.generate(kind="vary-image", image=A, seed=2)
+    assert varied.metadata["task"] == "image-variation"
+    assert same(np.asarray(varied.image), made(model, "image", {"image": A}, seed=2))
+    edits = {"text": "red"}, {"negative": "blue"}
+    drawn = [model.generate(kind="edit-image", image=A, seed=2, **edit) for edit in edits]
+    pictures = [np.asarray(results[0].image) for results in drawn]
+    assert all(len(results) == 1 for results in drawn) and not same(*pictures)
+    jobs = model.generate(kind="edit-image", image=[A, A], text=["loud", "red"], seed=1)
+    assert same(np.asarray(jobs[1].image), pictures[0])
+
+
 # -- other systems, and what cannot be --------------------------------------------------------
 
 
