@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ TINY = MultiFlowConfig(
     dim=32,
     heads=4,
 )
+SMALL = replace(TINY, multipliers=(1, 1), depth=1, attending=1)
+"""For what has no golden."""
 INPUTS = {
     "x_image": (2, 4, 16, 16),
     "x_text": (2, 40),

@@ -94,7 +94,8 @@ class MultiFlowConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = [{"kind": type(d).__name__, **asdict(d)} for d in self.data]
-        return {**asdict(self), "data": data}
+        rows = [{k: [*v] if isinstance(v, tuple) else v for k, v in row.items()} for row in data]
+        return {**asdict(self), "data": rows, "multipliers": [*self.multipliers]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> MultiFlowConfig:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from math import isqrt
 from typing import Any
@@ -249,11 +250,13 @@ def image_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
     """Zeros, and the embeddings of empty pictures."""
     shape = (1, config.image_tokens, config.flows.contexts["image"])
     own, side = codec if isinstance(codec, nn.Module) else None, image_size(config)
+
+    def empty(value: float) -> Context:
+        return Context(tokens=codec.encode(torch.full((1, 3, side, side), value)))
+
     made = {"zeros": Null(make=lambda: Context(tokens=torch.zeros(shape)))}
-    for name, value in EMPTY.items():
-        picture = torch.full((1, 3, side, side), value)
-        made[name] = Null(make=lambda p=picture: Context(tokens=codec.encode(p)), codec=own)
-    return made
+    pictures = {n: Null(make=partial(empty, value), codec=own) for n, value in EMPTY.items()}
+    return made | pictures
 
 
 def text_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
