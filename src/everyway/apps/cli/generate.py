@@ -24,7 +24,7 @@ from everyway.errors import UsageError
 from everyway.request import GenerateRequest, GivenContext
 
 WHAT = ("image", "text", "both")
-INPUTS = ("label", "given", "mask", "strength", "mix", "colours")
+INPUTS = ("negative", "label", "given", "mask", "strength", "mix", "colours")
 """Fields of a request that are flags of this command alone, under their own names."""
 
 
