@@ -104,6 +104,11 @@ class Styled:
     style: str = ""
     size: ClassVar[int] = SIDE
 
+    @property
+    def complete(self) -> float:
+        """As of its lattice."""
+        return self.scenes.complete
+
     def __iter__(self) -> Iterator[Sample]:
         index = 0
         while True:
