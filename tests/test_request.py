@@ -27,6 +27,7 @@ GOOD = {
     },
     "edit-image": {"images": ("a.png",), "negative": "a pear"},
     "vary-image": {"images": ("그림.png",)},
+    "upscale": {"images": ("a.png",), "text": "a fox", "scale": 2.5},
     "vary-text": {"text": "파란 배경의 여우\n"},
     "interpolate": {"images": ("a.png", "b.png"), "frames": 2},
     "chain": {"text": "x" * request.MAX_TEXT, "rounds": 1000},

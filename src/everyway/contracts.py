@@ -139,8 +139,8 @@ def placed(tree: T, device: torch.device | str) -> T:
     return tree_map_only(Tensor, lambda x: x.to(device), tree)
 
 
-def rows(tree: T, cut: slice) -> T:
-    """Some samples of a query, context or bundle."""
+def rows(tree: T, cut: slice | Tensor) -> T:
+    """Some samples of a query, context or bundle.  cut: a slice, or their numbers (n,)."""
     return tree_map_only(Tensor, lambda x: x[cut], tree)
 
 

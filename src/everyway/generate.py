@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway import __version__, library
+from everyway import __version__, library, upscale
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
 from everyway.controls.asking import Change, Changed
 from everyway.controls.blend import (
@@ -36,9 +36,9 @@ from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
-from everyway.plan import Carry, Stage, plan
+from everyway.plan import Carry, Stage, cascaded, enlarging, plan
 from everyway.record import Row
-from everyway.request import MIXES, GenerateRequest, RequestError, known
+from everyway.request import MIXES, NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
 from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -47,6 +47,8 @@ from everyway.system import System
 from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
+UPSCALER = "upscaler."
+"""What the names of another model's stages begin with."""
 log = logging.getLogger("everyway")
 
 
@@ -143,6 +145,7 @@ class Model:
 
     load_options: what `load` was given, as plain data.  note: what it made of it, in one line.
     formats: of the files that its weights were read from.
+    upscaler: another model, whose cascade enlarges pictures of requests that name one.
     """
 
     name: str
@@ -152,6 +155,7 @@ class Model:
     load_options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     formats: library.Formats = field(default_factory=dict)
+    upscaler: Model | None = field(default=None, repr=False)
 
     @staticmethod
     def from_pretrained(
@@ -166,6 +170,22 @@ class Model:
         Loaded in half precision, weights of float32 are rounded: load in fp32 to keep all.
         """
         library.save(Path(folder), self.system, self.metadata, self.formats)
+
+    def with_upscaler(self, other: Model) -> Model:
+        """This model, whose pictures another one's cascade enlarges where a request asks for one.
+
+        Raises RequestError for a model that has no cascade.
+        """
+        if not other.enlargers:
+            raise RequestError(f"{other.name} enlarges no pictures; give a model with a cascade")
+        return replace(self, upscaler=other)
+
+    @property
+    def enlargers(self) -> dict[str, System]:
+        """What enlarges pictures, in order, by the name that a stage has it by: the stages of the
+        system's cascade, or itself where it is one."""
+        itself = {"": self.system} if upscale.enlarges(self.system) else {}
+        return itself or upscale.stages(self.system)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """The folder of `save_pretrained` onto the hub; returns its address there."""
@@ -214,7 +234,8 @@ class Model:
     def settled(self, request: GenerateRequest) -> GenerateRequest:
         """The request with this system's own settings where it leaves them open."""
         settings = ("steps", "guidance", "sampler", "truncation")
-        own = {n: getattr(self.system, n) for n in settings}
+        first = self._of(self._stages(request)[0].system)
+        own = {n: getattr(first, n) for n in settings}
         settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
@@ -286,10 +307,13 @@ class Model:
     def _samples(self, number: int, job: Job) -> Iterator[Sample]:
         """Every sample of a job, which they share the inputs of."""
         request = self.settled(job.request)
-        task = self._plan(request)[0].task
+        first = self._stages(request)[0]
         inputs = read(replace(job, request=request), self.system, self.image_size)
-        given = inputs.values.keys() | inputs.contexts.keys()
-        if missing := {*self.system.given(task)} - given:
+        needed = {*self._of(first.system).given(first.task)}
+        if first.enlarges:
+            upscale.larger(inputs.size, self._of(first.system), request.scale)
+            needed -= {upscale.LOW_RES}
+        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         for note in inputs.notes:
             log.warning(note)
@@ -300,68 +324,77 @@ class Model:
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
         """Samples of equal settings, together through every stage."""
         request = batch[0].request
-        stages = self._plan(request)
+        stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
         began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
+        decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
         for number, stage in enumerate(stages):
-            system = self._of(stage.system)
-            if system is not self.system:
-                carried = carried | self._carried(batch, system)
+            system, given, asked = self._of(stage.system), carried, request
+            if stage.enlarges:
+                given = self._low(system, rows, decoded["image"], request.scale)
+                asked = request if number == 0 else upscale.request_of(system)
+            elif system is not self.system:
+                given = carried | self._carried(batch, system)
             if stage.prepare:
-                carried = stage.prepare(carried, system, request)
-            size = next(iter(carried.values())).shape[0] if carried else len(rows)
+                given = stage.prepare(given, system, request)
+            size = next(iter(given.values())).shape[0] if given else len(rows)
             if size != len(noise.seeds):
                 noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
             if number and request.language:  # what was made before this stage is in it
-                request = request.model_copy(update={"null": request.language})
-            for progress in self._sample(stage, carried, noise, request, free):
+                asked = request = request.model_copy(update={"null": request.language})
+            for progress in self._sample(stage, given, noise, asked, free):
                 done = (number + progress.step / progress.steps) / len(stages)
                 where = number + 1, len(stages), progress.step, progress.steps
                 yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            carried = carried | {name: progress.states[name] for name in generated}
+            made = {name: progress.states[name] for name in generated}
             calls += progress.calls
+            if not stage.enlarges:
+                carried, decoded = given | made, {}
             if not stage.shown:
                 continue
+            decoded |= self._decode(system, made)
+            if request.colours and "image" in decoded:
+                pairs = zip(rows, decoded["image"])
+                rate = request.colours
+                decoded["image"] = [adjusted(x, r.inputs.reference, rate) for r, x in pairs]
+            if stage.masked:
+                pairs = zip(rows, decoded["image"])
+                decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
+            if any(later.enlarges for later in stages[number + 1 : number + 2]):
+                continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
-            decoded = self._decode(system, {name: carried[name] for name in generated})
             for k, row in enumerate(rows):
                 one = {name: values[k] for name, values in decoded.items()}
                 part = k if row.rows > 1 else shown
-                yield self._result(row, one, part, metadata, stage)
+                yield self._result(row, one, part, metadata)
             shown += 1
 
     def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
-        """The stages of a settled request, given its contexts where it has some."""
+        """The stages of a request's plan, given its contexts where it has some."""
         stages, given = plan(request, self.system.tasks), request.weights
         if not given:
             return stages
-        weights = {
-            name: weight if len(given) == 1 else 1.0
-            for raw, weight in given.items()
-            for name in self.system.contexts_of(raw)
-        }
-        return tuple(replace(s, task=replace(s.task, contexts=weights)) for s in stages)
+        (stage,), named = stages, {*request.given, *request.context_weights}
+        weights = {name: w for name, w in stage.task.contexts.items() if name in named}
+        for raw, weight in given.items():
+            alone = weight if len(given) == 1 else 1.0
+            weights |= dict.fromkeys(self.system.contexts_of(raw), alone)
+        return (replace(stage, task=replace(stage.task, contexts=weights)),)
 
-    def _result(
-        self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row, stage: Stage
-    ) -> Result:
-        """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
-        raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
-        if row.request.colours and "image" in raw:
-            raw["image"] = adjusted(raw["image"], inputs.reference, row.request.colours)
-        if stage.masked:
-            raw["image"] = inputs.put_back(raw["image"], row.request.blend)
+    def _result(self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row) -> Result:
+        """Of one row, as codecs decoded it."""
+        inputs, media = row.inputs, self.system.media
         return Result(
             index=0,
             job=row.job,
             part=part,
             seed=row.request.seed,
-            outputs=_outputs(system, raw),
-            media={name: medium(name, system.media) for name in raw},
+            outputs=_outputs(self.system, decoded),
+            media={name: medium(name, media) for name in decoded},
             request=row.request,
             inputs=inputs.digests,
             metadata={**metadata, "notes": list(inputs.notes)} if inputs.notes else metadata,
@@ -369,7 +402,33 @@ class Model:
 
     def _of(self, name: str) -> System:
         """The system of that name that a stage runs on; "" is the model's own."""
-        return self.system.systems[name] if name else self.system
+        if not name:
+            return self.system
+        others = self.upscaler.enlargers if self.upscaler else {}
+        return {**self.system.systems, **{f"{UPSCALER}{n}": s for n, s in others.items()}}[name]
+
+    def _stages(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """Of a request's plan and of the cascade that it asks for.
+
+        Raises RequestError where there is no cascade.
+        """
+        upscaling = request.kind == "upscale"
+        enlargers = {} if self.enlargers.keys() == {""} and not upscaling else self.enlargers
+        if request.upscale not in (OWN_STAGES, NO_STAGES):
+            if self.upscaler is None:
+                how = f"model.with_upscaler(load({request.upscale!r}))"
+                raise RequestError(f"{request.upscale!r} is not loaded here; give it: {how}")
+            enlargers = {f"{UPSCALER}{n}": s for n, s in self.upscaler.enlargers.items()}
+        if upscaling:
+            if not enlargers:
+                raise RequestError(f"{self.name} enlarges no pictures; give a model with a cascade")
+            last = [*enlargers][-1]
+            return (enlarging(last, enlargers[last], request.text),)
+        if request.upscale == NO_STAGES:
+            enlargers = {}
+        if request.scale is not None and not enlargers:
+            raise RequestError("nothing enlarges pictures here; leave --scale out")
+        return cascaded(self._plan(request), enlargers, request.text)
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""
@@ -380,6 +439,22 @@ class Model:
         }
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _low(
+        self,
+        system: System,
+        rows: Sequence[Sample],
+        pictures: Sequence[Tensor],
+        scale: float | None,
+    ) -> Carry:
+        """What a system that enlarges is given of pictures (3, H, W) and of their texts."""
+        given: list[Carry] = []
+        for row, picture in zip(rows, pictures):
+            size = upscale.larger(picture.shape[-2:], system, scale)
+            raw = {upscale.LOW_RES: upscale.enlarged(picture, size)}
+            raw |= {"text": text} if (text := row.inputs.values.get("text")) else {}
+            given.append(flat(system.contexts(raw)))
+        return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
     def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
@@ -433,14 +508,19 @@ class Model:
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null or task.null, task)
+        shapes = system.shapes(batch)
+        denoise = self._denoise(system, task, nulls, noise, request)
+        if stage.enlarges:
+            shapes = upscale.shapes_of(shapes, carried[f"context.{upscale.LOW_RES}"])
+            denoise = upscale.tiled(denoise, system)
         with _naming_strength(request, steps):
             return sample(
-                self._denoise(system, task, nulls, noise, request),
+                denoise,
                 processes=system.processes,
                 clocks=system.clocks,
                 task=task,
                 states=states,
-                shapes=system.shapes(batch),
+                shapes=shapes,
                 noise=noise,
                 steps=steps,
                 sampler=sampler_of(request),
@@ -538,7 +618,8 @@ class Model:
     @property
     def made_by(self) -> dict[str, Any]:
         """What stands in every record: model, versions, and the machine that computes."""
-        return {
+        other = self.upscaler
+        return ({"upscaler": other.name, "upscaler_hash": other.hash} if other else {}) | {
             "model": self.name,
             "model_hash": self.hash,
             "loaded": dict(self.load_options),

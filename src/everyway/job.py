@@ -17,6 +17,7 @@ from PIL import Image
 from everyway.contracts import Context, Contexts, kind_of
 from everyway.controls.masks import put_back
 from everyway.data.pictures import square
+from everyway.data.sample import to_tensor
 from everyway.media import (
     Medium,
     free_pixels,
@@ -151,8 +152,9 @@ class Inputs:
     """What a job is given, read.
 
     values: name -> what it is given under it, pictures as squares of the system's side.
-    contexts: name -> one that is blended, as "image:2"; a weight of 0 leaves it out.
-    picture, mask: of inpainting, whole.  reference: the first picture given, (3, side, side).
+    contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
+    picture: of inpainting and of upscaling, whole.  mask: of inpainting.
+    reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
 
@@ -163,6 +165,16 @@ class Inputs:
     reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture."""
+        return (self.picture.height, self.picture.width) if self.picture else (0, 0)
+
+    @property
+    def pixels(self) -> torch.Tensor | None:
+        """The picture in its own size, (3, H, W) in [-1, 1]."""
+        return to_tensor([np.asarray(self.picture)])[0] if self.picture else None
 
     def free(self, side: int) -> torch.Tensor:
         """(1, side, side) bool, True where the mask frees a pixel."""
@@ -186,7 +198,9 @@ def read(job: Job, system: System, side: int) -> Inputs:
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
         _fits(mask, pictures[0], side)
-    values: dict[str, list[Any]] = {"image": pictures, "text": [_completed(request.text, system)]}
+    whole = bool(mask) or request.kind == "upscale"  # and not the square in its middle
+    seen = [] if request.kind == "upscale" else pictures
+    values: dict[str, list[Any]] = {"image": seen, "text": [_completed(request.text, system)]}
     values["label"] = [request.label]
     for name, value in request.given.items():
         kind = _input(name, system)
@@ -199,8 +213,8 @@ def read(job: Job, system: System, side: int) -> Inputs:
         if name in request.weights
     }
     blended = [c.value for c in contexts.values() if isinstance(c.value, Image.Image)]
-    first = [*pictures, *blended][:1]
-    whole = [*zip(request.images, pictures), *([(request.mask, mask)] if mask else [])]
+    first = [*seen, *blended][:1]
+    squares = [*zip(request.images, seen), *([(request.mask, mask)] if mask else [])]
     return Inputs(
         values={
             k: [_squared(v, side) for v in own]
@@ -208,12 +222,12 @@ def read(job: Job, system: System, side: int) -> Inputs:
             if own and own[0] is not None
         },
         contexts=contexts,
-        picture=pictures[0] if mask else None,
+        picture=pictures[0] if whole else None,
         mask=mask,
         reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
-            *(_seen(name, p.size, side) for name, p in whole if p.width != p.height),
+            *(_seen(name, p.size, side) for name, p in squares if p.width != p.height),
             *_unread(request.text, system),
         ),
     )
@@ -222,7 +236,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
 def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blended:
     """Raises RequestError for what the system cannot be given so."""
     conditions = system.conditions.values()
-    of = {c.name if context.embedding else c.source: c for c in conditions}
+    of = {c.name if context.embedding else c.asked: c for c in conditions}
     own = of[known("context", context.kind, sorted(of))]
     if own.leading is None and (context.mask or context.focus != 0.5):
         raise RequestError(
@@ -319,12 +333,14 @@ class Sample:
 
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """At most `size` samples each, of equal settings and inputs of the same names; what is several
-    rows is alone."""
+    """At most `size` samples each, of equal settings and inputs of the same names, and of pictures
+    of one size where these are enlarged; what is several rows is alone."""
     alike: dict[str, list[Sample]] = {}
     for sample in samples:
         settings = sample.request.model_dump_json(exclude=OWN)
-        alike.setdefault(f"{settings} {sorted(sample.inputs.values)}", []).append(sample)
+        names, extent = sorted(sample.inputs.values), sample.inputs.size
+        extent = extent if sample.request.kind == "upscale" else (0, 0)
+        alike.setdefault(f"{settings} {names} {extent}", []).append(sample)
     for group in alike.values():
         together = 1 if group[0].rows > 1 else size
         for start in range(0, len(group), together):

@@ -10,8 +10,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from everyway.nets.precision import fast
 from everyway.placement import (
     MEMORY,
     WORK_A_PIXEL,
+    InFile,
     Placement,
     free_memory,
     is_network,
     memory_for,
+    one_of_several,
 )
 from everyway.system import System
-from everyway.systems import HUB
+from everyway.systems import HUB, cascade
+from everyway.upscale import enlarges, side_of
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
@@ -132,8 +136,10 @@ def load(
     free = free_memory(where)
     placed = Placement(device=where, memory=_memory(memory, free, bytes_, opened, dtype))
     system = convert.restored(opened, DTYPES[dtype], placed.home)
-    if placed.memory == "low":
+    if placed.sparing:
         _spare(system)
+    if placed.memory == "disk":
+        placed = replace(placed, files=_in_files(system, opened, DTYPES[dtype]))
     name = _named(path) if not source.startswith(HUB) else Path(source).name
     return Loaded(
         name=name,
@@ -171,6 +177,23 @@ def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -
     return replace(made, components={**made.components, **found})
 
 
+def _in_files(
+    system: System, opened: convert.Opened, dtype: torch.dtype
+) -> dict[torch.nn.Module, InFile]:
+    """The networks of several, each to be filled when it is used."""
+    parts = {name: m for name, m in system.components.items() if one_of_several(name)}
+    if not parts or opened.folder is None:
+        raise ModelError("memory='disk' is for a model folder with experts; choose low")
+    sums = store.document(opened.folder)["sha256"]
+    return {
+        module: InFile(
+            fill=partial(store.fill, module, opened.components[name], dtype),
+            path=store.component(opened.folder, name, sums[name]),
+        )
+        for name, module in parts.items()
+    }
+
+
 def _spare(system: System) -> None:
     """Codecs that can decode with less memory do."""
     for codec in system.codecs.values():
@@ -186,10 +209,12 @@ def save(
     formats: of the files that the weights were read from: those that were widened to compute with
     are written as they were.
     """
+    if system.placement and system.placement.files:
+        raise ModelError("its experts lie in their files; load it without memory='disk' to save it")
     config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
     stored = system.weights().items()
     tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
-    store.save(folder, config, tensors, metadata, None)
+    store.save(folder, config, tensors, metadata, None, system.deltas)
     card.write_card(folder)
 
 
@@ -207,6 +232,28 @@ def _as_read(
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are one in memory."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def save_cascade(
+    folder: Path, base: Loaded, stages: Sequence[Loaded], weights: str = "fp32"
+) -> None:
+    """One model folder of a model and of those that enlarge its pictures, in order, with its card.
+
+    weights: a name in DTYPES, of what is written.
+    Raises ModelError for a stage that enlarges none.
+    """
+    made = {}
+    for stage in stages:
+        if not enlarges(stage.system):
+            raise ModelError(f"{stage.name} enlarges no pictures; give a model that does")
+        made[f"sr{side_of(stage.system)}"] = stage.system
+    system = cascade.assembled(base.system, made)
+    rows = [{"name": s.name, "losses": s.metadata.get("losses", {})} for s in stages]
+    own = {k: v for k, v in base.metadata.items() if k != "scores"}
+    metadata = {**own, "name": folder.name, "cascade": rows}
+    config = {"system": system.name, "config": dict(system.config)}
+    store.save(folder, config, system.weights(), metadata, DTYPES[weights])
+    card.write_card(folder)
 
 
 def push(

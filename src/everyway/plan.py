@@ -13,9 +13,10 @@ from torch import Tensor
 
 from everyway.controls.editing import EDITED, aside, rewritten
 from everyway.controls.interpolation import slerp, start_states
+from everyway.guidance import branches
 from everyway.request import KINDS, GenerateRequest, RequestError, known
 from everyway.system import System
-from everyway.tasks import PATHS, Path, Task, given_noisy
+from everyway.tasks import PATHS, Branch, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
 """What goes from stage to stage: clean states by modality, "context.NAME", "start.NAME", and what a
@@ -29,6 +30,7 @@ class Stage:
     system: which of the model's `systems` it runs on, whose the task is; "" is the model's own.
     prepare: may change what is carried before the loop (interpolation does).
     shown: whether this stage's states become results.
+    enlarges: whether it draws what was made before it anew, larger: a stage of a cascade.
     begin: the time at which the loop begins, from what is carried (picture to picture).
     masked: whether only the places that the request's mask frees are drawn.
     """
@@ -37,6 +39,7 @@ class Stage:
     system: str = ""
     prepare: Callable[[Carry, System, GenerateRequest], Carry] | None = None
     shown: bool = True
+    enlarges: bool = False
     begin: float = 1.0
     masked: bool = False
 
@@ -44,10 +47,11 @@ class Stage:
 def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
     """The stages of a request, out of a system's own tasks.
 
-    Raises RequestError where the system has no such task, and for noise of what it is not given or
-    a path of what it does not generate.
+    Raises RequestError where the system has no such task or context, and for noise of what it is
+    not given or a path of what it does not generate.
     """
-    stages = _stages(request, tasks)
+    weighed = (replace(s, task=_weighed(s.task, request)) for s in _stages(request, tasks))
+    stages = tuple(weighed)
     asked = {"--given-noise": request.given_noise, "a clock path": request.clock_paths}
     if not any(asked.values()):
         return stages
@@ -66,6 +70,27 @@ def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ..
     return (replace(stage, task=task),)
 
 
+def _weighed(task: Task, request: GenerateRequest) -> Task:
+    """The task with a request's weights of contexts, and with the guidance that some have of their
+    own: a branch without each of these, and one without the rest of what is given."""
+    weights, own = request.context_weights, request.context_guidance
+    if (weights or own) and not task.contexts:
+        raise RequestError(f"{task.name} is given no contexts; leave their weights out")
+    for name in (*weights, *own):
+        known("context", name, task.contexts)
+    named = {name: 1.0 for name in request.given if name in task.contexts}
+    task = replace(task, contexts={**task.contexts, **named, **weights})
+    if not own:
+        return task
+    rest = [replace(b, without=tuple(n for n in b.without if n not in own)) for b in branches(task)]
+    alone = [
+        Branch(keep=task.generated, without=(name,), weight=weight)
+        for name, weight in own.items()
+        if task.contexts[name]
+    ]
+    return replace(task, guidance=(*(b for b in rest if b.without or b.absent), *alone))
+
+
 def _path(asked: str | Sequence[tuple[float, float]]) -> Path:
     return PATHS[asked] if isinstance(asked, str) else Path(tuple(asked))
 
@@ -75,7 +100,7 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
 
     def task(name: str) -> Task:
         if name not in tasks:
-            known("task", request.kind, {*KINDS, *tasks})
+            known("task", request.kind, dict.fromkeys((*KINDS, *tasks)))
             raise RequestError(f"this model cannot do {request.kind!r}; it does {', '.join(tasks)}")
         return tasks[name]
 
@@ -121,6 +146,28 @@ def _out_of_contexts(made: str, tasks: Mapping[str, Task]) -> Task:
         f"this model makes no {made} out of contexts, so that it cannot blend any; give it one "
         f"thing: it does {', '.join(tasks)}"
     )
+
+
+def cascaded(
+    stages: Sequence[Stage], systems: Mapping[str, System], text: str | None
+) -> tuple[Stage, ...]:
+    """The stages, each that shows a picture followed by those that enlarge it, one a system.
+
+    systems: by the name that a stage has them by.  text: of the request.
+    """
+    out = []
+    for stage in stages:
+        out.append(stage)
+        if stage.shown and "image" in stage.task.generated:
+            out += [enlarging(name, system, text) for name, system in systems.items()]
+    return tuple(out)
+
+
+def enlarging(name: str, system: System, text: str | None) -> Stage:
+    """The stage that draws a picture anew with `system`, larger; with a text where it reads one."""
+    read = text is not None and "text-to-image" in system.tasks
+    task = system.tasks["text-to-image" if read else "image"]
+    return Stage(task=task, system=name, enlarges=True)
 
 
 def between(carried: Carry, system: System, request: GenerateRequest) -> Carry:

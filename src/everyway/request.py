@@ -41,6 +41,7 @@ KINDS = (
     "vary-text",
     "interpolate",
     "chain",
+    "upscale",
 )
 SAMPLER_NAMES = (
     "dpm++2m",
@@ -55,13 +56,16 @@ SAMPLER_NAMES = (
     "purity",
     "fast-stride",
     "heun",
+    "edm-euler",
+    "edm-heun",
+    "kutta3",
     "em-sde",
     "em-ode",
     "euler",
     "ancestral",
 )
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
-READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "edit-image")
+READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "edit-image", "upscale")
 NEEDS_IMAGES = {
     "image-to-text": 1,
     "vary-image": 1,
@@ -69,12 +73,15 @@ NEEDS_IMAGES = {
     "image-to-image": 1,
     "edit-image": 1,
     "interpolate": 2,
+    "upscale": 1,
 }
 ONCE = ("image", "text", "image-to-image", "inpaint")
 """Kinds that may be made out of contexts; the states of the others are given one by one."""
 MIXES = ("attention", "layer", "model", "tokens")
 """How contexts are mixed (`controls.blend`)."""
 FOCUS = {"semantic": 0.0, "style": 1.0}
+OWN_STAGES, NO_STAGES = "", "none"
+"""Values of `upscale`: the model's own stages enlarge its pictures, or none do."""
 MAX_TEXT = 1000
 MAX_SEED = 2**62
 SETTINGS = (
@@ -207,8 +214,18 @@ class GenerateRequest(BaseModel):
     """How far the colours go to those of the first picture given, in [0, 1]; by default nowhere."""
     given: dict[str, int | Name] = {}
     """What a model reads that has no field here, by name: a text, a number, or a file's path."""
+    context_weights: dict[str, Time] = {}
+    """Context -> its weight: 0 leaves it out, 1 is as given; by default the task's, and 1 where it
+    is given by its own name."""
+    context_guidance: dict[str, Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)]] = {}
+    """Context -> its own weight in guidance; by default that of all."""
     given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}
     """Clock -> time in [0, 1) at which a condition is given, itself noisy."""
+    upscale: str = OWN_STAGES
+    """A model that enlarges the pictures that are made, or none; by default the model's own
+    cascade."""
+    scale: Annotated[Number, Field(gt=0, le=64)] | None = None
+    """How much larger a picture becomes; by default as large as what enlarges it draws."""
     frames: Annotated[Whole, Field(ge=2, le=1000)] = 8
     """Of an interpolation."""
     rounds: Annotated[Whole, Field(ge=1, le=1000)] = 5

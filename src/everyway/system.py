@@ -8,9 +8,10 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -93,6 +94,11 @@ def dropped(*shape: int) -> Null:
     return Null(make=lambda: Context(tokens=torch.zeros(1, *shape), dropped=torch.tensor(yes)))
 
 
+def zeros(*shape: int) -> Null:
+    """Zeros in place of one sample's tokens, of `shape` (N, D)."""
+    return Null(make=lambda: Context(tokens=torch.zeros(1, *shape)))
+
+
 def labelled(number: int) -> Null:
     """A null label."""
     return Null(make=lambda: Context(tokens=torch.tensor([number])))
@@ -109,6 +115,8 @@ class Condition:
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
     leading: how many tokens stand before those of a picture's patches; None where it has none.
+    given_as: the name that a request gives its raw data by, where that is not `source`, which
+    training reads (the style of a picture, in training that of the picture itself).
     """
 
     name: str
@@ -116,7 +124,18 @@ class Condition:
     codec: Codec
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
+    given_as: str = ""
     leading: int | None = None
+
+    @property
+    def asked(self) -> str:
+        """The name of its raw data in a request."""
+        return self.given_as or self.source
+
+    def raw_in(self, names: Iterable[str]) -> list[str]:
+        """Those of its own raw data among names, as ["image", "image:2"]."""
+        own = [name for name in names if kind_of(name) == self.asked]
+        return own or [name for name in names if kind_of(name) == self.source]
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -138,6 +157,7 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
     mixes: whether weights of several contexts are their shares, which the network reads; it is
     shown none but those of a task, and of several none of weight 0.
@@ -153,6 +173,7 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
     mixes: bool = False
     sampler: str = "dpm++2m"
@@ -198,7 +219,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)
@@ -240,9 +261,9 @@ class System:
 
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
-        sources = [m.source for clock in task.given for m in self.on(clock)]
-        sources += [_numbered(self.conditions[kind_of(n)].source, n) for n in task.given_contexts]
-        return tuple(dict.fromkeys(sources))
+        names = [m.source for clock in task.given for m in self.on(clock)]
+        names += [_numbered(self.conditions[kind_of(n)].asked, n) for n in task.given_contexts]
+        return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
@@ -261,7 +282,8 @@ class System:
     @property
     def raws(self) -> set[str]:
         """The raw data that its modalities and conditions read."""
-        return {part.source for part in self._parts}
+        asked = {c.asked for c in self.conditions.values()}
+        return {part.source for part in self._parts} | asked
 
     @property
     def _parts(self) -> tuple[Modality | Condition, ...]:
@@ -284,8 +306,8 @@ class System:
         masks: the same names -> how much of each pixel is seen (B, 1, H, W), for conditions that
         see patches.
         """
-        shown, conditions = masks or {}, self.conditions.values()
-        pairs = [(c, n) for n in raw for c in conditions if c.source == kind_of(n)]
+        shown = masks or {}
+        pairs = [(c, name) for c in self.conditions.values() for name in c.raw_in(raw)]
         made = {
             _numbered(c.name, n): self._encoded(c.codec, raw[n], shown.get(n)) for c, n in pairs
         }
@@ -293,7 +315,7 @@ class System:
 
     def contexts_of(self, raw: str) -> tuple[str, ...]:
         """The names of the contexts that are made of raw data, or are embeddings, of this name."""
-        own = (c for c in self.conditions.values() if kind_of(raw) in (c.source, c.name))
+        own = (c for c in self.conditions.values() if kind_of(raw) in (c.asked, c.name))
         return tuple(_numbered(c.name, raw) for c in own)
 
     def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
@@ -347,7 +369,7 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
@@ -373,6 +395,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if len(needed) < len(networks) and part is self.network and placement.files:
+                placement.ahead(networks[f"network.{self.network.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -426,6 +450,23 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        own: Any = self.network
+        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+            return []
+        chosen = own.chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
         with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))

@@ -23,6 +23,8 @@ MODULES = {
     "Optimus": "optimus",
     "ImageContext": "clip_contexts",
     "TextContext": "clip_contexts",
+    "T5States": "context_encoders",
+    "ClipSentence": "context_encoders",
 }
 """Kind, a class -> its module here, imported for a codec of that kind alone: some of them need
 libraries that take longer to import than a small model takes to draw."""

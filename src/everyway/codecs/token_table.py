@@ -76,6 +76,8 @@ class TokenTable(nn.Module):
             made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")
+        if reading.several:
+            made.append(f"each is drawn once, not several times: {', '.join(reading.several)}")
         if reading.unread:
             near = {word: self._near(word) for word in reading.unread}
             told = [w + (f" (did you mean {n}?)" if n else "") for w, n in near.items()]

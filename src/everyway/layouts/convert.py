@@ -22,7 +22,7 @@ from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, Stor
 from everyway.errors import UsageError
 from everyway.layouts import file_layout, files
 from everyway.layouts.file_layout import FileLayout, Part
-from everyway.placement import CPU
+from everyway.placement import CPU, NOWHERE
 from everyway.system import System
 from everyway.systems import HUB, MissingParts, system_module
 
@@ -476,12 +476,15 @@ def restored(
     """The system, its networks made on the meta device and filled tensor by tensor.
 
     dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
-    home: component -> the device that it is filled on.
+    home: component -> the device that it is filled on, or NOWHERE.
     Raises MissingParts where it lacks a codec, LayoutError where weights do not fit its config, and
     StoreError for either of the two in a damaged folder of ours.
     """
     system = _built(model)
     for name, module in system.components.items():
+        if home(name) == NOWHERE:  # it is filled when it is used
+            module.eval().requires_grad_(False)
+            continue
         try:
             entries = model.components.get(name, {})
             store.fill(module, entries, dtype or _one_format(module, entries), home(name))

@@ -76,7 +76,7 @@ class Muon(torch.optim.AdamW):
         if distributed.is_initialized():
             processes, rank = distributed.get_world_size(), distributed.get_rank()
         made = [
-            orthogonalised(update, stacked, self.half)
+            orthogonalised(update.flatten(1), stacked, self.half).view_as(update)
             if number % processes == rank
             else torch.zeros_like(update)
             for number, (update, stacked) in enumerate(updates)
@@ -98,15 +98,17 @@ def _in_shards_of(p: Tensor, update: Tensor) -> Tensor:
 
 
 def hidden_matrices(blocks: Iterable[nn.Module]) -> list[tuple[nn.Parameter, int]]:
-    """(weight, blocks stacked in it) of every trained linear layer inside a network's blocks.
+    """(weight, blocks stacked in it) of every trained linear layer and convolution inside a
+    network's blocks.
 
-    A fused qkv holds three.  Embeddings and heads are not hidden layers.
+    A fused qkv holds three.  A convolution is a matrix from all of its taps.  Embeddings and heads
+    are not hidden layers.
     """
     layers = [pair for block in blocks for pair in block.named_modules()]
     return [
         (layer.weight, 3 if name.endswith("qkv") else 1)
         for name, layer in layers
-        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.requires_grad
     ]
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def pictures(samples: list[Sample]) -> Tensor:
 
 
 def cached(system: System, config: TrainConfig, note: Note = lambda line: None) -> Latents:
-    """config.source.cache samples through the codecs, kept in the run folder.
+    """config.source.cache samples through the codecs, kept in the run folder or where it says.
 
     Encoded on the training's device, by all processes in turn; told about by `note`.
     """
@@ -171,7 +172,8 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
     if isinstance(data, Folder):
         count = min(count, len(data))
     key = agreed(_fingerprint(system, config, data, count) if state.is_main_process else "")
-    folder, total = config.folder / f"latents-{key}", count * (1 + source.flip)
+    where = Path(source.latents) if source.latents else config.folder
+    folder, total = where / f"latents-{key}", count * (1 + source.flip)
     for codec in system.codecs.values():
         codec.to(state.device)
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
+from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError for a mistake; the help of every flag says its default."""
+    """Raises UsageError for a mistake; the help of every flag says its default, in the language
+    of the locale."""
 
     def __init__(self, **settings: Any) -> None:
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=layout, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=layout, add_help=False, **settings)
+        self.add_argument("-h", "--help", action="help", help="show this help message and exit")
 
     def add_argument(self, *names: str, among: Iterable[str] = (), **settings: Any):
         """among: what a shell completes the value to."""
         exempt = settings.get("action") in ("help", "version") or settings.get("required")
         if names[0].startswith("-") and not exempt and "default" not in settings["help"]:
-            settings["help"] += f" (default: {_spoken(settings)})"
+            settings["help"] += f" (default: {_default(settings)})"
+        settings["help"] = spoken(settings["help"])
         action = super().add_argument(*names, **settings)
         if among:
             action.completer = lambda **_: among  # type: ignore[attr-defined]
@@ -50,6 +54,11 @@ class Parser(argparse.ArgumentParser):
                 among=field.examples or (),
                 **({"action": Entry, "metavar": "NAME=VALUE"} if many else {}),
             )
+
+    def format_help(self) -> str:
+        lines = super().format_help().split("\n")
+        own = [line and not line.startswith(" ") for line in lines]  # argparse's, and descriptions
+        return "\n".join(spoken(line) if mine else line for line, mine in zip(lines, own))
 
     def error(self, message: str) -> None:
         if "expected one argument" in message:
@@ -127,7 +136,7 @@ class OfPicture(OfThing):
         namespace.things = things
 
 
-def _spoken(settings: dict[str, Any]) -> str:
+def _default(settings: dict[str, Any]) -> str:
     if settings.get("action") == "store_true":
         return "off"
     default = settings.get("default")

@@ -24,7 +24,10 @@ from everyway.errors import UsageError
 from everyway.request import GenerateRequest, GivenContext
 
 WHAT = ("image", "text", "both")
-INPUTS = ("negative", "label", "given", "mask", "strength", "mix", "colours")
+INPUTS = (
+    "negative", "label", "given", "mask", "strength", "mix", "colours", "context_weights",
+    "context_guidance"
+)  # fmt: skip
 """Fields of a request that are flags of this command alone, under their own names."""
 
 
@@ -34,6 +37,9 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--image", action=Thing, help="a picture to describe, or to draw on")
     p.add_argument("--text", action=Thing, help=described(GenerateRequest, "text"))
     _add_contexts(p)
+    p.add_argument("--style", help="a picture whose style is drawn in: --given style=FILE")
+    said = "how much of the style, from 0 to 1; by default all: --context-weights style=S"
+    p.add_argument("--style-strength", metavar="S", help=said)
     noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
     p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
     ways = {"action": "append", "default": [], "type": clock_path, "metavar": "CLOCK=PATH"}
@@ -59,6 +65,7 @@ def _add_contexts(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _style(args)
     if args.prompts is not None:
         return _prompts(args)
     if args.shard:
@@ -107,6 +114,16 @@ def _plain(args: argparse.Namespace, things: list[dict[str, str]]) -> dict[str, 
     if "image" in given:
         given["images"] = (given.pop("image"),)
     return given
+
+
+def _style(args: argparse.Namespace) -> None:
+    """The flags of the style, as those that they are short for."""
+    if args.style_strength is not None and args.style is None:
+        raise UsageError("--style-strength is of --style; give both")
+    if args.style is not None:
+        args.given = {**args.given, "style": args.style}
+    if args.style_strength is not None:
+        args.context_weights = {**args.context_weights, "style": args.style_strength}
 
 
 def _kind(what: str, text: bool, image: bool) -> str:
