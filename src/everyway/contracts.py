@@ -140,7 +140,8 @@ def placed(tree: T, device: torch.device | str) -> T:
 
 
 def rows(tree: T, cut: slice | Tensor) -> T:
-    """Some samples of a query, context or bundle.  cut: a slice, or their numbers (n,)."""
+    """Some samples of a query, context or bundle.  cut: a slice, their numbers (n,), or (B,)
+    bool."""
     return tree_map_only(Tensor, lambda x: x[cut], tree)
 
 

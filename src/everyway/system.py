@@ -243,12 +243,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
@@ -395,8 +400,8 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
-            if len(needed) < len(networks) and part is self.network and placement.files:
-                placement.ahead(networks[f"network.{self.network.after(times)}"])
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
@@ -459,10 +464,10 @@ class System:
 
     def _turns(self, times: Times) -> list[Tensor]:
         """The samples (n,) of each network of several that cannot be on the device together."""
-        own: Any = self.network
-        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
             return []
-        chosen = own.chosen(times)
+        chosen = chosen(times)
         names = dict.fromkeys(chosen)
         return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
 

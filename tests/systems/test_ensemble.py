@@ -143,7 +143,7 @@ def test_experts_in_their_files_are_read_when_they_are_asked(apart, tmp_path):
     }
     with pytest.raises(ValueError, match="load it without memory='disk' to save it"):
         little.save_pretrained(tmp_path / "again")
-    with pytest.raises(ValueError, match="memory='disk' is for a model folder with experts"):
+    with pytest.raises(ValueError, match="memory='disk' is for a network of several"):
         load("nano", "cpu", memory="disk")
 
 

@@ -65,10 +65,14 @@ class ContextStream:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStream:
-    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear."""
+    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear.
+
+    residual: whether it is added to the output, of as many channels, which is then what it lacks.
+    """
 
     name: str
     channels: int
+    residual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +322,9 @@ class UNet(nn.Module):
             x = self.grow[n - 1](x) if n else x
             for block in blocks:
                 x = go(block, torch.cat([x, gain * skips.pop()], 1), time, context)
-        return {config.state: F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)}
+        made = F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)
+        shown = [p for own, p in zip(config.pictures, pictures) if own.residual]
+        return {config.state: sum(shown, made)}
 
     @property
     def blocks(self) -> list[nn.Module]:
