@@ -84,6 +84,12 @@ class Context:
 
 
 Contexts = dict[str, Context]
+"""Name -> context.  Of several of one kind the names go on as "image", "image:2", "image:3"."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a context, "image" of "image:2"."""
+    return name.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
