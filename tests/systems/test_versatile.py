@@ -360,3 +360,17 @@ def test_the_command_draws_from_a_published_file(published, run):
     assert code == 0, err
     code, _, err = run("generate", "image", "--text", "w3", "--model", file, *words[2:])
     assert code == 2 and len(err.strip().splitlines()) == 1 and "--part" in err
+
+
+def test_only_states_that_a_task_reads_are_encoded(model, monkeypatch):
+    asked = []
+    for name, modality in model.system.modalities.items():
+        kind = type(modality.codec)
+        encode = kind.encode
+        monkeypatch.setattr(
+            kind, "encode", lambda self, raw, n=name, e=encode: asked.append(n) or e(self, raw)
+        )
+    model.generate(kind="image-variation", steps=1, image=PICTURE)
+    assert asked == []
+    model.generate(kind="image-to-image", steps=2, strength=0.5, image=PICTURE, text="a circle")
+    assert "image" in asked
