@@ -135,6 +135,14 @@ def test_another_model_is_enlarged_too(model, nano):
     assert pair.image.size == (32, 32) and pair.text
 
 
+def test_a_text_of_another_world_is_left_out(model, nano):
+    """The stage knows fewer words than the model whose pictures it enlarges."""
+    both = nano.with_upscaler(model)
+    settings = {"kind": "text-to-image", "steps": 2, "upscale": "nano-cascade"}
+    (made,) = both.generate(text="a green ring top on black", **settings)
+    assert made.image.size == (32, 32)
+
+
 def test_what_cannot_be_enlarged_is_told(model, nano, alone, picture):
     with pytest.raises(RequestError, match="enlarges no pictures"):
         nano.generate(kind="upscale", image=picture)

@@ -175,7 +175,7 @@ def test_every_kind_has_a_plan():
 
     flow = Task(name="of-contexts", roles={"image": GENERATE}, contexts={"image": 1.0})
     tasks = TASKS | drawing("label") | {"of-contexts": flow}
-    for kind in request.KINDS:
+    for kind in {*request.KINDS} - {"upscale"}:  # whose stages are the systems that enlarge
         stages = plan(GenerateRequest(kind=kind, **GOOD[kind]), tasks)
         assert stages and stages[-1].shown
 

@@ -322,36 +322,43 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
+        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
+        as of many frames, runs in parts."""
         request = batch[0].request
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
-        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
-        for number, stage in enumerate(stages):
+        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
             system, given, asked = self._of(stage.system), carried, request
+            if number and request.language:  # what was made before this stage is in it
+                asked = request.model_copy(update={"null": request.language})
             if stage.enlarges:
-                given = self._low(system, rows, decoded["image"], request.scale)
+                given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
                 given = carried | self._carried(batch, system)
             if stage.prepare:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
-            if size != len(noise.seeds):
-                noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
-            if number and request.language:  # what was made before this stage is in it
-                asked = request = request.model_copy(update={"null": request.language})
-            for progress in self._sample(stage, given, noise, asked, free):
-                done = (number + progress.step / progress.steps) / len(stages)
-                where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            made = {name: progress.states[name] for name in generated}
-            calls += progress.calls
+            parts = []
+            for start in range(0, size, BATCH):
+                cut = slice(start, min(start + BATCH, size))
+                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
+                own = {name: value[cut] for name, value in given.items()}
+                for progress in self._sample(stage, own, noise, asked, free[cut]):
+                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                    done = (number + share) / len(stages)
+                    where = number + 1, len(stages), progress.step, progress.steps
+                    yield Preview(*where, done, places[cut], stage.system, progress)
+                parts.append(progress.states)
+                calls += progress.calls
+            made = {name: torch.cat([states[name] for states in parts]) for name in generated}
             if not stage.enlarges:
                 carried, decoded = given | made, {}
             if not stage.shown:
@@ -364,7 +371,7 @@ class Model:
             if stage.masked:
                 pairs = zip(rows, decoded["image"])
                 decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
-            if any(later.enlarges for later in stages[number + 1 : number + 2]):
+            if after and after.enlarges:
                 continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
             for k, row in enumerate(rows):
@@ -440,19 +447,14 @@ class Model:
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _low(
-        self,
-        system: System,
-        rows: Sequence[Sample],
-        pictures: Sequence[Tensor],
-        scale: float | None,
-    ) -> Carry:
-        """What a system that enlarges is given of pictures (3, H, W) and of their texts."""
-        given: list[Carry] = []
+    def _low(self, stage: Stage, rows: Sequence[Sample], pictures: Sequence[Tensor]) -> Carry:
+        """What a stage that enlarges is given of pictures (3, H, W), and of their texts."""
+        system, given = self._of(stage.system), list[Carry]()
+        reads = "text" in system.given(stage.task)
         for row, picture in zip(rows, pictures):
-            size = upscale.larger(picture.shape[-2:], system, scale)
+            size = upscale.larger(picture.shape[-2:], system, row.request.scale)
             raw = {upscale.LOW_RES: upscale.enlarged(picture, size)}
-            raw |= {"text": text} if (text := row.inputs.values.get("text")) else {}
+            raw |= {"text": row.inputs.values["text"]} if reads else {}
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from everyway.controls.editing import EDITED, aside, rewritten
 from everyway.controls.interpolation import slerp, start_states
+from everyway.errors import UsageError
 from everyway.guidance import branches
 from everyway.request import KINDS, GenerateRequest, RequestError, known
 from everyway.system import System
@@ -153,14 +154,25 @@ def cascaded(
 ) -> tuple[Stage, ...]:
     """The stages, each that shows a picture followed by those that enlarge it, one a system.
 
-    systems: by the name that a stage has them by.  text: of the request.
+    systems: by the name that a stage has them by.  text: of the request, which one that knows none
+    of its words goes without.
     """
-    out = []
-    for stage in stages:
-        out.append(stage)
-        if stage.shown and "image" in stage.task.generated:
-            out += [enlarging(name, system, text) for name, system in systems.items()]
-    return tuple(out)
+    larger = [
+        enlarging(name, system, text if _reads(system, text) else None)
+        for name, system in systems.items()
+    ]
+    shown = [stage.shown and "image" in stage.task.generated for stage in stages]
+    return tuple(
+        s for stage, show in zip(stages, shown) for s in (stage, *(larger if show else ()))
+    )
+
+
+def _reads(system: System, text: str | None) -> bool:
+    try:
+        system.reads(text or "")
+    except UsageError:
+        return False
+    return True
 
 
 def enlarging(name: str, system: System, text: str | None) -> Stage:

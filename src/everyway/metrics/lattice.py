@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway.data.emoji import BACKGROUNDS, COLOURS, paste
+from everyway.data.emoji import paste
 from everyway.data.lattice import CELL, CELLS, GRID, OBJECTS, SIDE, SIDES, sprites
 from everyway.data.sample import SIZES, Scene, SceneObject
+from everyway.data.scenes import BACKGROUNDS, COLOURS
 from everyway.data.styles import STYLES
 
 Picture = Image.Image | np.ndarray

@@ -31,6 +31,7 @@ from everyway.nets.gradient_checkpointing import run
 from everyway.nets.unet_blocks import (
     Downsample,
     ResidualBlock,
+    SpatialTransformer,
     TimeEmbedding,
     Upsample,
     group_norm,
@@ -83,6 +84,7 @@ class UNetConfig:
     attention at its levels.  width: channels of the first level.
     fold: so many places of the state and of the pictures, along a side, are one of the first level.
     kernel: of the residual blocks; 1 leaves it to attention that places know of each other.
+    feed_forward: attention is that of a spatial transformer, with a feed-forward layer after it.
     multipliers: of `width`, a level each; the side halves from one level to the next.
     blocks: residual blocks of each level on the way down.
     self_attention, cross_attention: sides of the levels that have it; cross-attention comes after
@@ -107,6 +109,7 @@ class UNetConfig:
     efficient: bool = False
     fold: int = 1
     kernel: int = 3
+    feed_forward: bool = False
     positions: bool = False
     time_dim: int = 0
     dropout: float = 0.0
@@ -220,7 +223,8 @@ class Block(nn.Module):
         self.attended = None
         if attends and (alone or across):
             context_dim = config.context_dim if across else 0
-            self.attended = Attended(out, config.heads(level), context_dim, alone)
+            kind = SpatialTransformer if config.feed_forward else Attended
+            self.attended = kind(out, config.heads(level), context_dim, self_attention=alone)
 
     def forward(self, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         """x (B, C, H, W), time (B, E) -> (B, the level's channels, H, W)."""

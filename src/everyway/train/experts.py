@@ -87,6 +87,7 @@ def _run(config: TrainConfig, progress: Progress, note: Note, main: bool) -> dic
         if summary["stopped"]:
             return summary
         model = summary["model"]
+        config = config.model_copy(update={"budget_s": config.budget_s / 2})
     root = opened(model, config)
     plan = _plan(root, config, note)
     stages, models = plan.stages, {"": root.model}
