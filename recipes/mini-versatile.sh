@@ -4,7 +4,7 @@
 # Interrupt it anywhere and run it again: every part goes on from where it stopped.
 #
 #   HOURS=1.2     of both stages together; a core sees 200 to 400 samples a second
-#   PROCESSES=1   of the training: one a core (a divisor of 32)
+#   PROCESSES=1   of the training: one a core (a divisor of 128)
 #   PLAN=0        1 adds the published plan before them: variations of pictures, then texts to
 #                 pictures too, a quarter of the hours each
 #   RUNS=runs     folder of everything it writes
