@@ -59,12 +59,16 @@ def own(network: MultiFlow) -> dict[str, Tensor]:
 
 def fill(network: MultiFlow) -> MultiFlow:
     """With every tensor filled under its released name."""
-    theirs = versatile.to_file(own(network), versatile.RELEASED)
-    made = {k: filled(k, tuple(v.shape)) for k, v in theirs.items()}
-    kinds = [data.name for data in network.config.data]
-    ours = versatile.from_file(made, versatile.RELEASED, kinds)
-    network.load_state_dict({f"parts.{k}": v for k, v in ours.items()})
+    fill_in_place(network)
     return network.eval()
+
+
+@torch.no_grad()
+def fill_in_place(network: MultiFlow) -> None:
+    """All tensors that are not on the meta device, one by one."""
+    for name, tensor in versatile.to_file(own(network), versatile.RELEASED).items():
+        if not tensor.is_meta:
+            tensor.copy_(filled(name, tuple(tensor.shape)))
 
 
 def compare(file: dict, key: str, value: Tensor, atol: float) -> None:

@@ -84,6 +84,12 @@ class Context:
 
 
 Contexts = dict[str, Context]
+"""Name -> context.  Of several of one kind the names go on as "image", "image:2", "image:3"."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a context, "image" of "image:2"."""
+    return name.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +140,8 @@ def placed(tree: T, device: torch.device | str) -> T:
 
 
 def rows(tree: T, cut: slice | Tensor) -> T:
-    """Some samples of a query, context or bundle.  cut: a slice, or their numbers (n,)."""
+    """Some samples of a query, context or bundle.  cut: a slice, their numbers (n,), or (B,)
+    bool."""
     return tree_map_only(Tensor, lambda x: x[cut], tree)
 
 

@@ -18,17 +18,27 @@ from PIL import Image
 from torch import Tensor
 
 from everyway import __version__, library, upscale
-from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
+from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
+from everyway.controls.asking import Change, Changed
+from everyway.controls.blend import (
+    alternating,
+    attention_level,
+    layer_level_drawn,
+    model_level,
+    token_level,
+)
+from everyway.controls.colour import adjusted
+from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
 from everyway.plan import Carry, Stage, cascaded, enlarging, plan
 from everyway.record import Row
-from everyway.request import NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
+from everyway.request import MIXES, NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
 from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -230,6 +240,14 @@ class Model:
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
         settled.needs_purity(settled.sampler)
+        if len(settled.weights) > 1:
+            mixes = MIXES if self.system.mixes else ("model",)
+            mix = settled.mix or mixes[0]
+            if mix not in mixes:
+                raise RequestError(
+                    f"this model mixes contexts step by step; give mix model, not {mix}"
+                )
+            settled = settled.model_copy(update={"mix": mix})
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
         load_options = [c for c in conditions if c.null_of]  # by the language of a text
@@ -295,7 +313,7 @@ class Model:
         if first.enlarges:
             upscale.larger(inputs.size, self._of(first.system), request.scale)
             needed -= {upscale.LOW_RES}
-        if missing := needed - inputs.values.keys():
+        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         for note in inputs.notes:
             log.warning(note)
@@ -304,13 +322,15 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
+        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
+        as of many frames, runs in parts."""
         request = batch[0].request
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
-        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
         for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
             system, given, asked = self._of(stage.system), carried, request
@@ -324,21 +344,30 @@ class Model:
             if stage.prepare:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
-            if size != len(noise.seeds):
-                noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
-            for progress in self._sample(stage, given, noise, asked, free):
-                done = (number + progress.step / progress.steps) / len(stages)
-                where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            made = {name: progress.states[name] for name in generated}
-            calls += progress.calls
+            parts = []
+            for start in range(0, size, BATCH):
+                cut = slice(start, min(start + BATCH, size))
+                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
+                own = {name: value[cut] for name, value in given.items()}
+                for progress in self._sample(stage, own, noise, asked, free[cut]):
+                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                    done = (number + share) / len(stages)
+                    where = number + 1, len(stages), progress.step, progress.steps
+                    yield Preview(*where, done, places[cut], stage.system, progress)
+                parts.append(progress.states)
+                calls += progress.calls
+            made = {name: torch.cat([states[name] for states in parts]) for name in generated}
             if not stage.enlarges:
                 carried, decoded = given | made, {}
             if not stage.shown:
                 continue
             decoded |= self._decode(system, made)
+            if request.colours and "image" in decoded:
+                pairs = zip(rows, decoded["image"])
+                rate = request.colours
+                decoded["image"] = [adjusted(x, r.inputs.reference, rate) for r, x in pairs]
             if stage.masked:
                 pairs = zip(rows, decoded["image"])
                 decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
@@ -350,6 +379,18 @@ class Model:
                 part = k if row.rows > 1 else shown
                 yield self._result(row, one, part, metadata)
             shown += 1
+
+    def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """The stages of a request's plan, given its contexts where it has some."""
+        stages, given = plan(request, self.system.tasks), request.weights
+        if not given:
+            return stages
+        (stage,), named = stages, {*request.given, *request.context_weights}
+        weights = {name: w for name, w in stage.task.contexts.items() if name in named}
+        for raw, weight in given.items():
+            alone = weight if len(given) == 1 else 1.0
+            weights |= dict.fromkeys(self.system.contexts_of(raw), alone)
+        return (replace(stage, task=replace(stage.task, contexts=weights)),)
 
     def _result(self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row) -> Result:
         """Of one row, as codecs decoded it."""
@@ -394,12 +435,15 @@ class Model:
             enlargers = {}
         if request.scale is not None and not enlargers:
             raise RequestError("nothing enlarges pictures here; leave --scale out")
-        return cascaded(plan(request, self.system.tasks), enlargers, request.text)
+        return cascaded(self._plan(request), enlargers, request.text)
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""
-        inputs = {id(s.inputs): s.inputs.values for s in batch}
-        encoded = {key: self._encoded(values, system) for key, values in inputs.items()}
+        inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
+        encoded = {
+            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            for key, own in inputs.items()
+        }
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -424,6 +468,21 @@ class Model:
             rows.append(system.encode(one) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
+
+    def _blended(
+        self, contexts: Mapping[str, Blended], system: System, focus: Mapping[str, float]
+    ) -> Carry:
+        """The contexts of a request, each at its focus."""
+        made: Contexts = {}
+        for name, given in contexts.items():
+            own = given.contexts(name, system, self.image_size)
+            for each, context in own.items():
+                leading = system.conditions[kind_of(each)].leading
+                if leading is not None:
+                    tokens = focused(context.tokens, focus[name], leading)
+                    context = replace(context, tokens=tokens)
+                made[each] = context.to(system.device)
+        return flat(made)
 
     def _sample(
         self,
@@ -496,11 +555,31 @@ class Model:
             null_contexts=nulls,
             processes=system.processes,
         )
+        if len(request.weights) > 1:
+            made = Changed(denoise=made, change=self._mixed(system, task, noise, request))
         if request.truncation == 1:
             return made
         if not system.tokens:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
+
+    @staticmethod
+    def _mixed(
+        system: System, task: Task, noise: PerSampleNoise, request: GenerateRequest
+    ) -> Change:
+        """What mixes the contexts of a request in every query."""
+        own = {raw: system.contexts_of(raw) for raw in request.weights}
+        weights = {name: request.weights[raw] for raw, names in own.items() for name in names}
+        network: Any = system.network
+        match request.mix:
+            case "attention":
+                return attention_level(weights)
+            case "layer":
+                return layer_level_drawn(weights, network.context_layers, noise)
+            case "tokens":
+                return token_level(weights)
+        turns = [own[raw] for raw in alternating(request.weights, request.steps)]
+        return model_level(turns, task.generated[0])
 
     @staticmethod
     def _pin(system: System, known: Bundle, noise: PerSampleNoise, masks: Sequence[Tensor]):

@@ -72,6 +72,11 @@ def free_pixels(mask: Image.Image, side: int) -> Tensor:
     return picture_tensor([mask], side, Image.Resampling.BOX)[0].mean(0, keepdim=True) > 0
 
 
+def shown_pixels(mask: Image.Image, side: int) -> Tensor:
+    """(1, 1, side, side) in [0, 1], how bright the mask is."""
+    return picture_tensor([mask], side, Image.Resampling.BOX).mean(1, keepdim=True) / 2 + 0.5
+
+
 def to_picture(pixels: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1] -> an 8-bit RGB picture."""
     array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from everyway.controls.editing import EDITED, aside, rewritten
 from everyway.controls.interpolation import slerp, start_states
 from everyway.errors import UsageError
 from everyway.guidance import branches
@@ -19,7 +20,8 @@ from everyway.system import System
 from everyway.tasks import PATHS, Branch, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
-"""What goes from stage to stage: clean states by modality, "context.NAME" and "start.NAME"."""
+"""What goes from stage to stage: clean states by modality, "context.NAME", "start.NAME", and what a
+plan sets aside for itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,8 +107,19 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
 
     kind = request.kind
     if kind in ("inpaint", "image-to-image"):
-        drawn = task("text-to-image" if request.text is not None else "image")
+        named = "text-to-image" if request.text is not None else "image"
+        drawn = _out_of_contexts("image", tasks) if request.contexts else task(named)
         return (Stage(task=drawn, begin=request.strength, masked=kind == "inpaint"),)
+    if kind == "edit-image":
+        told, drawn = task("image-to-text"), _out_of_contexts("image", tasks)
+        drawn = replace(drawn, name=kind, contexts=EDITED)
+        return (
+            Stage(task=told, prepare=aside, shown=False),
+            Stage(task=drawn, prepare=rewritten),
+        )
+    own = f"{kind.removeprefix('vary-')}-variation"
+    if own in tasks:
+        return (Stage(task=tasks[own]),)
     if kind == "vary-image":
         return (Stage(task=task("image-to-text"), shown=False), Stage(task=task("text-to-image")))
     if kind == "vary-text":
@@ -117,7 +130,23 @@ def _stages(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage,
     if kind == "interpolate":
         back, forth = task("image-to-text"), task("text-to-image")
         return (Stage(task=back, shown=False), Stage(task=forth, prepare=between))
+    if request.contexts:
+        return (Stage(task=_out_of_contexts(kind, tasks)),)
     return (Stage(task=task(kind)),)
+
+
+def _out_of_contexts(made: str, tasks: Mapping[str, Task]) -> Task:
+    """A task that makes this, the clock's name, out of contexts alone; which ones is the request's.
+
+    Raises RequestError where there is none.
+    """
+    for task in tasks.values():
+        if task.contexts and not task.given and task.generated == (made,):
+            return task
+    raise RequestError(
+        f"this model makes no {made} out of contexts, so that it cannot blend any; give it one "
+        f"thing: it does {', '.join(tasks)}"
+    )
 
 
 def cascaded(

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import everyway
 from everyway.apps import cli
@@ -80,7 +81,7 @@ def helps(parser: argparse.ArgumentParser) -> set[str]:
             said.add(re.sub(r" \(default: .*\)$", "", " ".join(action.help.split())))
     settings = re.findall(r"^  \w+ {2,}(?:\S+ {2,})?(.+)$", parser.epilog or "", re.M)
     titles = re.findall(r"^\w.*:$", parser.epilog or "", re.M)
-    return said | {*settings, *titles}
+    return (said | {*settings, *titles}) - {""}
 
 
 def test_every_sentence_of_every_help_has_its_korean(speak):
@@ -153,3 +154,8 @@ def test_help_and_results_are_korean(speak, run, capsys):
     assert run(*words)[0] == 0
     assert run(*words)[1] == "이미 있어 건너뜁니다: a red ring\n"
     assert language.spoken("objects: fox 여우") == "물체: fox 여우"
+    Image.new("RGB", (40, 20), "red").save("wide.png")
+    code, _, err = run("generate", "text", "--model", "nano", "--steps", 1, "--image", "wide.png")
+    assert (
+        code == 0 and err == "wide.png의 크기는 40x20입니다. 가운데 20x20만 64x64로 줄여 봅니다\n"
+    )

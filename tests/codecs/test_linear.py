@@ -102,6 +102,14 @@ def test_a_prompt_is_completed_and_that_is_told(table, said, completed):
     assert table.remarks(said) == [f"taken as: {completed}"] and not table.remarks(completed)
 
 
+def test_what_no_scene_can_hold_is_told(table):
+    taken = "taken as: a large fox left of a small rocket, white background"
+    assert table.remarks("two small rockets and a fox") == [
+        taken,
+        "each is drawn once, not several times: rocket",
+    ]
+
+
 def test_an_unknown_object_is_said_with_the_nearest_known_one(table):
     with pytest.raises(PromptError, match="no object in 'a pizzza'; did you mean pizza"):
         table.encode(["a pizzza"])

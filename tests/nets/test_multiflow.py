@@ -8,8 +8,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Vectors, layer_level, shares
-from published_versatile import SMALL, TINY, arrays, compare, context, fill, given, time
+from everyway.contracts import Context
+from everyway.nets.multiflow import MultiFlow, MultiFlowConfig, Vectors, layer_level, shares
+from everyway.systems.versatile import FOUR_FLOW
+from formula import normal
+from published_versatile import (
+    SMALL,
+    TINY,
+    arrays,
+    compare,
+    context,
+    fill,
+    fill_in_place,
+    given,
+    time,
+)
 
 ATOL = 2e-5
 TIMES = {"image": time([13, 801]), "text": time([13, 801])}
@@ -211,12 +224,7 @@ def test_another_modality_is_another_set_of_layers(small):
 
 def test_parameters_are_counted_for_all_flows_and_for_networks_of_their_own():
     with torch.device("meta"):
-        network = MultiFlow(
-            MultiFlowConfig(
-                data=(Maps(name="image", channels=4), Vectors(name="text", shape=(768,))),
-                contexts={"image": 768, "text": 768},
-            )
-        )
+        network = MultiFlow(FOUR_FLOW)
     report = network.parameters_report()
     assert report.components == {
         "time": 2_050_560,
@@ -251,3 +259,20 @@ def test_gradients_reach_what_a_flow_takes_and_nothing_else():
         assert (a.grad is None) == (b.grad is None)
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_released_size_is_the_authors():
+    """Of a flow alone, whose layers are all that lies in memory: 3.4 GB."""
+    with torch.device("meta"):
+        network = MultiFlow(FOUR_FLOW).eval()
+    for name in ("time", "image_data", "text_context"):
+        network.parts[name].to_empty(device="cpu")
+    fill_in_place(network)
+    file = arrays("c_real_image_from_text")
+    text = {"text": Context(tokens=normal("input:real_c_text", (1, 77, 768)))}
+    for side in (32, 64):
+        x = normal(f"input:real_x_image{side}", (1, 4, side, side))
+        made = network({"image": x}, {"image": time([481])}, text)["image"]
+        compare(file, f"t2i_{side}", made, 2e-4)

@@ -242,16 +242,8 @@ def test_small_t5_and_clip_train_it(tmp_path):
 def test_it_trains_and_draws(run, picture):
     """From the command line, on built-in data; what is saved draws with and without a style."""
     picture.save("fox.png")
-    train = (
-        "train",
-        "ediffi-nano-root",
-        "--set",
-        "steps=3",
-        "--set",
-        "cache=32",
-        "--set",
-        "batch=8",
-    )
+    sets = ("steps=3", "cache=32", "batch=8")
+    train = ("train", "ediffi-nano-root", *(part for s in sets for part in ("--set", s)))
     code, out, err = run(*train, "--out", "run")
     assert code == 0, err
     assert np.isfinite(json.loads(out.splitlines()[-1])["losses"]["image"])

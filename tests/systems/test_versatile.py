@@ -297,3 +297,28 @@ def test_layers_of_other_networks_are_refused():
         versatile.assembled({"network": small}, {"network": versatile.FOUR_FLOW.to_json()}, {})
     with pytest.raises(UsageError, match="not sound"):
         versatile.VersatileConfig(network={**small, "contexts": {"sound": 8}})
+
+
+# -- layers in their files --------------------------------------------------------------------
+
+
+def in_memory(system):
+    return {
+        name.removeprefix("network.")
+        for name, part in system.networks.items()
+        if not next(part.parameters()).is_meta
+    }
+
+
+def test_a_flow_reads_the_layers_that_it_uses(model, system, tmp_path):
+    library.save(tmp_path, system, {"image_size": 16})
+    spare = load(tmp_path, memory="disk")
+    assert in_memory(spare.system) == set()
+    for kind in REQUESTS:
+        (wanted,), (made,) = (
+            m.generate(kind=kind, steps=2, **REQUESTS[kind]) for m in (model, spare)
+        )
+        assert made.outputs == wanted.outputs
+        (given,) = spare.system.tasks[kind].contexts
+        (data,) = spare.system.tasks[kind].generated
+        assert in_memory(spare.system) == {"time", f"{data}_data", f"{given}_context"}

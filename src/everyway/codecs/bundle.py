@@ -14,6 +14,8 @@ MODULES = {
     "ImageVAE": "image_vae",
     "ImageEmbedding": "encoders",
     "TextLatent": "text_latent",
+    "VectorText": "text_vae",
+    "SequenceText": "text_vae",
     "CellPCA": "pca",
     "ThumbnailPCA": "pca",
     "TokenTable": "token_table",

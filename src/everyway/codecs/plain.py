@@ -69,9 +69,14 @@ class PatchTokens:
     size: int
     patch: int
 
-    def encode(self, raw: Tensor) -> Tensor:
+    def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: (B, 1, H, W) in [0, 1], 1 is seen; each token times how much of its patch is."""
         pixels = F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
-        return F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        tokens = F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        if mask is None:
+            return tokens
+        side = self.size // self.patch
+        return tokens * F.interpolate(mask, size=(side, side), mode="area").flatten(1)[..., None]
 
     def decode(self, state: Tensor) -> Tensor:
         size = (self.size, self.size)

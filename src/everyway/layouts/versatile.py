@@ -16,7 +16,7 @@ from typing import Any
 
 from everyway.checkpoints.tensor_files import E, Entries, LayoutError
 from everyway.layouts.file_layout import FileLayout, Settings, Shapes, Whole, shapes_of
-from everyway.layouts.keymap import Table, inside, to_ours, to_theirs, without
+from everyway.layouts.keymap import Table, exactly, inside, without
 from everyway.nets.multiflow import (
     DATA,
     Layer,
@@ -61,7 +61,7 @@ _TRANSFORMER: Table = (
     ("norm", "norm"),
     ("proj_in", "proj_in"),
     ("proj_out", "proj_out"),
-    *inside("layers.{i}", "transformer_blocks.{i}", _BLOCK),
+    *inside("layers.0", "transformer_blocks.0", _BLOCK),
 )
 
 
@@ -221,7 +221,7 @@ RELEASED = Naming(
     down=".op",
     up=".conv",
     head=(".0", ".2"),
-    time=(("time.{i}", "diffuser.image.time_embed.{i}"),),
+    time=tuple((f"time.{n}", f"diffuser.image.time_embed.{n}") for n in "02"),
 )
 FIRST = Naming(
     kind=r"diffusion_model\.unet_(\w+?)\.",
@@ -231,7 +231,7 @@ FIRST = Naming(
     down=".op",
     up=".conv",
     head=(".0", ".2"),
-    time=(("time.{i}", "diffusion_model.time_embed.{i}"),),
+    time=tuple((f"time.{n}", f"diffusion_model.time_embed.{n}") for n in "02"),
 )
 DIFFUSERS = Naming(
     kind="",
@@ -252,7 +252,7 @@ def from_file(entries: Mapping[str, E], naming: Naming, kinds: Sequence[str] = (
     for kind in kinds or kinds_of(entries, naming.kind):
         sizes = naming.sizes(kind, entries)
         table += naming.rows(kind, sizes, flat=False) + naming.rows(kind, sizes, flat=True)
-    return to_ours(entries, tuple(dict.fromkeys(table)))
+    return exactly(entries, [(theirs, ours) for ours, theirs in table])
 
 
 def to_file(entries: Mapping[str, E], naming: Naming) -> dict[str, E]:
@@ -261,7 +261,7 @@ def to_file(entries: Mapping[str, E], naming: Naming) -> dict[str, E]:
     for kind in kinds_of(entries):
         flat = len(entries[f"{kind}_data.0.weight"].shape) == 2
         table += naming.rows(kind, OURS(kind, entries), flat)
-    return to_theirs(entries, tuple(table))
+    return exactly(entries, table)
 
 
 def kinds_of(names: Collection[str], pattern: str = r"(\w+)_data\.") -> list[str]:

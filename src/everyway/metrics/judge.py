@@ -32,6 +32,7 @@ class Judge:
 
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
     words, given what was stated.  prompts: of the demo.  more: of its further rows, by title.
+    redrawn: of the demo, a picture's prompt, then those that its right third is drawn anew for.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
     unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.
@@ -43,6 +44,7 @@ class Judge:
     spell: Callable[[Any], str]
     prompts: tuple[str, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    redrawn: tuple[str, ...] = ()
     features: Callable[[Sequence[Image.Image]], Tensor] | None = None
     crispness: Callable[[Sequence[Image.Image]], list[float]] | None = None
     unseen: Callable[..., Any] | None = None
@@ -101,7 +103,19 @@ LATTICE = Judge(
             "파란 배경, 큰 판다 왼쪽에 큰 여우",
             "초록 배경, 작은 피자 위에 큰 호랑이",
         ),
+        "in anybody's words": (
+            "Draw me a tiny fox at the top, yellow behind it!",
+            "on pink, a big pizza with a small dog to its right",
+            "put a huge clock under a small kite, purple background",
+            "a green picture: one little cactus in the center",
+        ),
     },
+    redrawn=(
+        "a large fox left of a large teapot, blue background",
+        "a large fox left of a large panda, blue background",
+        "a large fox left of a small pizza, blue background",
+        "a large fox on the left, blue background",
+    ),
     features=lambda pictures: torch.from_numpy(scenes.features(_classifier(), pictures)),
     crispness=lattice.crispness,
     unseen=lattice_data.Lattice,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,14 @@ def evaluate(
     wrong = set(rows) - set(names)
     if wrong:
         raise UsageError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
-    settings = model.settled(GenerateRequest(kind="image", **(settings or {})))
+    kind = next((name for name in NO_TEXT if name in able(model)), "image")
+    settings = model.settled(GenerateRequest(kind=kind, **(settings or {})))
     fields = GenerateRequest.model_fields
     settings = {n: v for n in SETTINGS if (v := getattr(settings, n)) != fields[n].default}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
     judge, questions = build(model, n, seed, data or learned(model))
-    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}}
+    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}, "moved": {}}
     table = {}
     for number, row in enumerate(rows):
 
@@ -102,10 +104,16 @@ def evaluate(
 TASK_OF = {
     "t2i": "text-to-image",
     "i2t": "image-to-text",
+    "i2i": "image-variation",
+    "t2t": "text-variation",
     "joint": "joint",
     "image": "image",
 }
 """The first word of a row -> the task it asks; a row without one asks the classifier alone."""
+
+
+NO_TEXT = ("image", "image-variation")
+"""Tasks by which a model is asked for its settings: no text chooses a language."""
 
 
 def able(model: Model) -> set[str]:
@@ -122,6 +130,10 @@ SCENES_ROWS = (
     "t2i.ko.two",
     "i2t.one",
     "i2t.two",
+    "i2i.one",
+    "i2i.two",
+    "t2t.one",
+    "t2t.two",
     "joint",
     "image",
     "codec",
@@ -147,8 +159,8 @@ def shapes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
 
 def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dict[str, Question]]:
     """One object; two objects whose pair no model has met; prompts that leave something unsaid, of
-    both in turn; both languages on the same scenes; pictures with a text of their own, and without
-    one; real pictures through the image codec.
+    both in turn; both languages on the same scenes; variations of pictures and of texts; pictures
+    with a text of their own, and without one; real pictures through the image codec.
     """
     judge = judge_of(model)
     assert judge.unseen is not None  # `_suite` has seen to it
@@ -173,6 +185,10 @@ def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
         "t2i.ko.two": drawn("two", 1),
         "i2t.one": lambda ask: ask.i2t(samples["one"], truths["one"]),
         "i2t.two": lambda ask: ask.i2t(samples["two"], truths["two"]),
+        "i2i.one": lambda ask: ask.i2i(samples["one"], truths["one"]),
+        "i2i.two": lambda ask: ask.i2i(samples["two"], truths["two"]),
+        "t2t.one": lambda ask: ask.t2t([s.captions[0] for s in samples["one"]]),
+        "t2t.two": lambda ask: ask.t2t([s.captions[0] for s in samples["two"]]),
         "joint": lambda ask: ask.joint(n),
         "image": lambda ask: ask.image(n),
         "codec": lambda ask: ask.codec(every, truth),
@@ -236,6 +252,7 @@ class _Asker:
         self.told = told
         self.made: list[Image.Image] = []
         self.real_ones: Sequence[np.ndarray] = ()
+        self.moved: list[bool] = []
 
     def t2i(self, prompts: list[str], real: Sequence[np.ndarray] = ()) -> list[Seen]:
         """real: pictures of the same scenes, if the distance to them is to be measured."""
@@ -245,7 +262,8 @@ class _Asker:
         return [self.judge.compare(self.judge.parse(p), s) for p, s in zip(prompts, seen)]
 
     def distances(self) -> Iterator[tuple[str, Interval]]:
-        """Of the pictures that were made to real ones, and to what each was taken for."""
+        """Of the pictures that were made to real ones, and to what each was taken for; of
+        variations, the share that is laid out otherwise."""
         features, crispness = self.judge.features, self.judge.crispness
         if features and len(self.real_ones) > 1:
             real = features([Image.fromarray(x) for x in self.real_ones])
@@ -253,11 +271,27 @@ class _Asker:
             yield "frechet", {k: round(v, 4) for k, v in zip(("value", "low", "high"), three)}
         if crispness and self.made:
             yield "crispness", interval(np.array(crispness(self.made)), np.random.default_rng(0))
+        if self.moved:
+            yield "moved", interval(np.array(self.moved, float), np.random.default_rng(0))
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
         made = self._make(kind="image-to-text", image=pictures)
         return [self.judge.compare(self.judge.parse(r.text), t) for r, t in zip(made, truths)]
+
+    def i2i(self, samples: list[Sample], truths: list[Scene]) -> list[Seen]:
+        """A variation shows what its picture does, wherever."""
+        self.real_ones = [s.image for s in samples]
+        pictures = [Image.fromarray(x) for x in self.real_ones]
+        self.made = [r.image for r in self._make(kind="image-variation", image=pictures)]
+        seen = self.judge.read(self.made)
+        self.moved = [_layout(a) != _layout(b) for a, b in zip(truths, seen)]
+        return [self.judge.compare(_contents(t), s) for t, s in zip(truths, seen)]
+
+    def t2t(self, texts: list[str]) -> list[Seen]:
+        """A variation states what its text does."""
+        made, parse = self._make(kind="text-variation", text=texts), self.judge.parse
+        return [self.judge.compare(parse(text), parse(r.text)) for text, r in zip(texts, made)]
 
     def joint(self, n: int) -> list[Seen]:
         made = self._unconditional("joint", n)
@@ -300,6 +334,19 @@ class _Asker:
             else:
                 made.append(event)
         return made
+
+
+def _contents(scene: Scene) -> Scene:
+    """The scene, without where its objects are."""
+    objects = tuple(replace(thing, place=None) for thing in scene.objects)
+    return replace(scene, objects=objects, relation=None)
+
+
+def _layout(scene: Scene) -> tuple:
+    """Where its objects are: a lone one's place; of two, which is on which side."""
+    scene = scene.canonical()
+    places = tuple(thing.place for thing in scene.objects)
+    return (scene.relation, *scene.names) if scene.relation else places
 
 
 def summarise(seen: list[Seen], draws: int = 1000) -> dict[str, Any]:

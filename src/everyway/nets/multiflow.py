@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Context, Contexts, Times, like_rows
+from everyway.contracts import Bundle, Context, Contexts, Times, kind_of, like_rows
 from everyway.errors import UsageError
 from everyway.nets.gradient_checkpointing import run
 from everyway.nets.unet_blocks import (
@@ -37,10 +37,16 @@ from everyway.nets.unet_blocks import (
 
 @dataclass(frozen=True, kw_only=True)
 class Maps:
-    """Data layers of a state (B, channels, H, W): convolutional residual blocks."""
+    """Data layers of a state (B, channels, H, W): convolutional residual blocks.
+
+    kernel: side of their convolutions.  size: H = W of states that are so small that every place
+    learns a position; 0 is none, as published.
+    """
 
     name: str
     channels: int
+    kernel: int = 3
+    size: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +64,22 @@ class Vectors:
         object.__setattr__(self, "shape", tuple(self.shape))
 
 
-KINDS = {kind.__name__: kind for kind in (Maps, Vectors)}
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Data layers of a state (B, length, dim): residual blocks at each place, which learns a
+    position; context layers, whose self-attention joins the places, see a map (B, C, length, 1).
+    """
+
+    name: str
+    length: int
+    dim: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.length, self.dim
+
+
+KINDS = {kind.__name__: kind for kind in (Maps, Vectors, Sequences)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +94,7 @@ class MultiFlowConfig:
     steps: the network is told steps * t - 1, the number of one of so many steps.
     """
 
-    data: tuple[Maps | Vectors, ...]
+    data: tuple[Maps | Vectors | Sequences, ...]
     contexts: Mapping[str, int]
     dim: int = 320
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
@@ -189,19 +210,59 @@ class FlatLinear(nn.Linear):
         return super().forward(x.flatten(1)).unflatten(1, self.shape)
 
 
+class Placed(nn.Module):
+    """A first layer, and a learned vector for each place of its map (B, *shape)."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.positions = nn.Parameter(0.5 * torch.randn(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.positions
+
+
+class ToMap(nn.Linear):
+    """(B, L, features) -> (B, C, L, 1), each place by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(1, 2)[..., None]
+
+
+class FromMap(nn.Linear):
+    """(B, C, L, 1) -> (B, L, features), each place by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., 0].transpose(1, 2))
+
+
 def _of_maps(data: Maps, layer: Layer, time_dim: int) -> nn.Module:
     before, after = layer.before, layer.after
+    padding = data.kernel // 2
     match layer.kind:
         case "stem":
-            return nn.Conv2d(data.channels, after, 3, padding=1)
+            first = nn.Conv2d(data.channels, after, data.kernel, padding=padding)
+            return Placed(first, (after, data.size, data.size)) if data.size else first
         case "residual":
-            return ResidualBlock(before, after, time_dim)
+            return ResidualBlock(before, after, time_dim, kernel=data.kernel)
         case "down":
             return Downsample(before, after)
         case "up":
             return Upsample(before, after)
-    last = zeroed(nn.Conv2d(before, data.channels, 3, padding=1))
+    last = zeroed(nn.Conv2d(before, data.channels, data.kernel, padding=padding))
     return nn.Sequential(group_norm(before), nn.SiLU(), last)
+
+
+def _of_sequences(data: Sequences, layer: Layer, time_dim: int) -> nn.Module:
+    before, after = layer.before, layer.after
+    match layer.kind:
+        case "stem":
+            return Placed(ToMap(data.dim, after), (after, data.length, 1))
+        case "residual":
+            return ResidualBlock(before, after, time_dim, kernel=1)
+        case "down" | "up":
+            return nn.Conv2d(before, after, 1)
+    return nn.Sequential(group_norm(before), nn.SiLU(), zeroed(FromMap(before, data.dim)))
 
 
 def _of_vectors(data: Vectors, layer: Layer, time_dim: int) -> nn.Module:
@@ -217,14 +278,9 @@ def _of_vectors(data: Vectors, layer: Layer, time_dim: int) -> nn.Module:
     return nn.Sequential(group_norm(before), nn.SiLU(), last)
 
 
-_MAKERS = {Maps: _of_maps, Vectors: _of_vectors}
+_MAKERS = {Maps: _of_maps, Vectors: _of_vectors, Sequences: _of_sequences}
 
 # -- mixing -----------------------------------------------------------------------------------
-
-
-def kind_of(context: str) -> str:
-    """Of the layers that a context takes: what its name begins with, "image" of "image:2"."""
-    return context.partition(":")[0]
 
 
 def shares(contexts: Contexts) -> Tensor:
@@ -375,7 +431,7 @@ class MultiFlow(nn.Module):
         }
         return Parameters(components=counts, flows=flows)
 
-    def _clock(self, data: Maps | Vectors) -> str:
+    def _clock(self, data: Maps | Vectors | Sequences) -> str:
         return self.config.clocks.get(data.name, data.name)
 
     def _given(self, contexts: Contexts) -> list[list[tuple[nn.Module, Context, Tensor | None]]]:

@@ -41,8 +41,8 @@ from everyway.errors import UsageError
 
 HUB = "hf:"
 """How a source begins that is downloaded from the hub, and only then: hf:owner/name."""
-NAMES = ("uvit", "unidiffuser", "vq_diffusion", "versatile", "ediffi", "ensemble", "cascade")
-SYSTEMS = {name: f"{__name__}.{name}" for name in NAMES}
+OWN = ("uvit", "unidiffuser", "vq_diffusion", "versatile", "ediffi", "ensemble", "cascade")
+SYSTEMS = {name: f"{__name__}.{name}" for name in OWN}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 FUNCTIONS = ("build", "missing_parts", "image_size")
 """Those that every system has."""

@@ -14,18 +14,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
-from typing import Any
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
+from safetensors.torch import load_file
 from torch import nn
 
+from everyway.checkpoints import codec_folder, store
+from everyway.codecs.cells import PlacedCells, PlacedWords
 from everyway.codecs.plain import PatchTokens, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.errors import UsageError
-from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Vectors
+from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Sequences, Vectors
 from everyway.process.config import gaussian
+from everyway.process.training_times import LogNormal, OneClock
+from everyway.settings import Settings
 from everyway.system import Condition, Modality, Null, System
-from everyway.systems import MissingParts
+from everyway.systems import MissingParts, TrainingData
 from everyway.tasks import GENERATE, Task
 from everyway.validation import checked
 
@@ -56,6 +64,8 @@ KINDS = {
     "text_condition": "TextContext",
 }
 """Component -> the kind of its codec (`codecs.bundle`) where its settings name none."""
+AROUND = {kind.__name__: kind for kind in (PlacedCells, PlacedWords)}
+"""Codecs of conditions that have no weights but those of a state's codec."""
 EMPTY = {"black": -1.0, "grey": 0.0}
 """A picture that shows nothing -> its pixels in [-1, 1]."""
 
@@ -67,7 +77,10 @@ class VersatileConfig:
 
     image_size: side of an image state.  image_tokens: of a picture in context.
     codec_config: component -> settings of its codec, "kind" among them where it is not published
-    (KINDS); or {"vocabulary": [...]} for pixels and words, which have no weights.
+    (KINDS); or {"vocabulary": [...]} for pixels and words, which have no weights.  "around" names
+    the state whose codec a condition reads with (AROUND).
+    shared: component -> the shipped model that has its weights, and after an "@" their sha256.
+    empty_pictures: whether the pictures that show nothing are nulls; else zeros alone are.
     schedule: of `process.config.gaussian`.  sampler, guidance, steps: of a `System`.
     """
 
@@ -75,6 +88,8 @@ class VersatileConfig:
     image_size: int = 64
     image_tokens: int = 257
     codec_config: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    empty_pictures: bool = True
     schedule: str | Mapping[str, Any] = "discrete"
     sampler: str = "ddim-stride"
     guidance: float = 7.5
@@ -120,6 +135,39 @@ def nano(vocabulary: tuple[str, ...]) -> VersatileConfig:
     )
 
 
+def mini(codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
+    """The shipped model: 96x96 pictures of nine cells and texts of twelve tokens, as states and as
+    contexts, each token with its place."""
+    network = MultiFlowConfig(
+        data=(
+            Maps(name="image", channels=192, kernel=1, size=3),
+            Sequences(name="text", length=12, dim=64),
+        ),
+        contexts={"image": 192 + 9, "text": 64 + 12},
+        dim=120,
+        multipliers=(1,),
+        depth=1,
+        attending=1,
+        heads=8,
+    )
+    around = {
+        "image_condition": {"kind": "PlacedCells", "around": "image", "gain": 7.0},
+        "text_condition": {"kind": "PlacedWords", "around": "text", "gain": 4.0},
+    }
+    return VersatileConfig(
+        network=network.to_json(),
+        image_size=3,
+        image_tokens=9,
+        codec_config={**codec_config, **around},
+        shared=shared,
+        empty_pictures=False,
+        schedule="cosine-x0",
+        sampler="dpm++2m",
+        guidance=1.5,
+        steps=24,
+    )
+
+
 def read(config: Mapping[str, Any] | VersatileConfig) -> VersatileConfig:
     return config if isinstance(config, VersatileConfig) else VersatileConfig(**config)
 
@@ -151,6 +199,9 @@ def build(config: Mapping[str, Any] | VersatileConfig) -> System:
             source=name,
             codec=(codec := codecs[f"{name}_condition"]),
             nulls=nulls[name](codec, config),
+            leading=config.image_tokens - isqrt(config.image_tokens) ** 2
+            if name == "image"
+            else None,
         )
         for name in flows.contexts
     }
@@ -162,6 +213,7 @@ def build(config: Mapping[str, Any] | VersatileConfig) -> System:
         config=asdict(config),
         conditions=conditions,
         mixes=True,
+        shared=config.shared,
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
@@ -251,6 +303,8 @@ def image_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
         return Context(tokens=codec.encode(torch.full((1, 3, side, side), value)))
 
     made = {"zeros": Null(make=lambda: Context(tokens=torch.zeros(shape)))}
+    if not config.empty_pictures:
+        return made
     pictures = {n: Null(make=partial(empty, value), codec=own) for n, value in EMPTY.items()}
     return made | pictures
 
@@ -261,16 +315,21 @@ def text_nulls(codec: Codec, config: VersatileConfig) -> dict[str, Null]:
     return {"empty": Null(make=lambda: Context(tokens=codec.encode([""])), codec=own)}
 
 
-def _shape(data: Maps | Vectors, side: int) -> tuple[int, ...]:
-    return data.shape if isinstance(data, Vectors) else (data.channels, side, side)
+def _shape(data: Maps | Vectors | Sequences, side: int) -> tuple[int, ...]:
+    return (data.channels, side, side) if isinstance(data, Maps) else data.shape
 
 
 def _coded(config: VersatileConfig) -> dict[str, Any]:
     from everyway.codecs import bundle
 
-    own, names = config.codec_config, [d.name for d in config.flows.data]
-    names += [f"{name}_condition" for name in config.flows.contexts]
-    return {name: bundle.codec(name, own[name], KINDS[name]) for name in names}
+    names, made = [d.name for d in config.flows.data], dict[str, Any]()
+    for name in names + [f"{name}_condition" for name in config.flows.contexts]:
+        own = dict(config.codec_config[name])
+        if state := own.pop("around", ""):
+            made[name] = AROUND[own.pop("kind")](codec=made[state], **own)
+        else:
+            made[name] = bundle.codec(name, own, KINDS[name])
+    return made
 
 
 def _plain(config: VersatileConfig) -> dict[str, Any]:
@@ -285,3 +344,115 @@ def _plain(config: VersatileConfig) -> dict[str, Any]:
         "image_condition": PatchTokens(size=config.image_size, patch=config.image_size // side),
         "text_condition": checked(words),
     }
+
+
+# -- training ---------------------------------------------------------------------------------
+
+PLAN = {
+    "variation": ("image-variation",),
+    "pictures": ("image-variation", "text-to-image"),
+    "all": ("image-variation", "text-to-image", "image-to-text", "text-variation"),
+}
+"""Stage of the published plan -> its flows; each starts from the model of the one before."""
+RATES = {
+    "variation": {"time": 0.1, "image_data": 0.1},
+    "pictures": {"time": 0.1, "image_data": 0.1},
+    "all": {"time": 0.1, "image_data": 0.2},
+}
+"""Stage -> the published parts of the rate of layers that had learned to draw before; 1 of others.
+
+The paper scales gradients.  An optimiser of the kind of Adam takes the same step whatever the scale
+of a gradient is, so it is the rate that is scaled here.
+"""
+
+
+class Shares(Settings):
+    """Of the samples, each flow's beside the others' of its stage."""
+
+    text_to_image: float = Field(1.0, ge=0)
+    image_to_text: float = Field(1.0, ge=0)
+    image_variation: float = Field(1.0, ge=0)
+    text_variation: float = Field(1.0, ge=0)
+
+
+class Training(Settings):
+    """What a training of this system reads.
+
+    stage: of the published plan, a name in PLAN.  scaled: whether layers learn at the published
+    parts of the rate (RATES), as one that starts from a network which draws already.
+    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared.
+    init: a model to start from, codecs and weights.
+    times: a distribution of `process.training_times`.  drop: share of the samples without their
+    conditions.
+    """
+
+    preset: Literal["nano-versatile", "mini-versatile"] = "nano-versatile"
+    stage: Literal["variation", "pictures", "all"] = "all"
+    shares: Shares = Shares()
+    scaled: bool = False
+    init: str = ""
+    codecs: str = ""
+    times: OneClock = LogNormal()
+    drop: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Training:
+        if self.init or self.preset == "nano-versatile":
+            self.unread(("codecs",), "a training that starts from init, or of nano-versatile")
+        return self
+
+    @property
+    def flows(self) -> dict[str, float]:
+        """Flow -> its share of the samples."""
+        return {name: getattr(self.shares, name.replace("-", "_")) for name in PLAN[self.stage]}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Component of the network -> its part of the training's rate, where that is not 1."""
+        return RATES[self.stage] if self.scaled else {}
+
+    def system(self, data: TrainingData) -> System:
+        """Raises StoreError where a codec is missing."""
+        if self.preset == "nano-versatile":
+            return build(nano(data.words))
+        if self.codecs:
+            folder = Path(self.codecs)
+            config = {name: codec_folder.settings(folder, name) for name in ("image", "text")}
+            weights = {name: load_file(folder / f"{name}.safetensors") for name in config}
+            shared = {}
+        else:
+            config, weights, shared = _of_mini(data)
+        config["text"]["spoken"] = "en"
+        made = build(mini(config, shared))
+        for name, codec in made.codecs.items():
+            codec.load_state_dict(weights[name])
+        return made
+
+    def started(self, former: System) -> System:
+        return former
+
+
+def _of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Settings and weights of the codecs of `mini`, and how a config names them."""
+    opened, names = data.opened("mini"), ("image", "text")
+    config = {name: dict(opened.config["config"]["codec_config"][name]) for name in names}
+    weights = {
+        name: {k: entry.read(torch.float32) for k, entry in opened.components[name].items()}
+        for name in names
+    }
+    digests = store.document(Path(__file__).parents[1] / "shipped" / "mini")["sha256"]
+    return config, weights, {name: f"mini@{digests[name]}" for name in names}
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "nano-versatile": dict(
+        preset="nano-versatile", data="shapes", steps=1500, lr=5e-3, out="runs/nano-versatile",
+        times={"distribution": "lognormal", "mean": 0.5, "std": 1.5},
+    ),
+    "mini-versatile": dict(
+        preset="mini-versatile", data="lattice-whole", cache=40_000, steps=200_000, batch=128,
+        lr=5e-3, weight_decay=0.0, ema=0.997, out="runs/mini-versatile", weights="fp16",
+        times={"distribution": "lognormal", "mean": 1.7, "std": 1.6},
+        text_to_image=1.3, image_to_text=1.2, text_variation=0.5,
+    ),
+}  # fmt: skip

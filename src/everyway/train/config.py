@@ -30,6 +30,7 @@ CODECS = {
     "codec-vq": "everyway.train.codec_vq",
     "encoder": "everyway.train.encoder",
     "text": "everyway.train.text",
+    "text-vae": "everyway.train.text_vae",
     "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
     "experts": "everyway.train.experts",

@@ -10,7 +10,8 @@ slower than float32; here it is bf16 where that is fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -33,32 +34,36 @@ class Muon(torch.optim.AdamW):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         blocks: Sequence[nn.Module],
         *,
         momentum: float = 0.95,
         half: bool | None = None,
         **adamw,
     ) -> None:
-        parameters = [*parameters]
-        super().__init__(parameters, **adamw)
+        super().__init__([*parameters], **adamw)
         self.momentum, self.half = momentum, half
         stacked = {id(weight): count for weight, count in hidden_matrices(blocks)}
-        self.stacked = {n: stacked[id(p)] for n, p in enumerate(parameters) if id(p) in stacked}
+        own = enumerate(p for p, _ in self._numbered())
+        self.stacked = {n: stacked[id(p)] for n, p in own if id(p) in stacked}
         if not self.stacked:
             raise UsageError("this network has no blocks with linear layers; use adamw")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        group = self.param_groups[0]  # wrappers put other parameters in place: they go by number
-        named = [(group["params"][n], stacked) for n, stacked in self.stacked.items()]
-        moved = [(p, stacked) for p, stacked in named if p.grad is not None]
-        updates = [(gathered(self._nesterov(p)), stacked) for p, stacked in moved]
-        for (p, _), update in zip(moved, self._shared_out(updates)):
+        numbered = [*self._numbered()]  # wrappers put other parameters in place
+        named = [(*numbered[n], stacked) for n, stacked in self.stacked.items()]
+        moved = [(p, group, stacked) for p, group, stacked in named if p.grad is not None]
+        updates = [(gathered(self._nesterov(p)), stacked) for p, _, stacked in moved]
+        for (p, group, _), update in zip(moved, self._shared_out(updates)):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.sub_(_in_shards_of(p, update), alpha=group["lr"])
             p.grad = None  # AdamW passes over parameters without a gradient
         super().step()
+
+    def _numbered(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """Every parameter, with its group."""
+        return ((p, group) for group in self.param_groups for p in group["params"])
 
     def _nesterov(self, p: nn.Parameter) -> Tensor:
         """The gradient and its running mean, which takes the gradient in."""

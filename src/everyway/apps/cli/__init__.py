@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so `everyway --help` answer
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -15,7 +14,7 @@ from io import TextIOWrapper
 
 from everyway import __version__
 from everyway.apps.cli.flags import Parser
-from everyway.apps.cli.language import spoken
+from everyway.apps.cli.language import notes, spoken
 from everyway.errors import EverywayError
 
 COMMANDS = {
@@ -47,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete()
         args = parser(*words[:1]).parse_args(words)
-        quiet = getattr(args, "quiet", False)
-        logging.getLogger("everyway").setLevel(logging.ERROR if quiet else logging.NOTSET)
-        code = args.run(args) or 0
+        with notes(getattr(args, "quiet", False)):
+            code = args.run(args) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read what is printed has gone

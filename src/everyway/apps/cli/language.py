@@ -7,9 +7,12 @@ in a table (korean.json), {} standing for what is put into it, which is looked u
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +40,26 @@ def translated(sentence: str, language: str) -> str:
         if match := pattern.fullmatch(plain):
             return _joined(said.format(*(translated(part, language) for part in match.groups())))
     return sentence
+
+
+class Notes(logging.Handler):
+    """What the library logs, on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(spoken(record.getMessage()), file=sys.stderr)
+
+
+@contextmanager
+def notes(quiet: bool) -> Iterator[None]:
+    """Tells what is logged meanwhile; if quiet, errors alone."""
+    log, handler = logging.getLogger("everyway"), Notes()
+    log.addHandler(handler)
+    log.setLevel(logging.ERROR if quiet else logging.NOTSET)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
 
 
 def _joined(said: str) -> str:

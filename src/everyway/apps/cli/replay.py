@@ -24,6 +24,7 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--part", **many, type=pair, metavar="NAME=PATH", help=said)
     p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
     p.add_argument("--mask", help=f"where its mask is now; {asis}")
+    p.set_defaults(quiet=True)  # how its prompt was taken was told as it was made
 
 
 def run(args: argparse.Namespace) -> int:
