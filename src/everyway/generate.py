@@ -19,7 +19,9 @@ from torch import Tensor
 
 from everyway import __version__, library
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
+from everyway.controls.asking import Change, Changed
 from everyway.controls.masks import free_places, pinned
+from everyway.controls.paint import PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Job, Sample, batches, jobs, opened, read
@@ -125,6 +127,12 @@ def sampler_of(request: GenerateRequest) -> Sampler:
         return chosen
     weight = 1.0 if request.purity_weight is None else request.purity_weight
     return replace(chosen, tokens=purity(weight, request.tokens_per_step))
+
+
+def paint_weight_of(request: GenerateRequest) -> PaintWeight:
+    """That of a request."""
+    own = request.paint_weight
+    return PaintWeight() if own is None else PaintWeight(value=own)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -272,6 +280,8 @@ class Model:
         inputs = read(replace(job, request=request), self.system, self.image_size)
         if missing := {*self.system.given(task)} - inputs.values.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        if inputs.canvas:
+            painting([inputs.canvas], self.system, task)  # raises before the first step
         for note in inputs.notes:
             log.warning(note)
         for k in range(request.n):
@@ -298,7 +308,11 @@ class Model:
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
             if number and request.language:  # what was made before this stage is in it
                 request = request.model_copy(update={"null": request.language})
-            for progress in self._sample(stage, carried, noise, request, free):
+            change = None
+            if request.paint and not number:  # the first stage lays the picture out
+                canvases = [s.inputs.canvas for s in rows]
+                change = painting(canvases, system, stage.task, paint_weight_of(request))
+            for progress in self._sample(stage, carried, noise, request, free, change):
                 done = (number + progress.step / progress.steps) / len(stages)
                 where = number + 1, len(stages), progress.step, progress.steps
                 yield Preview(*where, done, places, stage.system, progress)
@@ -363,8 +377,10 @@ class Model:
         noise: PerSampleNoise,
         request: GenerateRequest,
         free: Sequence[Tensor],
+        change: Change | None,
     ) -> Iterator[SamplingProgress]:
-        """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
+        """The sampling loop of one stage.  free: the mask of every row, where the stage has any.
+        change: of every query, where there is one."""
         system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
@@ -382,9 +398,10 @@ class Model:
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
         nulls = system.null_contexts(batch, request.null)
+        denoise = self._denoise(system, task, nulls, noise, request)
         with _naming_strength(request, steps):
             return sample(
-                self._denoise(system, task, nulls, noise, request),
+                Changed(denoise=denoise, change=change) if change else denoise,
                 processes=system.processes,
                 clocks=system.clocks,
                 task=task,

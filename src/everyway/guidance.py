@@ -136,7 +136,10 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
-        contexts = query.contexts | {name: self.null_contexts[name] for name in branch.without}
+        contexts = {  # what is said of a state's tokens goes with the state
+            name: replace(c, bias=None) if self.clocks.get(name) in branch.absent else c
+            for name, c in query.contexts.items()
+        } | {name: self.null_contexts[name] for name in branch.without}
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
     def asks(self, query: Query) -> list[Query]:

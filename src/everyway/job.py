@@ -15,8 +15,16 @@ import torch
 from PIL import Image
 
 from everyway.controls.masks import put_back
+from everyway.controls.paint import Canvas
 from everyway.data.pictures import square
-from everyway.media import Medium, free_pixels, medium, picture_tensor, read_picture
+from everyway.media import (
+    Medium,
+    free_pixels,
+    medium,
+    painted_shares,
+    picture_tensor,
+    read_picture,
+)
 from everyway.request import GenerateRequest, RequestError, known, read_file, read_image
 from everyway.system import System
 
@@ -96,8 +104,8 @@ def _job(settings: Mapping[str, Any], system: System) -> Job:
         wanted["images"] = [named(given) for given in wanted["images"]]
     if isinstance(wanted.get("given"), Mapping):
         wanted["given"] = {name: named(given) for name, given in wanted["given"].items()}
-    if "mask" in wanted:
-        wanted["mask"] = named(wanted["mask"])
+    for name in {"mask", "paint"} & wanted.keys():
+        wanted[name] = named(wanted[name])
     return opened(GenerateRequest(**wanted), system, files)
 
 
@@ -106,13 +114,14 @@ class Inputs:
     """What a job is given, read.
 
     values: name -> what it is given under it, pictures as squares of the system's side.
-    picture, mask: of inpainting, whole.
+    picture, mask: of inpainting, whole.  canvas: what words of the text are painted on.
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
 
     values: Mapping[str, Sequence[Any]]
     picture: Image.Image | None
     mask: Image.Image | None
+    canvas: Canvas | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -137,7 +146,8 @@ def read(job: Job, system: System, side: int) -> Inputs:
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
         _fits(mask, pictures[0], side)
-    values: dict[str, list[Any]] = {"image": pictures, "text": [_completed(request.text, system)]}
+    text = _completed(request.text, system, placed=not request.paint)
+    values: dict[str, list[Any]] = {"image": pictures, "text": [text]}
     values["label"] = [request.label]
     for name, value in request.given.items():
         kind = _input(name, system)
@@ -145,6 +155,16 @@ def read(job: Job, system: System, side: int) -> Inputs:
             held[str(value)] = value = job.file(str(value))
         values[name] = [kind.read(value, name)]
     whole = [*zip(request.images, pictures), *([(request.mask, mask)] if mask else [])]
+    canvas = None
+    if request.paint:
+        painted = read_picture(held[request.paint], request.paint)
+        whole.append((request.paint, painted))
+        canvas = Canvas(
+            text=text,
+            maps=painted_shares(painted, list(request.words), side, request.paint),
+            phrases=tuple(words.phrase for words in request.words.values()),
+            strengths=tuple(words.strength for words in request.words.values()),
+        )
     return Inputs(
         values={
             k: [_squared(v, side) for v in own]
@@ -153,10 +173,11 @@ def read(job: Job, system: System, side: int) -> Inputs:
         },
         picture=pictures[0] if mask else None,
         mask=mask,
+        canvas=canvas,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
             *(_seen(name, p.size, side) for name, p in whole if p.width != p.height),
-            *_unread(request.text, system),
+            *_unread(request.text, system, placed=not request.paint),
         ),
     )
 
@@ -170,10 +191,13 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
-def _completed(text: str | None, system: System) -> str | None:
-    """A prompt as the codecs that know what it leaves unsaid complete it."""
+def _completed(text: str | None, system: System, placed: bool) -> str | None:
+    """A prompt as the codecs that know what it leaves unsaid complete it.
+
+    placed: False leaves open where things are, for a map to say it.
+    """
     for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "completed")):
-        return codec.completed(text)
+        return codec.completed(text, placed)
     return text
 
 
@@ -183,11 +207,12 @@ def _readers(system: System) -> Iterator[Any]:
     return (each for each in everything if each.source == "text")
 
 
-def _unread(text: str | None, system: System) -> Iterator[str]:
-    """What of a text the codecs that can tell will not read."""
+def _unread(text: str | None, system: System, placed: bool) -> Iterator[str]:
+    """What of a text the codecs that can tell will not read, and how it is `_completed`."""
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
-        yield from reader.remarks(text) if hasattr(reader, "remarks") else ()
+        told = (placed,) if hasattr(reader, "completed") else ()
+        yield from reader.remarks(text, *told) if hasattr(reader, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

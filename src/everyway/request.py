@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -94,6 +95,20 @@ def _name(given: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_name)]
 """Of a file.  In Python and on the command line it is a path; a server gives its own files."""
 Time = Annotated[Number, Field(ge=0, le=1)]
+Colour = Annotated[str, StringConstraints(pattern="^#[0-9A-Fa-f]{6}$", to_lower=True)]
+"""As #ff0000."""
+
+
+class Words(NamedTuple):
+    """Painted words.  strength: below 0 keeps them out of their region."""
+
+    phrase: Annotated[str, Field(min_length=1, max_length=200)]
+    strength: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+def _words(given: Any) -> Any:
+    """ "a fox" or "a fox:0.5" as Words has it."""
+    return tuple(part.strip() for part in given.rsplit(":", 1)) if isinstance(given, str) else given
 
 
 class GenerateRequest(BaseModel):
@@ -123,6 +138,13 @@ class GenerateRequest(BaseModel):
     """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
     blend: Annotated[Whole, Field(ge=0, le=64)] = 0
     """Within so many pixels of those that stay, what is drawn passes over into them (inpaint)."""
+    paint: Name | None = None
+    """A picture's path, in whose colours words of the text are painted."""
+    words: dict[Colour, Annotated[Words, BeforeValidator(_words)]] = {}
+    """Colour of that picture -> the words that are drawn there, and how strongly (1 by default;
+    below 0 they are kept out of it), as "#ff0000=a fox" or "#00ff00=a teapot:0.5"."""
+    paint_weight: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    """How strongly words are painted, 0 is off; by default the model's own."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -169,6 +191,12 @@ class GenerateRequest(BaseModel):
             raise ValueError("a blend goes with the kind inpaint; leave it out")
         if self.text is not None:
             said(self.text)
+        if (self.paint is None) != (not self.words):
+            raise ValueError("a map to paint goes with words for its colours; give both or neither")
+        if self.paint and (self.text is None or self.kind in ("vary-text", "chain")):
+            raise ValueError("words of a text are painted where it is drawn once; give a text")
+        if self.paint_weight is not None and not self.paint:
+            raise ValueError("a paint weight goes with a map to paint; leave it out")
         if self.kind in KINDS:
             self._has_what_it_reads()
         if self.kind == "interpolate" and self.n > 1:
@@ -200,7 +228,7 @@ class GenerateRequest(BaseModel):
     @property
     def paths(self) -> tuple[str, ...]:
         """Of every picture that is read for it."""
-        return (*self.images, *filter(None, (self.mask,)))
+        return (*self.images, *filter(None, (self.mask, self.paint)))
 
     @property
     def parts(self) -> int:

@@ -56,23 +56,36 @@ class TokenTable(nn.Module):
             raise PromptError(self._nothing_known(text))
         return plain(stated, self.lexicon, language(text))
 
-    def completed(self, text: str) -> str:
+    def completed(self, text: str, placed: bool = True) -> str:
         """A prompt with what it leaves unsaid as it usually is; any text where there is no lexicon.
 
-        Raises PromptError as `phrased` does.
+        placed: False leaves open where objects are.  Raises PromptError as `phrased` does.
         """
         if self.lexicon is None or not text.strip():
             return text
         stated = parse(self.phrased(text), self.lexicon)
-        return plain(completed(stated), self.lexicon, language(text))
+        return plain(completed(stated, placed), self.lexicon, language(text))
 
-    def remarks(self, text: str) -> list[str]:
-        """How a prompt is taken, where it leaves something unsaid, and what of it is not drawn,
-        each in one line, with the nearest words that are known."""
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the tokens of a phrase of the text.
+
+        Of a phrase that names objects of the lexicon, in any words, their names: a token's vector
+        is the same wherever it stands, so no other word of "a large fox" says that it is a fox's.
+        """
+        caption = self.phrased(text)
+        meant = parse(phrase, self.lexicon) if self.lexicon else None
+        names = meant.names if meant else [phrase]
+        if meant and language(caption) == "ko":
+            names = [self.lexicon.objects[name] for name in names]
+        return torch.stack([self.tokens.places(caption, name) for name in names]).any(0)
+
+    def remarks(self, text: str, placed: bool = True) -> list[str]:
+        """How a prompt is `completed`, where it leaves something unsaid, and what of it is not
+        drawn, each in one line, with the nearest words that are known."""
         if self.lexicon is None:
             return []
         reading, made = read(text, self.lexicon), []
-        if (taken := self.completed(text)) != self.phrased(text):
+        if (taken := self.completed(text, placed)) != self.phrased(text):
             made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")
