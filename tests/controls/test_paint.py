@@ -131,6 +131,14 @@ def test_the_tokens_of_a_phrase():
     assert clip.encode([CAPTION])[0, 3] == level.token_to_id("cat")
 
 
+def test_plain_words():
+    from everyway.codecs.plain import Words
+
+    codec = Words(vocabulary=(), length=5, dim=4)
+    assert codec.places("a red circle, a blue", "A blue").tolist() == [False] * 3 + [True, True]
+    assert not codec.places("a red circle", "circles").any()
+
+
 def test_tokens_of_pieces():
     """As T5's: pieces of words, which carry the space before them."""
     pieces = ["▁a", "▁cat", "er", "pillar", "▁on", "▁red", "▁", *"acdeilnoprt"]
