@@ -8,6 +8,8 @@ or, as small models need it, mostly on the lines that tasks sample on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -25,22 +27,27 @@ def corrupt(system: System, x0: Bundle, times: Times, noise: Noise) -> tuple[Bun
     return x_t, draws
 
 
-def contexts_of(system: System, batch: Bundle, noise: Noise, drop: float, samples: int) -> Contexts:
+def contexts_of(
+    system: System, batch: Bundle, noise: Noise, drop: float | Mapping[str, float], samples: int
+) -> Contexts:
     """What the network is given of a batch, a share `drop` of the samples their null.
 
     batch: clean states, and contexts as `contracts.flat` has them.  What the data does not hold
     (the kind of data of UniDiffuser v1) is the null for all of them.
+    drop: of every condition, or of each by its name, none where it is not named; each is dropped
+    independently of the others.
     """
     device = next(iter(batch.values())).device
     given, out = contexts_in(batch), {}
     for name, condition in system.conditions.items():
-        if name in given and not drop:
+        share = drop.get(name, 0.0) if isinstance(drop, Mapping) else drop
+        if name in given and not share:
             out[name] = given[name]
             continue
         null = condition.null().context().expand(samples).to(device)
         out[name] = null
         if name in given:
-            lost = noise.uniform(f"drop:{name}", (samples,)).to(device) < drop
+            lost = noise.uniform(f"drop:{name}", (samples,)).to(device) < share
             out[name] = given[name].where(~lost, null)
     return out
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from everyway.controls.interpolation import slerp, start_states
+from everyway.guidance import branches
 from everyway.request import KINDS, GenerateRequest, RequestError, known
 from everyway.system import System
-from everyway.tasks import PATHS, Path, Task, given_noisy
+from everyway.tasks import PATHS, Branch, Path, Task, given_noisy
 
 Carry = dict[str, Tensor]
 """What goes from stage to stage: clean states by modality, "context.NAME" and "start.NAME"."""
@@ -42,10 +43,11 @@ class Stage:
 def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
     """The stages of a request, out of a system's own tasks.
 
-    Raises RequestError where the system has no such task, and for noise of what it is not given or
-    a path of what it does not generate.
+    Raises RequestError where the system has no such task or context, and for noise of what it is
+    not given or a path of what it does not generate.
     """
-    stages = _stages(request, tasks)
+    weighed = (replace(s, task=_weighed(s.task, request)) for s in _stages(request, tasks))
+    stages = tuple(weighed)
     asked = {"--given-noise": request.given_noise, "a clock path": request.clock_paths}
     if not any(asked.values()):
         return stages
@@ -62,6 +64,27 @@ def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ..
     except ValueError as error:
         raise RequestError(str(error)) from None
     return (replace(stage, task=task),)
+
+
+def _weighed(task: Task, request: GenerateRequest) -> Task:
+    """The task with a request's weights of contexts, and with the guidance that some have of their
+    own: a branch without each of these, and one without the rest of what is given."""
+    weights, own = request.context_weights, request.context_guidance
+    if (weights or own) and not task.contexts:
+        raise RequestError(f"{task.name} is given no contexts; leave their weights out")
+    for name in (*weights, *own):
+        known("context", name, task.contexts)
+    named = {name: 1.0 for name in request.given if name in task.contexts}
+    task = replace(task, contexts={**task.contexts, **named, **weights})
+    if not own:
+        return task
+    rest = [replace(b, without=tuple(n for n in b.without if n not in own)) for b in branches(task)]
+    alone = [
+        Branch(keep=task.generated, without=(name,), weight=weight)
+        for name, weight in own.items()
+        if task.contexts[name]
+    ]
+    return replace(task, guidance=(*(b for b in rest if b.without or b.absent), *alone))
 
 
 def _path(asked: str | Sequence[tuple[float, float]]) -> Path:

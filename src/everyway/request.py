@@ -53,6 +53,9 @@ SAMPLER_NAMES = (
     "purity",
     "fast-stride",
     "heun",
+    "edm-euler",
+    "edm-heun",
+    "kutta3",
     "em-sde",
     "em-ode",
     "euler",
@@ -166,6 +169,11 @@ class GenerateRequest(BaseModel):
     """Of the text that is made, as en or ko; by default the prompt's, else the model's first."""
     given: dict[str, int | Name] = {}
     """What a model reads that has no field here, by name: a text, a number, or a file's path."""
+    context_weights: dict[str, Time] = {}
+    """Context -> its weight: 0 leaves it out, 1 is as given; by default the task's, and 1 where it
+    is given by its own name."""
+    context_guidance: dict[str, Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)]] = {}
+    """Context -> its own weight in guidance; by default that of all."""
     given_noise: dict[str, Annotated[Number, Field(ge=0, lt=1)]] = {}
     """Clock -> time in [0, 1) at which a condition is given, itself noisy."""
     frames: Annotated[Whole, Field(ge=2, le=1000)] = 8

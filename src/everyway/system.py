@@ -92,6 +92,11 @@ def dropped(*shape: int) -> Null:
     return Null(make=lambda: Context(tokens=torch.zeros(1, *shape), dropped=torch.tensor(yes)))
 
 
+def zeros(*shape: int) -> Null:
+    """Zeros in place of one sample's tokens, of `shape` (N, D)."""
+    return Null(make=lambda: Context(tokens=torch.zeros(1, *shape)))
+
+
 def labelled(number: int) -> Null:
     """A null label."""
     return Null(make=lambda: Context(tokens=torch.tensor([number])))
@@ -106,6 +111,8 @@ class Condition:
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    given_as: the name that a request gives its raw data by, where that is not `source`, which
+    training reads (the style of a picture, in training that of the picture itself).
     """
 
     name: str
@@ -113,6 +120,16 @@ class Condition:
     codec: Codec
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
+    given_as: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The name of its raw data in a request."""
+        return self.given_as or self.source
+
+    def raw_in(self, raw: Mapping[str, Any]) -> Any:
+        """Its own of all raw data, or None."""
+        return raw.get(self.asked, raw.get(self.source))
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -233,9 +250,9 @@ class System:
 
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
-        parts: list[Modality | Condition] = [m for clock in task.given for m in self.on(clock)]
-        parts += [c for c in self.conditions.values() if task.contexts.get(c.name)]
-        return tuple(dict.fromkeys(part.source for part in parts))
+        names = [m.source for clock in task.given for m in self.on(clock)]
+        names += [c.asked for c in self.conditions.values() if task.contexts.get(c.name)]
+        return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
@@ -254,7 +271,8 @@ class System:
     @property
     def raws(self) -> set[str]:
         """The raw data that its modalities and conditions read."""
-        return {part.source for part in self._parts}
+        asked = {c.asked for c in self.conditions.values()}
+        return {part.source for part in self._parts} | asked
 
     @property
     def _parts(self) -> tuple[Modality | Condition, ...]:
@@ -270,8 +288,8 @@ class System:
     @torch.no_grad()
     def contexts(self, raw: Mapping[str, Any]) -> Contexts:
         """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = [c for c in self.conditions.values() if c.source in raw]
-        made = {c.name: self._encoded(c.codec, raw[c.source]) for c in own}
+        own = {c: given for c in self.conditions.values() if (given := c.raw_in(raw)) is not None}
+        made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
     def null_contexts(self, batch: int, name: str = "") -> Contexts:

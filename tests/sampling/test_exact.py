@@ -14,7 +14,7 @@ from everyway.sampling.solvers import SAMPLERS, ddim
 
 MEAN, STD = 0.5, 0.4
 ANCESTRAL = ("ddpm", "ancestral", "purity", "fast-stride", "em-sde", "em-ode")
-STEPS = {"euler": 200, "ddim": 200} | dict.fromkeys(ANCESTRAL, 400)
+STEPS = {"euler": 200, "ddim": 200, "edm-euler": 200} | dict.fromkeys(ANCESTRAL, 400)
 
 
 def run(denoise, process, sampler, steps, shape, seed=0, **options):

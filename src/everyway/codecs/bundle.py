@@ -20,6 +20,8 @@ MODULES = {
     "ImageVQ": "image_vq",
     "CellVQ": "cell_vq",
     "ClipText": "clip_text",
+    "T5States": "context_encoders",
+    "ClipSentence": "context_encoders",
 }
 """Kind, a class -> its module here, imported for a codec of that kind alone: some of them need
 libraries that take longer to import than a small model takes to draw."""

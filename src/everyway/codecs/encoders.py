@@ -50,6 +50,16 @@ CLIP_B32_VISION = {
     "projection_dim": 512,
     "hidden_act": "quick_gelu",
 }
+CLIP_L14_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 CLIP_L14_TEXT = {
     "vocab_size": 49408,
     "hidden_size": 768,

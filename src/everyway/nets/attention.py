@@ -72,14 +72,17 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Separate q, k, v, all with biases; k and v read a context of any width (x itself: self)."""
+    """Separate q, k, v; k and v read a context of any width (x itself: self).
 
-    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+    qkv_bias: whether q, k and v have biases; the projection has one.
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(context_dim, dim)
-        self.v = nn.Linear(context_dim, dim)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.k = nn.Linear(context_dim, dim, bias=qkv_bias)
+        self.v = nn.Linear(context_dim, dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(

@@ -275,6 +275,21 @@ class EDMSigma(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """What a network is shown of a time: c_noise = scale * log(sigma / alpha), finite at t = 0.
+
+    Source: Karras et al., 2022, arXiv 2206.00364, table 1, where the scale is 1/4.
+    """
+
+    schedule: Schedule
+    scale: float = 0.25
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """(B,) float64 times -> (B,) float64."""
+        return -self.scale * self.schedule.lam(t.clamp(min=1e-9))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Along(Schedule):
     """`base` at t = path(u), for a run whose time is u: what solvers see of a clock with a path."""
 

@@ -107,12 +107,17 @@ def heun_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step,
     )
 
 
-def steps_to_zero(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
-    """`steps` grid times over the span, then a last step to 0 (Euler-Maruyama's layout)."""
-    if steps < 2:
-        raise UsageError(f"Euler-Maruyama needs at least 2 steps, got {steps}")
-    times = GRIDS[grid](lead, steps - 1, *span).tolist()
-    return tuple(Step(t, s) for t, s in zip(times, [*times[1:], 0.0], strict=True))
+def then_zero(lay_steps: LaySteps) -> LaySteps:
+    """The last of the steps goes to 0, the others over the span: the layout of Karras et al., 2022,
+    whose last noise level is sigma_min, and of Euler-Maruyama."""
+
+    def lay(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+        if steps < 2:
+            raise UsageError(f"this sampler needs at least 2 steps, got {steps}")
+        laid = lay_steps(steps - 1, grid, span, lead)
+        return *laid, Step(laid[-1].s, 0.0)
+
+    return lay
 
 
 def fast_orders(steps: int, order: int) -> tuple[int, ...]:
@@ -133,7 +138,7 @@ def _above_zero(span: Span, lead: Schedule) -> Span:
     """The span, from where there is some signal to where there is some noise."""
     t_start, t_end = span
     if t_end <= 0:
-        raise UsageError(f"single-step DPM-Solver needs t_end above 0, got {t_end:g}; try 0.001")
+        raise UsageError(f"single-step solvers need t_end above 0, got {t_end:g}; try 0.001")
     return min(t_start, first_time(lead)), t_end
 
 
@@ -175,7 +180,17 @@ def single_steps(order: int, fast: bool = False) -> LaySteps:
     return lay_steps
 
 
-# -- moves with one or two evaluations --------------------------------------------------------
+def kutta3_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    """Three evaluations per cell: at its start, where sigma / alpha is halfway, and at its end."""
+
+    def halfway(t: float, s: float) -> float:
+        return float(lead.t_of_lam(-torch.log(sum(torch.exp(-lead.lam(u)) for u in (t, s)) / 2)))
+
+    cells = _cells(GRIDS[grid](lead, steps, *_above_zero(span, lead)))
+    return tuple(Step(t, s, 3, (halfway(t, s), s)) for t, s in cells)
+
+
+# -- moves with one to three evaluations ------------------------------------------------------
 
 
 def _draw(noise: Noise, name: str, like: Tensor) -> Tensor:
@@ -226,6 +241,42 @@ def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
         second = kernels.slope(guess[name], after[name], to)
         moved[name] = kernels.heun(x, first, second, at, to)
     return Moved(states=moved)
+
+
+def kutta3_weights(r: float) -> tuple[float, float, float]:
+    """(a_32, b_2, b_3) of the third order tableau with nodes 0, r and 1, r neither of them nor 2/3.
+
+    The rest follows, as rows and b add up to their node and to 1.  r = 1/2 is Kutta's own: 2, 4/6,
+    1/6.
+    """
+    return (
+        (1 - r) / (r * (2 - 3 * r)),
+        1 / (6 * r * (1 - r)),
+        (2 - 3 * r) / (6 * (1 - r)),
+    )
+
+
+def move_kutta3(evaluate, states, step, memory, schedules, noise) -> Moved:
+    """Kutta's third order method along sigma / alpha, without memory (Zhang and Chen, "DEIS", 2022,
+    arXiv 2204.13902: the exponential integrator is a Runge-Kutta method in that variable).
+
+    Of several schedules the first has its inner time halfway, and each its own weights for it.
+    """
+    here, slopes = states, {n: [] for n in states}
+    points = {n: [point(schedules[n], t) for t in (step.t, *step.inner)] for n in states}
+    weights = {}
+    for n, at in points.items():
+        first, middle, last = (p.sigma / p.alpha for p in at)
+        a32, b2, b3 = kutta3_weights((middle - first) / (last - first))
+        weights[n] = (1.0,), (1 - a32, a32), (1 - b2 - b3, b2, b3)
+    for k, t in enumerate((step.t, *step.inner)):
+        clean = evaluate(here, t)
+        here = dict(here)
+        for n, x in states.items():
+            slopes[n].append(kernels.slope(here[n], clean[n], points[n][k]))
+            mean = sum(w * slope for w, slope in zip(weights[n][k], slopes[n], strict=True))
+            here[n] = kernels.advance(x, mean, points[n][0], points[n][min(k + 1, 2)])
+    return Moved(states=here)
 
 
 def move_euler_maruyama(stochastic: bool) -> Move:
@@ -479,16 +530,19 @@ _ALL = (
         tokens=LEAPS,
     ),
     Sampler(name="heun", lay_steps=heun_steps, move=move_heun),
+    Sampler(name="edm-euler", lay_steps=then_zero(cell_steps), move=move_ddim(0.0), t_end=1e-3),
+    Sampler(name="edm-heun", lay_steps=then_zero(heun_steps), move=move_heun, t_end=1e-3),
+    Sampler(name="kutta3", lay_steps=kutta3_steps, move=move_kutta3, t_end=1e-3),
     Sampler(
         name="em-sde",
-        lay_steps=steps_to_zero,
+        lay_steps=then_zero(cell_steps),
         move=move_euler_maruyama(True),
         t_end=1e-3,
         rate=True,
     ),
     Sampler(
         name="em-ode",
-        lay_steps=steps_to_zero,
+        lay_steps=then_zero(cell_steps),
         move=move_euler_maruyama(False),
         t_end=1e-3,
         rate=True,

@@ -39,7 +39,7 @@ from everyway.errors import UsageError
 
 HUB = "hf:"
 """How a source begins that is downloaded from the hub, and only then: hf:owner/name."""
-SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion")}
+SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion", "ediffi")}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 FUNCTIONS = ("build", "missing_parts", "image_size")
 """Those that every system has."""

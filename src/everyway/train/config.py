@@ -37,7 +37,7 @@ CODECS = {
     Training                a Settings class, the `model` of its config
     TRAININGS               name of a preset -> settings other than the defaults
 """
-PRESETS = ("nano", "mini", "mini-vq", *CODECS)
+PRESETS = ("nano", "mini", "mini-vq", "ediffi-nano", *CODECS)
 """What is shipped here, for help that imports no PyTorch; `names` asks every system."""
 FORMER = {"recogniser": "classifier"}
 """Names of old commands and run folders -> those of now."""

@@ -17,6 +17,7 @@ from everyway.contracts import Bundle, Times
 from everyway.layouts import convert
 from everyway.process.times import importance, remember
 from everyway.process.training_times import Importance
+from everyway.settings import Settings
 from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
@@ -94,6 +95,7 @@ class SystemLearner(Learner):
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x0, encoded, times, weights, noise = batch
         drop, samples = self.config.model.drop, len(next(iter(x0.values())))
+        drop = dict(drop) if isinstance(drop, Settings) else drop
         contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
         losses = objective.losses(self.system, x0, times, noise, contexts)
         return objective.total(self.system, losses, weights), losses

@@ -14,7 +14,9 @@ from everyway.errors import UsageError
 from everyway.request import GenerateRequest
 
 WHAT = ("image", "text", "both")
-INPUTS = ("text", "label", "given", "mask", "strength")
+INPUTS = (
+    "text", "label", "given", "mask", "strength", "context_weights", "context_guidance"
+)  # fmt: skip
 """Fields of a request that are flags of this command alone, under their own names."""
 
 
@@ -22,6 +24,9 @@ def add_flags(p: Parser) -> None:
     said = "image, text or both, or a task of the model (everyway models MODEL names them)"
     p.add_argument("what", help=said, among=WHAT)
     p.add_argument("--image", help="a picture to describe, or to draw on")
+    p.add_argument("--style", help="a picture whose style is drawn in: --given style=FILE")
+    said = "how much of the style, from 0 to 1; by default all: --context-weights style=S"
+    p.add_argument("--style-strength", metavar="S", help=said)
     noisy = {"action": "append", "default": [], "type": level, "metavar": "CLOCK=LEVEL"}
     p.add_argument("--given-noise", **noisy, help=described(GenerateRequest, "given_noise"))
     ways = {"action": "append", "default": [], "type": clock_path, "metavar": "CLOCK=PATH"}
@@ -35,6 +40,7 @@ def add_flags(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _style(args)
     if args.prompts is not None:
         return _prompts(args)
     if args.shard:
@@ -61,6 +67,16 @@ def run(args: argparse.Namespace) -> int:
         **settings(args),
     )
     return make(args, [request])
+
+
+def _style(args: argparse.Namespace) -> None:
+    """The flags of the style, as those that they are short for."""
+    if args.style_strength is not None and args.style is None:
+        raise UsageError("--style-strength is of --style; give both")
+    if args.style is not None:
+        args.given = {**args.given, "style": args.style}
+    if args.style_strength is not None:
+        args.context_weights = {**args.context_weights, "style": args.style_strength}
 
 
 def _kind(what: str, text: bool, image: bool) -> str:

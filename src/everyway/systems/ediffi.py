@@ -1,0 +1,346 @@
+"""eDiff-I: a picture in the sigma form, on T5 and CLIP of its text and on the style of another one.
+
+One state, the picture, on the clock `image`.  Its network is a cross-attention U-Net that attends
+to several contexts at once, each dropped by itself in training: any of them may be given, at any
+weight and with a guidance of its own.  Published are the sizes of a base of 64x64 pixels and of two
+networks that draw a picture at four times the side of one that they are shown, `low_res`; no code
+and no weights.
+
+Source: Balaji et al., "eDiff-I: Text-to-Image Diffusion Models with an Ensemble of Expert
+Denoisers", 2022, arXiv 2211.01324.  What it leaves open is in docs/decisions/0022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from everyway.codecs import bundle
+from everyway.codecs.plain import Pixels, Thumbnail, Words
+from everyway.contracts import Codec
+from everyway.errors import UsageError
+from everyway.nets.unet import ContextStream, PictureStream, UNet, UNetConfig
+from everyway.process.config import gaussian
+from everyway.process.gaussian import GaussianProcess
+from everyway.process.schedules import NoiseLevel
+from everyway.process.training_times import LogNormal, OneClock
+from everyway.settings import ConfigError, Settings
+from everyway.system import Condition, Modality, System, zeros
+from everyway.systems import TrainingData
+from everyway.tasks import GENERATE, Branch, Task
+from everyway.validation import checked
+
+NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0}
+"""c_noise -> its factor of ln(sigma)."""
+PLAIN = {"Pixels": Pixels, "Words": Words, "Thumbnail": Thumbnail}
+"""Codecs without weights; all others are those of `codecs.bundle`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDiffIConfig:
+    """One network of eDiff-I with what it is conditioned on.
+
+    network: its UNetConfig as plain data.
+    codecs: "image" and every context and picture of the network -> settings of its codec, "kind"
+    among them, a name in PLAIN or in `bundle.MODULES`.
+    sources: context or picture -> the raw data that it reads, "text" where it is not named here.
+    A context that reads "image" is given in a request by its own name, as a style.
+    image_size: side in pixels of the pictures that it reads; 0 is the network's.
+    sigma_min, sigma_max, sigma_data: of the noise and the data.
+    ts_order: the power of the grid that it is sampled on.  c_noise: a name in NOISE_LEVELS.
+    shared, sampler, guidance, steps: of a `System`.
+    """
+
+    network: Mapping[str, Any]
+    codecs: Mapping[str, Mapping[str, Any]]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    image_size: int = 0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    ts_order: float = 6.0
+    c_noise: str = "ln/4"
+    shared: Mapping[str, str] = field(default_factory=dict)
+    sampler: str = "kutta3"
+    guidance: float = 5.0
+    steps: int = 25
+
+    def __post_init__(self) -> None:
+        checked(self)
+        if self.c_noise not in NOISE_LEVELS:
+            known = ", ".join(NOISE_LEVELS)
+            raise UsageError(f"c_noise {self.c_noise!r} is unknown; choose one of {known}")
+
+    @property
+    def unet(self) -> UNetConfig:
+        return UNetConfig.from_json(self.network)
+
+    @property
+    def process(self) -> GaussianProcess:
+        return gaussian(
+            {
+                "name": "edm",
+                "sigma_min": self.sigma_min,
+                "sigma_max": self.sigma_max,
+                "rho": self.ts_order,
+                "sigma_data": self.sigma_data,
+            }
+        )
+
+    def source(self, name: str) -> str:
+        return self.sources.get(name, "text")
+
+
+# -- the system -------------------------------------------------------------------------------
+
+
+def read(config: Mapping[str, Any] | EDiffIConfig) -> EDiffIConfig:
+    return config if isinstance(config, EDiffIConfig) else EDiffIConfig(**config)
+
+
+def build(config: Mapping[str, Any] | EDiffIConfig) -> System:
+    """The system with fresh weights.  config: an EDiffIConfig, or the plain data of one."""
+    config = read(config)
+    unet, process = checked(config.unet), config.process
+    level = NoiseLevel(schedule=process.schedule, scale=NOISE_LEVELS[config.c_noise])
+    image = Modality(
+        name="image",
+        clock="image",
+        shape=(unet.channels, unet.size, unet.size),
+        process=process,
+        codec=_codec("image", config.codecs["image"]),
+    )
+    conditions = {s.name: _condition(s, config) for s in (*unet.contexts, *unet.pictures)}
+    return System(
+        name="ediffi",
+        network=UNet(unet, noise_level=level),
+        modalities={"image": image},
+        tasks=_tasks(config),
+        config=asdict(config),
+        conditions=conditions,
+        media={c.asked: "image" for c in conditions.values() if c.source != "text"},
+        shared=config.shared,
+        sampler=config.sampler,
+        guidance=config.guidance,
+        steps=config.steps,
+    )
+
+
+def _codec(name: str, settings: Mapping[str, Any]) -> Codec | nn.Module:
+    kind = settings.get("kind", "")
+    if kind not in PLAIN:
+        return bundle.codec(name, settings, kind)
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items() if k != "kind"}
+    return checked(PLAIN[kind](**own))
+
+
+def _condition(stream: ContextStream | PictureStream, config: EDiffIConfig) -> Condition:
+    """A context, whose null is zeros as published; a picture that is shown has none."""
+    name, source = stream.name, config.source(stream.name)
+    context = isinstance(stream, ContextStream)
+    return Condition(
+        name=name,
+        source=source,
+        codec=_codec(name, config.codecs[name]),
+        nulls={"zeros": zeros(stream.tokens, stream.dim)} if context else {},
+        given_as=name if context and source == "image" else "",
+    )
+
+
+def _tasks(config: EDiffIConfig) -> dict[str, Task]:
+    """What is drawn from a text, and from none; a style is not given unless a request does."""
+    unet = config.unet
+    shown = {p.name: 1.0 for p in unet.pictures}
+    texts = [s.name for s in unet.contexts if config.source(s.name) == "text"]
+    made = {}
+    for name, weight in (("text-to-image", 1.0), ("image", 0.0)):
+        contexts = {s.name: weight * (s.name in texts) for s in unet.contexts}
+        guided = (Branch(keep=("image",), without=tuple(texts)),) if weight else ()
+        made[name] = Task(
+            name=name,
+            roles={"image": GENERATE},
+            contexts=contexts | shown,
+            guidance=guided if shown else None,
+        )
+    return made if texts else {"image": made["image"]}
+
+
+def image_size(config: Mapping[str, Any] | EDiffIConfig) -> int:
+    """Side in pixels."""
+    config = read(config)
+    return config.image_size or config.unet.size
+
+
+def missing_parts(config: Mapping[str, Any] | EDiffIConfig) -> list[str]:
+    """None: nothing of it was published."""
+    return []
+
+
+# -- sizes ------------------------------------------------------------------------------------
+
+SHARES = {"t5": 0.25, "clip_text": 0.2, "style": 0.9}
+"""Context -> the published share of the samples that it is dropped in."""
+
+
+def published_contexts(dims: Mapping[str, tuple[int, int]]) -> tuple[ContextStream, ...]:
+    """T5, CLIP's text and CLIP's picture.  dims: name -> (tokens, width)."""
+    summaries = {"t5": "", "clip_text": "first", "style": "mean"}
+    return tuple(
+        ContextStream(name=name, length=length, dim=dim, summary=summaries[name])
+        for name, (length, dim) in dims.items()
+    )
+
+
+_CONTEXTS = published_contexts({"t5": (113, 4096), "clip_text": (77, 768), "style": (1, 768)})
+_LOW_RES = (PictureStream(name="low_res", channels=3),)
+_SHARED: dict[str, Any] = dict(channels=3, contexts=_CONTEXTS, context_dim=4096)
+_SR: dict[str, Any] = dict(
+    size=256, width=128, blocks=(2, 4, 8, 8), cross_attention=(32,), efficient=True,
+    pictures=_LOW_RES, **_SHARED,
+)  # fmt: skip
+NETWORKS = {
+    "ediffi-base": UNetConfig(
+        size=64, width=256, multipliers=(1, 2, 4, 4), blocks=(3, 3, 3, 3),
+        self_attention=(32, 16, 8), cross_attention=(32, 16, 8), **_SHARED,
+    ),  # 806,632,963
+    "ediffi-sr256": UNetConfig(
+        multipliers=(1, 2, 4, 8), self_attention=(32,), **_SR,
+    ),  # 655,276,931
+    "ediffi-sr1024": UNetConfig(multipliers=(1, 2, 4, 4), **_SR),  # 287,112,579
+}  # fmt: skip
+"""As published; inferred are the width of the contexts and the heads' of the last one."""
+LOW_RES = {"ediffi-sr256": 64, "ediffi-sr1024": 64}
+"""Side in pixels of what they make larger, at the size that they are trained at (of 1024 pixels,
+patches of 256)."""
+
+
+def published(name: str, tokenizers: Mapping[str, str]) -> EDiffIConfig:
+    """ "ediffi-base", "ediffi-sr256" or "ediffi-sr1024".
+
+    tokenizers: the JSON of T5's ("t5") and of CLIP's ("clip_text") tokenizer.
+    """
+    from everyway.codecs.encoders import CLIP_L14_VISION
+
+    network = NETWORKS[name]
+    codecs: dict[str, Any] = {
+        "image": {"kind": "Pixels", "size": network.size},
+        "t5": {"kind": "T5States", "tokenizer": tokenizers["t5"]},
+        "clip_text": {"kind": "ClipSentence", "tokenizer": tokenizers["clip_text"]},
+        "style": {"kind": "ImageEmbedding", "vision": CLIP_L14_VISION},
+    }
+    own = EDiffIConfig(
+        network=network.to_json(), codecs=codecs, sources={"style": "image"}, image_size=256
+    )
+    if not network.pictures:
+        return own
+    codecs = codecs | {"low_res": {"kind": "Pixels", "size": LOW_RES[name]}}
+    sources = {**own.sources, "low_res": "low_res"}
+    return replace(own, codecs=codecs, sources=sources, ts_order=3.0, steps=10)
+
+
+def nano(vocabulary: tuple[str, ...]) -> EDiffIConfig:
+    """A model for tests and first steps: 16x16 pixels, minutes of training.
+
+    Plain codes of words stand for T5 and CLIP's text, a thumbnail for CLIP's picture.
+    """
+    words = {"kind": "Words", "vocabulary": list(vocabulary), "length": 10}
+    network = UNetConfig(
+        size=16,
+        channels=3,
+        width=32,
+        multipliers=(1, 2, 2),
+        blocks=(1, 1, 1),
+        self_attention=(8, 4),
+        cross_attention=(8, 4),
+        head_channels=16,
+        contexts=(
+            ContextStream(name="t5", length=10, dim=24),
+            ContextStream(name="clip_text", length=10, dim=16, summary="mean"),
+            ContextStream(name="style", length=1, dim=48, summary="mean"),
+        ),
+        context_dim=32,
+    )
+    return EDiffIConfig(
+        network=network.to_json(),
+        codecs={
+            "image": {"kind": "Pixels", "size": 16},
+            "t5": {**words, "dim": 24},
+            "clip_text": {**words, "dim": 16},
+            "style": {"kind": "Thumbnail", "side": 4},
+        },
+        sources={"style": "image"},
+        c_noise="ln",
+        guidance=2.0,
+        steps=10,
+    )
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+class Drop(Settings):
+    """Shares of the samples that each context is dropped in, independently of the others."""
+
+    t5: float = Field(SHARES["t5"], ge=0, lt=1)
+    clip_text: float = Field(SHARES["clip_text"], ge=0, lt=1)
+    style: float = Field(SHARES["style"], ge=0, lt=1)
+
+
+class Training(Settings):
+    """What a training of this system reads.
+
+    preset: "ediffi-nano" or a name in NETWORKS.  init: a model to start from, codecs and weights.
+    codecs: of published sizes, a folder with those that `codecs.context_encoders.filled` reads of
+    t5, clip_text and style, each in a folder of its name.
+    times: a distribution of `process.training_times`; by default ln(sigma) ~ N(-1.2, 1.2^2).
+    drop: as `Drop`.
+    """
+
+    preset: Literal["ediffi-nano", "ediffi-base", "ediffi-sr256", "ediffi-sr1024"] = "ediffi-nano"
+    init: str = ""
+    codecs: str = ""
+    times: OneClock = LogNormal()
+    drop: Drop = Drop()
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Training:
+        if self.init:
+            self.unread(("codecs",), "a training that starts from init")
+        elif self.preset == "ediffi-nano":
+            self.unread(("codecs",), "preset 'ediffi-nano'")
+        elif not self.codecs:
+            raise ConfigError(
+                f"preset {self.preset!r} reads T5 and CLIP; give codecs=DIR with the folders "
+                "DIR/t5, DIR/clip_text and DIR/style as transformers saves them"
+            )
+        return self
+
+    def system(self, data: TrainingData) -> System:
+        """Raises UsageError where a codec is missing."""
+        if self.preset == "ediffi-nano":
+            return build(nano(data.words))
+        from everyway.codecs.context_encoders import filled
+        from everyway.codecs.published_tokens import tokenizer_json
+
+        folders = {name: Path(self.codecs) / name for name in SHARES}
+        tokenizers = {name: tokenizer_json(str(folders[name])) for name in ("t5", "clip_text")}
+        made = build(published(self.preset, tokenizers))
+        for name, folder in folders.items():
+            filled(made.conditions[name].codec, folder)
+        return made
+
+    def started(self, former: System) -> System:
+        return former
+
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "ediffi-nano": dict(
+        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        out="runs/ediffi-nano",
+    ),
+}  # fmt: skip
