@@ -269,3 +269,55 @@ def test_what_cannot_be_painted_is_told_in_one_line(mini, changes, said):
     with pytest.raises(UsageError, match=said) as error:
         mini.generate(**{**ASKED, "paint": picture(), "steps": 1, **changes})
     assert "\n" not in str(error.value)
+
+
+def test_the_command_paints_and_replays(run):
+    picture().save("map.png")
+    words = ("--words", "#ff0000=a fox", "--words", "#00ff00=a teapot:0.5")
+    asked = ("generate", "image", "--text", "a fox and a teapot on blue", "--steps", 3)
+    code, out, err = run(*asked, "--paint", "map.png", *words, "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)["results"]
+    assert row["request"]["words"] == {"#ff0000": ["a fox", 1.0], "#00ff00": ["a teapot", 0.5]}
+    assert "taken as: a large fox and a large teapot, blue background" in row["facts"]["notes"]
+    code, out, _ = run("replay", "out/00000.png")
+    assert code == 0 and "the same picture, bit for bit" in out
+    Path("map.png").rename("moved.png")
+    code, _, err = run("replay", "out/00000.png")
+    assert code == 2 and "give --paint PATH" in err
+    assert run("replay", "out/00000.png", "--paint", "moved.png")[0] == 0
+    picture("#ff0000", "#0000ff").save("moved.png")
+    code, _, err = run("replay", "out/00000.png", "--paint", "moved.png")
+    assert code == 2 and "is not the picture that it was made from any more" in err
+    assert run(*asked, "--paint", "moved.png")[0] == 2
+
+
+def test_more_than_one_text_encoder_is_painted():
+    """T5's and CLIP's tokens of a phrase, each in its own context."""
+    from everyway.generate import Model
+    from everyway.systems import ediffi
+
+    vocabulary = tuple("a and blue circle cross left on red right white".split())
+    system = ediffi.build(ediffi.nano(vocabulary))
+    for p in system.network.parameters():
+        p.data = 0.6 * torch.randn(p.shape) / max(1, p[0].numel()) ** 0.5
+    model = Model(name="nano", hash="", system=system, metadata={"image_size": 16})
+    asked = {
+        "kind": "text-to-image",
+        "text": "a red circle and a blue cross on white",
+        "paint": picture(),
+        "words": {"#ff0000": "red circle", "#00ff00": "blue cross"},
+        "steps": 2,
+    }
+    plain, off, on = (
+        np.asarray(model.generate(**{**asked, **more})[0].image, dtype=int)
+        for more in ({"paint": None, "words": {}}, {"paint_weight": 0}, {"paint_weight": 4})
+    )
+    assert np.abs(plain - off).max() <= 1 < np.abs(plain - on).max()
+    task = system.tasks["text-to-image"]
+    change = painting([canvas(asked["text"], ("red circle", "blue cross"))], system, task)
+    contexts = system.contexts({"text": [asked["text"]]}) | system.null_contexts(1)
+    t = {"image": torch.full((1,), 0.5, dtype=torch.float64)}
+    made = change(Query(states={"image": torch.zeros(1, 3, 16, 16)}, times=t, contexts=contexts))
+    assert {n for n, c in made.contexts.items() if c.bias is not None} == {"t5", "clip_text"}
+    assert made.contexts["t5"].bias.words[0, 1].nonzero().flatten().tolist() == [5, 6]

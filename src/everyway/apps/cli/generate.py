@@ -15,7 +15,8 @@ from everyway.request import GenerateRequest
 
 WHAT = ("image", "text", "both")
 INPUTS = (
-    "text", "label", "given", "mask", "strength", "context_weights", "context_guidance"
+    "text", "label", "given", "mask", "strength", "context_weights", "context_guidance",
+    "paint", "words", "paint_weight",
 )  # fmt: skip
 """Fields of a request that are flags of this command alone, under their own names."""
 
