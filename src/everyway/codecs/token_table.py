@@ -67,17 +67,18 @@ class TokenTable(nn.Module):
         return plain(completed(stated, placed), self.lexicon, language(text))
 
     def places(self, text: str, phrase: str) -> Tensor:
-        """(length,) bool, True where `encode` has the tokens of a phrase of the text.
+        """(length,) bool, True where `encode` has the tokens of a phrase of the text, or of all.
 
         Of a phrase that names objects of the lexicon, in any words, their names: a token's vector
         is the same wherever it stands, so no other word of "a large fox" says that it is a fox's.
         """
-        caption = self.phrased(text)
-        meant = parse(phrase, self.lexicon) if self.lexicon else None
-        names = meant.names if meant else [phrase]
-        if meant and language(caption) == "ko":
-            names = [self.lexicon.objects[name] for name in names]
-        return torch.stack([self.tokens.places(caption, name) for name in names]).any(0)
+        caption, told = self.phrased(text), [phrase]
+        if phrase == text:
+            told = [caption]
+        elif self.lexicon and (meant := parse(phrase, self.lexicon)):
+            objects = self.lexicon.objects
+            told = [objects[n] if language(caption) == "ko" else n for n in meant.names]
+        return torch.stack([self.tokens.places(caption, words) for words in told]).any(0)
 
     def remarks(self, text: str, placed: bool = True) -> list[str]:
         """How a prompt is `completed`, where it leaves something unsaid, and what of it is not

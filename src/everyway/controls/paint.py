@@ -16,7 +16,7 @@ B batch, H heads, P phrases, L places of the picture, N tokens of the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,7 +136,7 @@ def painting(
     maps = pad_sequence([c.maps for c in canvases], batch_first=True)
     words = {
         name: pad_sequence([c.words(places) for c in canvases], batch_first=True)
-        for name, places in _readers(system, task).items()
+        for name, places in text_readers(system, task).items()
     }
 
     def paint(query: Query) -> Query:
@@ -164,8 +164,9 @@ def _picture(system: System, task: Task) -> tuple[str, Schedule]:
     raise UsageError(f"{task.name} of {system.name} draws no picture that can be painted")
 
 
-def _readers(system: System, task: Task) -> Mapping[str, Callable[[str, str], Tensor]]:
-    """State or context of a text that the task is given -> which of its tokens tell a phrase."""
+def text_readers(system: System, task: Task) -> dict[str, Callable[[str, str], Tensor]]:
+    """State or context of a text that the task is given -> what says which of its N tokens tell a
+    phrase: (text, phrase) -> (N,) bool.  Raises UsageError where there is none."""
     given = [m for clock in task.given for m in system.on(clock)]
     given += [system.conditions[name] for name in task.given_contexts]
     codecs = {part.name: part.codec for part in given if part.source == "text"}

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -290,6 +291,11 @@ class UNet(nn.Module):
             for block in blocks:
                 x = go(block, torch.cat([x, gain * skips.pop()], 1), time, context)
         return {config.state: self.leave(F.silu(self.norm(x)))}
+
+    def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
+        """Where cross-attention finds the tokens of each context."""
+        ends = list(accumulate(s.length for s in self.config.contexts))
+        return {s.name: slice(e - s.length, e) for s, e in zip(self.config.contexts, ends)}
 
     @property
     def blocks(self) -> list[nn.Module]:

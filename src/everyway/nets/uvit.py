@@ -231,6 +231,13 @@ class UViT(nn.Module):
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
 
+    def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
+        """Where attention finds the tokens of each stream, for queries of such states and times."""
+        layout = [s for s in self.config.tokens if _shown(s, states, times)]
+        drawn = {s: states[s.name][0, 0].numel() for s in layout if isinstance(s, Patches)}
+        lengths = [drawn[s] // s.patch**2 if s in drawn else s.length for s in layout]
+        return dict(zip(map(_key, layout), _slices(lengths)))
+
     @property
     def blocks(self) -> list[nn.Module]:
         """Every block in order: what is sharded and checkpointed, and whose matrices Muon moves."""
@@ -368,9 +375,7 @@ def _joint_bias(
     A function is asked for each picture, with the scores from its places to those tokens and,
     turned about, with those from the tokens to its places: either side then knows of the other.
     """
-    out = torch.zeros_like(scores)
-    ends = list(accumulate(lengths))
-    spans = [slice(end - length, end) for end, length in zip(ends, lengths)]
+    out, spans = torch.zeros_like(scores), _slices(lengths)
     places = [span for span, picture in zip(spans, pictures) if picture]
     for own, bias in zip(spans, biases):
         if not callable(bias):
@@ -380,6 +385,11 @@ def _joint_bias(
             out[..., place, own] += bias(scores[..., place, own])
             out[..., own, place] += bias(scores[..., own, place].mT).mT
     return out
+
+
+def _slices(lengths: list[int]) -> list[slice]:
+    """Of parts that stand one after the other."""
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths)]
 
 
 def _counted(name: str, last: int) -> str:
