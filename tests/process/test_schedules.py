@@ -137,6 +137,9 @@ def test_training_times():
     given = mixture_times(noise, clocks, 20000, task_lines(to_image=0.8, to_text=0.1))
     assert float((given["text"] == 0).double().mean()) == pytest.approx(0.8, abs=0.012)
     assert float((given["image"] == 0).double().mean()) == pytest.approx(0.1, abs=0.012)
+    alone = mixture_times(noise, clocks, 20000, task_lines(0.2, 0.1, 0.1, image_alone=0.4))
+    assert float((alone["text"] == 1).double().mean()) == pytest.approx(0.4, abs=0.012)
+    assert float((alone["image"] == 1).double().mean()) == pytest.approx(0.2, abs=0.012)
     with pytest.raises(ValueError, match="add to"):
         mixture_times(noise, clocks, 4, TWO_CLOCKS[:2])
     with pytest.raises(ValueError, match="unknown clocks"):

@@ -49,21 +49,28 @@ class Line:
 
 
 def task_lines(
-    to_image: float = 0.53, to_text: float = 0.32, joint: float = 0.06
+    to_image: float = 0.53,
+    to_text: float = 0.32,
+    joint: float = 0.06,
+    image_alone: float | None = None,
+    text_alone: float | None = None,
 ) -> tuple[Line, ...]:
     """The lines that tasks of two clocks sample on, and a little of the whole square.
 
     to_image, to_text, joint: shares of the samples with the text given, with the image given, and
-    with both at one time; what is left is shared by the marginals and the whole square.
+    with both at one time.  image_alone, text_alone: with the text absent, and the image; each a
+    third of what is left by default.  The rest is of the whole square.
     """
-    rest = (1 - to_image - to_text - joint) / 3
+    third = (1 - to_image - to_text - joint) / 3
+    image_alone = third if image_alone is None else image_alone
+    text_alone = third if text_alone is None else text_alone
     return (
-        Line(share=rest),
+        Line(share=1 - to_image - to_text - joint - image_alone - text_alone),
         Line(share=to_image, at={"text": 0.0}),
         Line(share=to_text, at={"image": 0.0}),
         Line(share=joint, tie=True),
-        Line(share=rest, at={"text": 1.0}),
-        Line(share=rest, at={"image": 1.0}),
+        Line(share=image_alone, at={"text": 1.0}),
+        Line(share=text_alone, at={"image": 1.0}),
     )
 
 

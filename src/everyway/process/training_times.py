@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from everyway.contracts import Noise, Process, Times
 from everyway.process.times import (
+    Line,
     Within,
     knot_times,
     lognormal_times,
@@ -83,8 +84,7 @@ class Tasks(Law):
     """The clocks `image` and `text`, mostly on the lines that tasks sample on.
 
     shift: how far times are drawn towards 1, where what a picture shows is decided.
-    to_image, to_text, joint: shares of the samples with the text given, with the image given, and
-    with both at one time.
+    to_image, to_text, joint, image_alone, text_alone: shares of the samples, as of `task_lines`.
     """
 
     distribution: Literal["tasks"] = "tasks"
@@ -92,17 +92,25 @@ class Tasks(Law):
     to_image: float = Field(0.53, ge=0)
     to_text: float = Field(0.32, ge=0)
     joint: float = Field(0.06, ge=0)
+    image_alone: float | None = Field(None, ge=0)
+    text_alone: float | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _shares(self) -> Tasks:
-        if self.to_image + self.to_text + self.joint > 1:
-            shares = f"to_image is {self.to_image}, to_text {self.to_text} and joint {self.joint}"
-            raise ConfigError(f"{shares}; they are shares, from 0 to 1 together")
+        if self._lines[0].share < -1e-9:
+            given = ("to_image", "to_text", "joint", "image_alone", "text_alone")
+            named = (f"{k} is {v:g}" for k in given if (v := getattr(self, k)) is not None)
+            raise ConfigError(f"{', '.join(named)}; they are shares, from 0 to 1 together")
         return self
 
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return task_lines(
+            self.to_image, self.to_text, self.joint, self.image_alone, self.text_alone
+        )
+
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
-        lines = task_lines(self.to_image, self.to_text, self.joint)
-        return mixture_times(noise, (*clocks,), batch, lines=lines, shift=self.shift)
+        return mixture_times(noise, (*clocks,), batch, lines=self._lines, shift=self.shift)
 
 
 class Importance(Settings):
