@@ -21,7 +21,7 @@ from everyway import __version__, library
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
 from everyway.controls.asking import Change, Changed
 from everyway.controls.masks import free_places, pinned
-from everyway.controls.paint import PaintWeight, painting
+from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Job, Sample, batches, jobs, opened, read
@@ -130,9 +130,9 @@ def sampler_of(request: GenerateRequest) -> Sampler:
 
 
 def paint_weight_of(request: GenerateRequest) -> PaintWeight:
-    """That of a request."""
-    own = request.paint_weight
-    return PaintWeight() if own is None else PaintWeight(value=own)
+    """That of a settled request."""
+    form = FORMS[request.paint_form]
+    return PaintWeight(value=request.paint_weight, outside=request.paint_outside, **form)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -216,6 +216,8 @@ class Model:
         settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
+        if settled.paint:
+            settled = self._with_paint(settled)
         settled.needs_purity(settled.sampler)
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
@@ -236,6 +238,15 @@ class Model:
         if settled.null:
             known("null", settled.null, nulls)
         return settled
+
+    def _with_paint(self, request: GenerateRequest) -> GenerateRequest:
+        """A painted request with this system's own settings where it leaves them open."""
+        own = PaintWeight(**self.system.paint)
+        (form,) = (n for n, f in FORMS.items() if f == {k: getattr(own, k) for k in f})
+        settings = {"paint_weight": own.value, "paint_outside": own.outside, "paint_form": form}
+        return request.model_copy(
+            update={n: v for n, v in settings.items() if getattr(request, n) is None}
+        )
 
     @property
     def image_size(self) -> int:

@@ -61,6 +61,7 @@ SAMPLER_NAMES = (
     "euler",
     "ancestral",
 )
+PAINT_FORMS = ("max", "std", "max-square", "std-square")
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
 READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image")
 NEEDS_IMAGES = {
@@ -148,6 +149,12 @@ class GenerateRequest(BaseModel):
     below 0 they are kept out of it), as "#ff0000=a fox" or "#00ff00=a teapot:0.5"."""
     paint_weight: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     """How strongly words are painted, 0 is off; by default the model's own."""
+    paint_outside: Annotated[Number, Field(ge=0, le=1)] | None = None
+    """How strongly painted words are kept out of the rest of the picture, as a share of that; by
+    default the model's own."""
+    paint_form: Annotated[str | None, Field(examples=PAINT_FORMS)] = None
+    """What the weight is a multiple of, and square if it falls faster with the noise; by default
+    the model's own."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -203,8 +210,11 @@ class GenerateRequest(BaseModel):
             raise ValueError("a map to paint goes with words for its colours; give both or neither")
         if self.paint and (self.text is None or self.kind in ("vary-text", "chain")):
             raise ValueError("words of a text are painted where it is drawn once; give a text")
-        if self.paint_weight is not None and not self.paint:
-            raise ValueError("a paint weight goes with a map to paint; leave it out")
+        how = (self.paint_weight, self.paint_outside, self.paint_form)
+        if how != (None, None, None) and not self.paint:
+            raise ValueError("how words are painted goes with a map to paint; leave it out")
+        if self.paint_form is not None:
+            known("paint form", self.paint_form, PAINT_FORMS)
         if self.kind in KINDS:
             self._has_what_it_reads()
         if self.kind == "interpolate" and self.n > 1:

@@ -153,6 +153,7 @@ class System:
     after an "@" their sha256.
     placement: where its modules lie and compute; None leaves them where they are.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
+    paint: settings of its `controls.paint.PaintWeight` that are not the paper's.
     """
 
     name: str
@@ -169,6 +170,7 @@ class System:
     guidance: float = 2.5
     steps: int = 25
     truncation: float = 1.0
+    paint: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shown = Counter(m.source for m in self.modalities.values() if m.decodes)

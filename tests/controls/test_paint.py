@@ -15,12 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from everyway.codecs.published_tokens import ClipTokens
 from everyway.codecs.text_tokens import Tokens, phrase_tokens, word_tokens
 from everyway.contracts import Context, Query, joined, rows, together
-from everyway.controls.paint import Canvas, PaintBias, PaintWeight, painting
+from everyway.controls.paint import FORMS, Canvas, PaintBias, PaintWeight, painting
 from everyway.errors import UsageError
+from everyway.generate import paint_weight_of
 from everyway.guidance import guided
 from everyway.media import painted_shares
 from everyway.nets.attention import attention
-from everyway.request import GenerateRequest, RequestError
+from everyway.request import PAINT_FORMS, GenerateRequest, RequestError
 from everyway.sampling.loop import absent_states
 from everyway.sampling.noise import PerSampleNoise
 
@@ -98,6 +99,15 @@ def test_the_forms_of_the_weight():
         assert (added[:, [0, 3, 5]] == 0).all()
     with pytest.raises(UsageError, match="growth 'cubic' is unknown; choose one of log, "):
         PaintWeight(growth="cubic")
+
+
+def test_phrases_are_kept_out_of_the_rest_of_the_picture():
+    maps = torch.tensor([[[[1.0, 0], [0.5, 0]], [[0.0, 1], [0, 0]]]])
+    told = torch.tensor([[[2.0, 0, 0], [0, -1, 0]]])  # what is kept out of its region stays there
+    weight, scores = torch.ones(1), torch.ones(1, 1, 4, 3)
+    bias = PaintBias(maps=maps, words=told, weight=weight, statistic="max", outside=0.2)
+    torch.testing.assert_close(bias(scores)[0, 0, :, 0], torch.tensor([2, -0.4, 0.8, -0.4]))
+    torch.testing.assert_close(bias(scores)[0, 0, :, 1], torch.tensor([0.0, -1, 0, 0]))
 
 
 def test_strengths_overlaps_and_batches():
@@ -242,10 +252,17 @@ ASKED = {
 
 
 def test_a_painted_request_is_plain_data(mini):
+    assert tuple(FORMS) == PAINT_FORMS
     request = GenerateRequest(**ASKED, paint="map.png")
     assert request.words == {"#ff0000": ("a fox", 1.0), "#00ff00": ("a teapot", 0.5)}
     assert GenerateRequest(**json.loads(request.model_dump_json())) == request
     assert request.paths == ("map.png",)
+    own = mini.settled(request)
+    assert (own.paint_weight, own.paint_outside, own.paint_form) == (3.0, 0.2, "max")
+    asked = GenerateRequest(**ASKED, paint="map.png", paint_form="std-square", paint_weight=0.5)
+    assert paint_weight_of(mini.settled(asked)) == PaintWeight(
+        value=0.5, growth="log-square", statistic="std", outside=0.2
+    )
 
 
 REFUSED = {
@@ -255,7 +272,11 @@ REFUSED = {
     "a chain": ({"kind": "chain"}, "drawn once"),
     "colour": ({"words": {"red": "a fox"}}, "words.red.*should match"),
     "strength": ({"words": {"#ff0000": "a fox:11"}}, "less than or equal to 10"),
-    "weight alone": ({"paint": None, "words": {}, "paint_weight": 1.0}, "a paint weight goes with"),
+    "weight alone": (
+        {"paint": None, "words": {}, "paint_weight": 1.0},
+        "how words are painted goes with",
+    ),
+    "form": ({"paint_form": "mx"}, "paint form 'mx' is unknown; did you mean 'max'"),
     "not said": (
         {"words": {"#ff0000": "a cat"}},
         "'a cat' is not in 'a large fox and a large teapot",
