@@ -4,9 +4,10 @@ objects of Emoji Lattice.
     python experiments/paint_with_words.py [MODEL] [--n 500] [--weight W] [--out FILE]
 
 A canvas has a rectangle for each object, about a place where the world can have it: left and right,
-or top and bottom, drawn at random and so mostly against what the prompt says.  Three prompts of
-each: `unsaid` leaves the place open; `said` says one, at random; `usual` says that the first stands
-left of the second, which is what a prompt that leaves it open is completed to without paint.
+or top and bottom, drawn at random and so mostly against what the prompt says; the rest of it is
+painted with the words of the background.  Three prompts of each: `unsaid` leaves the place open;
+`said` says one, at random; `usual` says that the first stands left of the second, to which a prompt
+that leaves it open is completed where nothing is painted.
 
 Rows that the file holds already are not made again.
 Source of the method: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324.
@@ -55,12 +56,12 @@ class Drawn:
         return plain(replace(self.scene, relation=relation), LEXICON)
 
     def canvas(self, text: str) -> Canvas:
-        maps = torch.zeros(len(self.regions), SIDE, SIDE)
+        maps = torch.zeros(1 + len(self.regions), SIDE, SIDE)
         for one, (top, bottom, left, right) in zip(maps, self.regions.values()):
             one[top:bottom, left:right] = 1
-        return Canvas(
-            text=text, maps=maps, phrases=tuple(self.regions), strengths=(1.0,) * len(maps)
-        )
+        maps[-1] = 1 - maps.amax(0)
+        phrases = (*self.regions, f"{self.scene.background} background")
+        return Canvas(text=text, maps=maps, phrases=phrases, strengths=(1.0,) * len(phrases))
 
     def lands(self, seen: Scene) -> list[bool]:
         """Whether the middle of each object is in its region; an object that is not seen is not."""

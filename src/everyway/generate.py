@@ -131,8 +131,7 @@ def sampler_of(request: GenerateRequest) -> Sampler:
 
 def paint_weight_of(request: GenerateRequest) -> PaintWeight:
     """That of a settled request."""
-    form = FORMS[request.paint_form]
-    return PaintWeight(value=request.paint_weight, outside=request.paint_outside, **form)
+    return PaintWeight(value=request.paint_weight, **FORMS[request.paint_form])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -243,7 +242,7 @@ class Model:
         """A painted request with this system's own settings where it leaves them open."""
         own = PaintWeight(**self.system.paint)
         (form,) = (n for n, f in FORMS.items() if f == {k: getattr(own, k) for k in f})
-        settings = {"paint_weight": own.value, "paint_outside": own.outside, "paint_form": form}
+        settings = {"paint_weight": own.value, "paint_form": form}
         return request.model_copy(
             update={n: v for n, v in settings.items() if getattr(request, n) is None}
         )

@@ -149,9 +149,6 @@ class GenerateRequest(BaseModel):
     below 0 they are kept out of it), as "#ff0000=a fox" or "#00ff00=a teapot:0.5"."""
     paint_weight: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     """How strongly words are painted, 0 is off; by default the model's own."""
-    paint_outside: Annotated[Number, Field(ge=0, le=1)] | None = None
-    """How strongly painted words are kept out of the rest of the picture, as a share of that; by
-    default the model's own."""
     paint_form: Annotated[str | None, Field(examples=PAINT_FORMS)] = None
     """What the weight is a multiple of, and square if it falls faster with the noise; by default
     the model's own."""
@@ -210,8 +207,7 @@ class GenerateRequest(BaseModel):
             raise ValueError("a map to paint goes with words for its colours; give both or neither")
         if self.paint and (self.text is None or self.kind in ("vary-text", "chain")):
             raise ValueError("words of a text are painted where it is drawn once; give a text")
-        how = (self.paint_weight, self.paint_outside, self.paint_form)
-        if how != (None, None, None) and not self.paint:
+        if (self.paint_weight, self.paint_form) != (None, None) and not self.paint:
             raise ValueError("how words are painted goes with a map to paint; leave it out")
         if self.paint_form is not None:
             known("paint form", self.paint_form, PAINT_FORMS)

@@ -101,15 +101,6 @@ def test_the_forms_of_the_weight():
         PaintWeight(growth="cubic")
 
 
-def test_phrases_are_kept_out_of_the_rest_of_the_picture():
-    maps = torch.tensor([[[[1.0, 0], [0.5, 0]], [[0.0, 1], [0, 0]]]])
-    told = torch.tensor([[[2.0, 0, 0], [0, -1, 0]]])  # what is kept out of its region stays there
-    weight, scores = torch.ones(1), torch.ones(1, 1, 4, 3)
-    bias = PaintBias(maps=maps, words=told, weight=weight, statistic="max", outside=0.2)
-    torch.testing.assert_close(bias(scores)[0, 0, :, 0], torch.tensor([2, -0.4, 0.8, -0.4]))
-    torch.testing.assert_close(bias(scores)[0, 0, :, 1], torch.tensor([0.0, -1, 0, 0]))
-
-
 def test_strengths_overlaps_and_batches():
     scores = torch.randn(1, 2, 4, 3).abs()
     maps = torch.tensor([[[[1.0, 0], [0, 0]], [[1.0, 1], [0, 0]]]])
@@ -258,10 +249,10 @@ def test_a_painted_request_is_plain_data(mini):
     assert GenerateRequest(**json.loads(request.model_dump_json())) == request
     assert request.paths == ("map.png",)
     own = mini.settled(request)
-    assert (own.paint_weight, own.paint_outside, own.paint_form) == (3.0, 0.2, "max")
+    assert (own.paint_weight, own.paint_form) == (1.5, "max")
     asked = GenerateRequest(**ASKED, paint="map.png", paint_form="std-square", paint_weight=0.5)
     assert paint_weight_of(mini.settled(asked)) == PaintWeight(
-        value=0.5, growth="log-square", statistic="std", outside=0.2
+        value=0.5, growth="log-square", statistic="std"
     )
 
 

@@ -59,14 +59,11 @@ class PaintWeight:
     """w = value * growth(sigma) * statistic(Q K^T).
 
     value: w', 0 is off.  growth: a name in GROWTHS.  statistic: a name in STATISTICS.
-    outside: how strongly phrases are kept out of the rest of the picture, as a share of w; 0, as
-    in the paper, leaves it alone.
     """
 
     value: float = 0.4
     growth: str = "log"
     statistic: str = "max"
-    outside: float = 0.0
 
     def __post_init__(self) -> None:
         for what, table in (("growth", GROWTHS), ("statistic", STATISTICS)):
@@ -112,28 +109,23 @@ class PaintBias:
     """A contracts.ScoreBias: w A / sqrt(d), as scores are divided by sqrt(d) already.
 
     maps: (B, P, height, width).  words: (B, P, N).  weight: (B,), that of `PaintWeight.at`.
-    statistic, outside: of a PaintWeight.  Overlapping phrases add up.
+    statistic: of a PaintWeight.  Overlapping phrases add up.
     """
 
     maps: Tensor
     words: Tensor
     weight: Tensor
     statistic: str
-    outside: float = 0.0
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(B, H, L, N) -> (B, H or 1, L, N)."""
         size = _grid(scores.shape[2], self.maps.shape[-2:])
         shares = F.adaptive_avg_pool2d(self.maps, size).flatten(2)  # (B, P, L)
-        told = torch.einsum("bpl,bpn->bln", shares, self.words)
-        if self.outside:
-            kept = self.outside * self.words.clamp(min=0)
-            told = told - torch.einsum("bpl,bpn->bln", 1 - shares, kept)
-        weight = self.weight[:, None, None, None] * STATISTICS[self.statistic](scores)
-        return weight * told[:, None]
+        told = torch.einsum("bpl,bpn->bln", shares, self.words)[:, None]
+        return self.weight[:, None, None, None] * STATISTICS[self.statistic](scores) * told
 
 
-register(PaintBias, aside=("statistic", "outside"))
+register(PaintBias, aside=("statistic",))
 
 
 def painting(
@@ -162,11 +154,7 @@ def painting(
             given = contexts.get(name) or Context(tokens=query.states[name])
             on = given.tokens.device
             bias = PaintBias(
-                maps=maps.to(on),
-                words=own.to(on),
-                weight=now.to(on),
-                statistic=weight.statistic,
-                outside=weight.outside,
+                maps=maps.to(on), words=own.to(on), weight=now.to(on), statistic=weight.statistic
             )
             contexts[name] = replace(given, bias=bias)
         return replace(query, contexts=contexts)

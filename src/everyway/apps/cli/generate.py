@@ -16,7 +16,7 @@ from everyway.request import GenerateRequest
 WHAT = ("image", "text", "both")
 INPUTS = (
     "text", "label", "given", "mask", "strength", "context_weights", "context_guidance",
-    "paint", "words", "paint_weight", "paint_outside", "paint_form",
+    "paint", "words", "paint_weight", "paint_form",
 )  # fmt: skip
 """Fields of a request that are flags of this command alone, under their own names."""
 
