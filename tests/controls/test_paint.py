@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from everyway.codecs.published_tokens import ClipTokens
 from everyway.codecs.text_tokens import Tokens, phrase_tokens, word_tokens
+from everyway.codecs.token_table import QUALIFYING
 from everyway.contracts import Context, Query, joined, rows, together
 from everyway.controls.paint import FORMS, Canvas, PaintBias, PaintWeight, painting
 from everyway.errors import UsageError
@@ -160,12 +161,17 @@ def test_an_object_is_found_in_other_words(mini):
     caption = codec.completed("fox below teapot on blue")  # a large teapot above a large fox, ...
     spelled = codec.tokens.tokenizer.encode(caption).tokens
 
-    def told(phrase):
-        return [spelled[k] for k in codec.places(caption, phrase).nonzero()]
+    def told(phrase, text=caption):
+        shares = codec.places(text, phrase).tolist()
+        spelled = codec.tokens.tokenizer.encode(codec.phrased(text)).tokens
+        return {word: share for word, share in zip(spelled, shares) if share}
 
-    assert told("the fox") == told("여우") == told("a large fox") == ["fox"]
-    assert told("blue background") == ["blue", "background"]
-    assert told("a penguin") == []
+    fox = {"large": QUALIFYING, "fox": 1.0}
+    assert told("the fox") == told("여우") == told("a large fox") == pytest.approx(fox)
+    assert told("blue background") == {"blue": 1, "background": 1}
+    assert told("a penguin") == {}
+    assert told("fox", "큰 여우 위에 작은 피자") == pytest.approx({"큰": QUALIFYING, "여우": 1.0})
+    assert len(told(caption)) == len(set(spelled))
 
 
 def canvas(text: str = "a fox and a teapot", phrases=("a fox", "a teapot"), **changes) -> Canvas:

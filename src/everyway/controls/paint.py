@@ -91,9 +91,10 @@ class Canvas:
     strengths: tuple[float, ...]
 
     def words(self, places: Callable[[str, str], Tensor]) -> Tensor:
-        """(P, N): the strength of a phrase where token j is of it, else 0.
+        """(P, N): the strength of a phrase as much as token j tells it, else 0.
 
-        places: of a text codec.  Raises UsageError for a phrase that is not in the text.
+        places: of a text codec, bool or in [0, 1].  Raises UsageError for a phrase that is not in
+        the text.
         """
         found = torch.stack([places(self.text, phrase) for phrase in self.phrases])
         for phrase, where in zip(self.phrases, found):
@@ -172,8 +173,8 @@ def _picture(system: System, task: Task) -> tuple[str, Schedule]:
 
 
 def text_readers(system: System, task: Task) -> dict[str, Callable[[str, str], Tensor]]:
-    """State or context of a text that the task is given -> what says which of its N tokens tell a
-    phrase: (text, phrase) -> (N,) bool.  Raises UsageError where there is none."""
+    """State or context of a text that the task is given -> what says how much its N tokens tell a
+    phrase: (text, phrase) -> (N,), bool or in [0, 1].  Raises UsageError where there is none."""
     given = [m for clock in task.given for m in system.on(clock)]
     given += [system.conditions[name] for name in task.given_contexts]
     codecs = {part.name: part.codec for part in given if part.source == "text"}

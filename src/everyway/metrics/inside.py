@@ -102,7 +102,7 @@ def attention_by_noise(
     if spans is None:
         raise UsageError(f"the network of {system.name} does not say where its tokens are")
     readers = text_readers(system, task)
-    words = {name: torch.stack([own(t, t) for t in texts]) for name, own in readers.items()}
+    words = {name: torch.stack([own(t, t) > 0 for t in texts]) for name, own in readers.items()}
     states = {n: torch.empty(s) for n, s in system.shapes(len(texts)).items()}
     where = spans(states, dict.fromkeys(task.roles, torch.zeros(len(texts))))
     seen: list[tuple[float, float]] = []
