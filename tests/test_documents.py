@@ -65,6 +65,8 @@ def commands(document: Path) -> list[str]:
     for language, _, text, _ in blocks(document):
         if language in ("", "sh", "bash", "shell", "console"):
             for line in text.replace("\\\n", " ").splitlines():
+                if language == "console" and not line.startswith("$ "):
+                    continue  # what it prints
                 words = line.split(" #")[0].strip().removeprefix("$ ")
                 lines += [words] if words and not words.startswith("#") else []
     return lines
@@ -102,6 +104,25 @@ def test_files_and_commands_of_a_document_work_together(document, tmp_path, monk
     for line in commands(document):
         if line.startswith("everyway "):
             assert cli.main(shlex.split(line)[1:]) == 0, line
+
+
+def has_console(document: Path) -> bool:
+    return any(language == "console" for language, *_ in blocks(document))
+
+
+@each([d for d in DOCUMENTS if has_console(d)])
+def test_commands_print_what_is_shown(document, run, monkeypatch):
+    """But for how long it took; notes, which are on standard error, come first."""
+    monkeypatch.setenv("LANGUAGE", "en")
+    for language, _, text, _ in blocks(document):
+        for shown in text.split("$ ")[1:] if language == "console" else ():
+            line, _, wanted = shown.partition("\n")
+            code, out, err = run(*shlex.split(line)[1:])
+            printed = re.sub(r"  [0-9.]+ s$", "  N s", err + out, flags=re.M)
+            assert printed.split("\n")[:-1] == [
+                re.sub(r"  [0-9.]+ s$", "  N s", row) for row in wanted.split("\n") if row
+            ]
+            assert code == 0
 
 
 def test_a_block_is_found_run_or_left_out(tmp_path):

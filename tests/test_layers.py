@@ -35,6 +35,7 @@ LAYERS = {
     "request": 6,
     "sheet": 6,
     "library": 7,
+    "upscale": 6.5,
     "plan": 8,
     "record": 8,
     "media": 9,

@@ -297,11 +297,11 @@ class Experts(nn.Module):
     def components(self) -> dict[str, nn.Module]:
         return {"low": self.low, "high": self.high}
 
-    def needed(self, times) -> list[str]:
+    def needed(self, times, contexts) -> list[str]:
         return ["high" if bool(times["image"][0] > 0.5) else "low"]
 
     def forward(self, states, times, contexts=None, keep=None):
-        return self.components[self.needed(times)[0]](states, times, contexts, keep)
+        return self.components[self.needed(times, contexts)[0]](states, times, contexts, keep)
 
 
 def experts(config) -> System:

@@ -48,7 +48,9 @@ class Context:
     mask: (B, N) bool, True where a token may be attended to; None is everywhere.
     bias: added to the scores of attention to the tokens, a tensor (B, H or 1, L or 1, N) or a
     function of the scores, which is a pytree of tensors (B, ...) if it is to be batched.
-    weight: (B,) in [0, 1], 1 is as given and below that blended with the null; None is 1.
+    weight: (B,) in [0, 1], 1 is as given and below that blended with the null; None is 1.  Where a
+    network mixes its contexts, their shares instead, 0 or more and to be made to sum to 1: (B,), or
+    (B, P), one for each of its P context layers.
     dropped: (B,) bool, True where the network takes its own null instead; None is nowhere.
     """
 
@@ -86,6 +88,12 @@ class Context:
 
 
 Contexts = dict[str, Context]
+"""Name -> context.  Of several of one kind the names go on as "image", "image:2", "image:3"."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of a context, "image" of "image:2"."""
+    return name.partition(":")[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,8 +143,9 @@ def placed(tree: T, device: torch.device | str) -> T:
     return tree_map_only(Tensor, lambda x: x.to(device), tree)
 
 
-def rows(tree: T, cut: slice) -> T:
-    """Some samples of a query, context or bundle."""
+def rows(tree: T, cut: slice | Tensor) -> T:
+    """Some samples of a query, context or bundle.  cut: a slice, their numbers (n,), or (B,)
+    bool."""
     return tree_map_only(Tensor, lambda x: x[cut], tree)
 
 

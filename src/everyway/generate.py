@@ -17,20 +17,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway import __version__, library
-from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
+from everyway import __version__, library, upscale
+from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
 from everyway.controls.asking import Change, Changed
+from everyway.controls.blend import (
+    alternating,
+    attention_level,
+    layer_level_drawn,
+    model_level,
+    token_level,
+)
+from everyway.controls.colour import adjusted
+from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
 from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
-from everyway.plan import Carry, Stage, plan
+from everyway.plan import Carry, Stage, cascaded, enlarging, plan
 from everyway.record import Row
-from everyway.request import GenerateRequest, RequestError, known
+from everyway.request import MIXES, NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
 from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -39,6 +48,8 @@ from everyway.system import System
 from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
+UPSCALER = "upscaler."
+"""What the names of another model's stages begin with."""
 log = logging.getLogger("everyway")
 
 
@@ -140,6 +151,7 @@ class Model:
 
     load_options: what `load` was given, as plain data.  note: what it made of it, in one line.
     formats: of the files that its weights were read from.
+    upscaler: another model, whose cascade enlarges pictures of requests that name one.
     """
 
     name: str
@@ -149,6 +161,7 @@ class Model:
     load_options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     formats: library.Formats = field(default_factory=dict)
+    upscaler: Model | None = field(default=None, repr=False)
 
     @staticmethod
     def from_pretrained(
@@ -163,6 +176,22 @@ class Model:
         Loaded in half precision, weights of float32 are rounded: load in fp32 to keep all.
         """
         library.save(Path(folder), self.system, self.metadata, self.formats)
+
+    def with_upscaler(self, other: Model) -> Model:
+        """This model, whose pictures another one's cascade enlarges where a request asks for one.
+
+        Raises RequestError for a model that has no cascade.
+        """
+        if not other.enlargers:
+            raise RequestError(f"{other.name} enlarges no pictures; give a model with a cascade")
+        return replace(self, upscaler=other)
+
+    @property
+    def enlargers(self) -> dict[str, System]:
+        """What enlarges pictures, in order, by the name that a stage has it by: the stages of the
+        system's cascade, or itself where it is one."""
+        itself = {"": self.system} if upscale.enlarges(self.system) else {}
+        return itself or upscale.stages(self.system)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """The folder of `save_pretrained` onto the hub; returns its address there."""
@@ -211,13 +240,22 @@ class Model:
     def settled(self, request: GenerateRequest) -> GenerateRequest:
         """The request with this system's own settings where it leaves them open."""
         settings = ("steps", "guidance", "sampler", "truncation")
-        own = {n: getattr(self.system, n) for n in settings}
+        first = self._of(self._stages(request)[0].system)
+        own = {n: getattr(first, n) for n in settings}
         settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
         if settled.paint:
             settled = self._with_paint(settled)
         settled.needs_purity(settled.sampler)
+        if len(settled.weights) > 1:
+            mixes = MIXES if self.system.mixes else ("model",)
+            mix = settled.mix or mixes[0]
+            if mix not in mixes:
+                raise RequestError(
+                    f"this model mixes contexts step by step; give mix model, not {mix}"
+                )
+            settled = settled.model_copy(update={"mix": mix})
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
         load_options = [c for c in conditions if c.null_of]  # by the language of a text
@@ -286,12 +324,16 @@ class Model:
     def _samples(self, number: int, job: Job) -> Iterator[Sample]:
         """Every sample of a job, which they share the inputs of."""
         request = self.settled(job.request)
-        task = plan(request, self.system.tasks)[0].task
+        first = self._stages(request)[0]
         inputs = read(replace(job, request=request), self.system, self.image_size)
-        if missing := {*self.system.given(task)} - inputs.values.keys():
+        needed = {*self._of(first.system).given(first.task)}
+        if first.enlarges:
+            upscale.larger(inputs.size, self._of(first.system), request.scale)
+            needed -= {upscale.LOW_RES}
+        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
         if inputs.canvas:
-            painting([inputs.canvas], self.system, task)  # raises before the first step
+            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
         for note in inputs.notes:
             log.warning(note)
         for k in range(request.n):
@@ -299,60 +341,90 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
+        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
+        as of many frames, runs in parts."""
         request = batch[0].request
-        stages = plan(request, self.system.tasks)
+        stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
         carried = self._carried(batch, self.system)
-        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
-        for number, stage in enumerate(stages):
-            system = self._of(stage.system)
-            if system is not self.system:
-                carried = carried | self._carried(batch, system)
-            if stage.prepare:
-                carried = stage.prepare(carried, system, request)
-            size = next(iter(carried.values())).shape[0] if carried else len(rows)
-            if size != len(noise.seeds):
-                noise = PerSampleNoise(seeds[:size])
-            free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: dict[tuple[int, int], PerSampleNoise] = {}
+        decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
+        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
+            system, given, asked = self._of(stage.system), carried, request
             if number and request.language:  # what was made before this stage is in it
-                request = request.model_copy(update={"null": request.language})
-            change = None
-            if request.paint and not number:  # the first stage lays the picture out
-                canvases = [s.inputs.canvas for s in rows]
-                change = painting(canvases, system, stage.task, paint_weight_of(request))
-            for progress in self._sample(stage, carried, noise, request, free, change):
-                done = (number + progress.step / progress.steps) / len(stages)
-                where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, stage.system, progress)
+                asked = request.model_copy(update={"null": request.language})
+            if stage.enlarges:
+                given = self._low(stage, rows, decoded["image"])
+                asked = request if number == 0 else upscale.request_of(system)
+            elif system is not self.system:
+                given = carried | self._carried(batch, system)
+            if stage.prepare:
+                given = stage.prepare(given, system, request)
+            size = next(iter(given.values())).shape[0] if given else len(rows)
+            free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            carried = carried | {name: progress.states[name] for name in generated}
-            calls += progress.calls
+            parts = []
+            for start in range(0, size, BATCH):
+                cut = slice(start, min(start + BATCH, size))
+                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
+                own = {name: value[cut] for name, value in given.items()}
+                change = None
+                if request.paint and not number:  # the first stage lays the picture out
+                    canvases = [row.inputs.canvas for row in rows[cut]]
+                    change = painting(canvases, system, stage.task, paint_weight_of(request))
+                for progress in self._sample(stage, own, noise, asked, free[cut], change):
+                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                    done = (number + share) / len(stages)
+                    where = number + 1, len(stages), progress.step, progress.steps
+                    yield Preview(*where, done, places[cut], stage.system, progress)
+                parts.append(progress.states)
+                calls += progress.calls
+            made = {name: torch.cat([states[name] for states in parts]) for name in generated}
+            if not stage.enlarges:
+                carried, decoded = given | made, {}
             if not stage.shown:
                 continue
+            decoded |= self._decode(system, made)
+            if request.colours and "image" in decoded:
+                pairs = zip(rows, decoded["image"])
+                rate = request.colours
+                decoded["image"] = [adjusted(x, r.inputs.reference, rate) for r, x in pairs]
+            if stage.masked:
+                pairs = zip(rows, decoded["image"])
+                decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
+            if after and after.enlarges:
+                continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
-            decoded = self._decode(system, {name: carried[name] for name in generated})
             for k, row in enumerate(rows):
                 one = {name: values[k] for name, values in decoded.items()}
                 part = k if row.rows > 1 else shown
-                yield self._result(row, one, part, metadata, stage)
+                yield self._result(row, one, part, metadata)
             shown += 1
 
-    def _result(
-        self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row, stage: Stage
-    ) -> Result:
-        """Of one row, as codecs decoded it; of a masked picture the known pixels are put back."""
-        raw, inputs, system = dict(decoded), row.inputs, self._of(stage.system)
-        if stage.masked:
-            raw["image"] = inputs.put_back(raw["image"], row.request.blend)
+    def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """The stages of a request's plan, given its contexts where it has some."""
+        stages, given = plan(request, self.system.tasks), request.weights
+        if not given:
+            return stages
+        (stage,), named = stages, {*request.given, *request.context_weights}
+        weights = {name: w for name, w in stage.task.contexts.items() if name in named}
+        for raw, weight in given.items():
+            alone = weight if len(given) == 1 else 1.0
+            weights |= dict.fromkeys(self.system.contexts_of(raw), alone)
+        return (replace(stage, task=replace(stage.task, contexts=weights)),)
+
+    def _result(self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row) -> Result:
+        """Of one row, as codecs decoded it."""
+        inputs, media = row.inputs, self.system.media
         return Result(
             index=0,
             job=row.job,
             part=part,
             seed=row.request.seed,
-            outputs=_outputs(system, raw),
-            media={name: medium(name, system.media) for name in raw},
+            outputs=_outputs(self.system, decoded),
+            media={name: medium(name, media) for name in decoded},
             request=row.request,
             inputs=inputs.digests,
             metadata={**metadata, "notes": list(inputs.notes)} if inputs.notes else metadata,
@@ -360,14 +432,54 @@ class Model:
 
     def _of(self, name: str) -> System:
         """The system of that name that a stage runs on; "" is the model's own."""
-        return self.system.systems[name] if name else self.system
+        if not name:
+            return self.system
+        others = self.upscaler.enlargers if self.upscaler else {}
+        return {**self.system.systems, **{f"{UPSCALER}{n}": s for n, s in others.items()}}[name]
+
+    def _stages(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """Of a request's plan and of the cascade that it asks for.
+
+        Raises RequestError where there is no cascade.
+        """
+        upscaling = request.kind == "upscale"
+        enlargers = {} if self.enlargers.keys() == {""} and not upscaling else self.enlargers
+        if request.upscale not in (OWN_STAGES, NO_STAGES):
+            if self.upscaler is None:
+                how = f"model.with_upscaler(load({request.upscale!r}))"
+                raise RequestError(f"{request.upscale!r} is not loaded here; give it: {how}")
+            enlargers = {f"{UPSCALER}{n}": s for n, s in self.upscaler.enlargers.items()}
+        if upscaling:
+            if not enlargers:
+                raise RequestError(f"{self.name} enlarges no pictures; give a model with a cascade")
+            last = [*enlargers][-1]
+            return (enlarging(last, enlargers[last], request.text),)
+        if request.upscale == NO_STAGES:
+            enlargers = {}
+        if request.scale is not None and not enlargers:
+            raise RequestError("nothing enlarges pictures here; leave --scale out")
+        return cascaded(self._plan(request), enlargers, request.text)
 
     def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
         """The encoded inputs of all samples; those that samples share are encoded once."""
-        inputs = {id(s.inputs): s.inputs.values for s in batch}
-        encoded = {key: self._encoded(values, system) for key, values in inputs.items()}
+        inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
+        encoded = {
+            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            for key, own in inputs.items()
+        }
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _low(self, stage: Stage, rows: Sequence[Sample], pictures: Sequence[Tensor]) -> Carry:
+        """What a stage that enlarges is given of pictures (3, H, W), and of their texts."""
+        system, given = self._of(stage.system), list[Carry]()
+        reads = "text" in system.given(stage.task)
+        for row, picture in zip(rows, pictures):
+            size = upscale.larger(picture.shape[-2:], system, row.request.scale)
+            raw = {upscale.LOW_RES: upscale.enlarged(picture, size)}
+            raw |= {"text": row.inputs.values["text"]} if reads else {}
+            given.append(flat(system.contexts(raw)))
+        return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
     def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
@@ -379,6 +491,21 @@ class Model:
             rows.append(system.encode(one) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
+
+    def _blended(
+        self, contexts: Mapping[str, Blended], system: System, focus: Mapping[str, float]
+    ) -> Carry:
+        """The contexts of a request, each at its focus."""
+        made: Contexts = {}
+        for name, given in contexts.items():
+            own = given.contexts(name, system, self.image_size)
+            for each, context in own.items():
+                leading = system.conditions[kind_of(each)].leading
+                if leading is not None:
+                    tokens = focused(context.tokens, focus[name], leading)
+                    context = replace(context, tokens=tokens)
+                made[each] = context.to(system.device)
+        return flat(made)
 
     def _sample(
         self,
@@ -407,8 +534,12 @@ class Model:
             steps, times = max(1, round(steps * begin)), times_for(task, torch.full_like(t, begin))
             times = placed(times, system.device)
             states |= corrupt(system, known, times, noise)[0]
-        nulls = system.null_contexts(batch, request.null)
+        nulls = system.null_contexts(batch, request.null or task.null, task)
+        shapes = system.shapes(batch)
         denoise = self._denoise(system, task, nulls, noise, request)
+        if stage.enlarges:
+            shapes = upscale.shapes_of(shapes, carried[f"context.{upscale.LOW_RES}"])
+            denoise = upscale.tiled(denoise, system)
         with _naming_strength(request, steps):
             return sample(
                 Changed(denoise=denoise, change=change) if change else denoise,
@@ -416,7 +547,7 @@ class Model:
                 clocks=system.clocks,
                 task=task,
                 states=states,
-                shapes=system.shapes(batch),
+                shapes=shapes,
                 noise=noise,
                 steps=steps,
                 sampler=sampler_of(request),
@@ -449,11 +580,31 @@ class Model:
             null_contexts=nulls,
             processes=system.processes,
         )
+        if len(request.weights) > 1:
+            made = Changed(denoise=made, change=self._mixed(system, task, noise, request))
         if request.truncation == 1:
             return made
         if not system.tokens:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
+
+    @staticmethod
+    def _mixed(
+        system: System, task: Task, noise: PerSampleNoise, request: GenerateRequest
+    ) -> Change:
+        """What mixes the contexts of a request in every query."""
+        own = {raw: system.contexts_of(raw) for raw in request.weights}
+        weights = {name: request.weights[raw] for raw, names in own.items() for name in names}
+        network: Any = system.network
+        match request.mix:
+            case "attention":
+                return attention_level(weights)
+            case "layer":
+                return layer_level_drawn(weights, network.context_layers, noise)
+            case "tokens":
+                return token_level(weights)
+        turns = [own[raw] for raw in alternating(request.weights, request.steps)]
+        return model_level(turns, task.generated[0])
 
     @staticmethod
     def _pin(system: System, known: Bundle, noise: PerSampleNoise, masks: Sequence[Tensor]):
@@ -494,7 +645,8 @@ class Model:
     @property
     def made_by(self) -> dict[str, Any]:
         """What stands in every record: model, versions, and the machine that computes."""
-        return {
+        other = self.upscaler
+        return ({"upscaler": other.name, "upscaler_hash": other.hash} if other else {}) | {
             "model": self.name,
             "model_hash": self.hash,
             "loaded": dict(self.load_options),

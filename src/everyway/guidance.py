@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Denoise, Process, Query
+from everyway.contracts import Bundle, Context, Contexts, Denoise, Process, Query
 from everyway.errors import UsageError
 from everyway.process.gaussian import mixed
 from everyway.tasks import Branch, Task
@@ -136,11 +136,16 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
+        lost = [name for name in branch.without if name in query.contexts]
         contexts = {  # what is said of a state's tokens goes with the state
             name: replace(c, bias=None) if self.clocks.get(name) in branch.absent else c
             for name, c in query.contexts.items()
-        } | {name: self.null_contexts[name] for name in branch.without}
+        } | {name: self._null(name, query.contexts[name]) for name in lost}
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
+
+    def _null(self, name: str, given: Context) -> Context:
+        """What stands for a context, with the weight of that."""
+        return replace(self.null_contexts[name], weight=given.weight)
 
     def asks(self, query: Query) -> list[Query]:
         """What the answer to `query` is made of: itself first, then every branch."""

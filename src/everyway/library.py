@@ -10,8 +10,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from everyway.nets.precision import fast
 from everyway.placement import (
     MEMORY,
     WORK_A_PIXEL,
+    InFile,
     Placement,
     free_memory,
     is_network,
     memory_for,
+    one_of_several,
 )
 from everyway.system import System
-from everyway.systems import HUB
+from everyway.systems import HUB, cascade
+from everyway.upscale import enlarges, side_of
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
 DTYPES = convert.DTYPES
@@ -132,12 +136,14 @@ def load(
     free = free_memory(where)
     placed = Placement(device=where, memory=_memory(memory, free, bytes_, opened, dtype))
     system = convert.restored(opened, DTYPES[dtype], placed.home)
-    if placed.memory == "low":
+    if placed.sparing:
         _spare(system)
+    if placed.memory == "disk":
+        placed = replace(placed, files=_in_files(system, opened, path, DTYPES[dtype]))
     name = _named(path) if not source.startswith(HUB) else Path(source).name
     return Loaded(
         name=name,
-        hash=_hash(path, opened, system, bool(parts or settings)),
+        hash=_hash(path, opened, system, bool(parts or settings), DTYPES[dtype]),
         system=replace(system.placed(placed), config=opened.config["config"]),
         metadata=opened.metadata,
         load_options=_plain(dtype=dtype, parts=parts, settings=settings),
@@ -171,6 +177,25 @@ def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -
     return replace(made, components={**made.components, **found})
 
 
+def _in_files(
+    system: System, opened: convert.Opened, path: Path, dtype: torch.dtype
+) -> dict[torch.nn.Module, InFile]:
+    """The networks of several, each to be filled when it is used.  path: what was opened."""
+    parts = {name: m for name, m in system.components.items() if one_of_several(name)}
+    if not parts:
+        raise ModelError("memory='disk' is for a network of several; choose low")
+    folder = opened.folder
+    sums = store.document(folder)["sha256"] if folder else {}
+    files = {n: store.component(folder, n, sums[n]) for n in parts} if folder else {}
+    return {
+        module: InFile(
+            fill=partial(store.fill, module, opened.components[name], dtype),
+            path=files.get(name, path),
+        )
+        for name, module in parts.items()
+    }
+
+
 def _spare(system: System) -> None:
     """Codecs that can decode with less memory do."""
     for codec in system.codecs.values():
@@ -186,10 +211,12 @@ def save(
     formats: of the files that the weights were read from: those that were widened to compute with
     are written as they were.
     """
+    if system.placement and system.placement.files:
+        raise ModelError("its experts lie in their files; load it without memory='disk' to save it")
     config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
     stored = system.weights().items()
     tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
-    store.save(folder, config, tensors, metadata, None)
+    store.save(folder, config, tensors, metadata, None, system.deltas)
     card.write_card(folder)
 
 
@@ -207,6 +234,28 @@ def _as_read(
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     """The same for tensors that are one in memory."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def save_cascade(
+    folder: Path, base: Loaded, stages: Sequence[Loaded], weights: str = "fp32"
+) -> None:
+    """One model folder of a model and of those that enlarge its pictures, in order, with its card.
+
+    weights: a name in DTYPES, of what is written.
+    Raises ModelError for a stage that enlarges none.
+    """
+    made = {}
+    for stage in stages:
+        if not enlarges(stage.system):
+            raise ModelError(f"{stage.name} enlarges no pictures; give a model that does")
+        made[f"sr{side_of(stage.system)}"] = stage.system
+    system = cascade.assembled(base.system, made)
+    rows = [{"name": s.name, "losses": s.metadata.get("losses", {})} for s in stages]
+    own = {k: v for k, v in base.metadata.items() if k != "scores"}
+    metadata = {**own, "name": folder.name, "cascade": rows}
+    config = {"system": system.name, "config": dict(system.config)}
+    store.save(folder, config, system.weights(), metadata, DTYPES[weights])
+    card.write_card(folder)
 
 
 def push(
@@ -269,7 +318,9 @@ def _note(placed: Placement, dtype: str, bytes_: Mapping[str, int], free: int) -
     )
 
 
-def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> str:
+def _hash(
+    path: Path, opened: convert.Opened, system: System, changed: bool, dtype: torch.dtype
+) -> str:
     """Twelve hex digits that name what was loaded: the fingerprint of a folder of ours, else of
     the config and a thousand numbers of every tensor, in which other weights differ."""
     if convert.is_ours(path) and not changed:
@@ -277,6 +328,8 @@ def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> 
     digest = hashlib.sha256(json.dumps(opened.config, sort_keys=True).encode())
     for component, module in sorted(system.components.items()):
         for name, tensor in module.state_dict().items():
+            if tensor.is_meta:  # it lies in its file
+                tensor = opened.components[component][name].read(dtype)
             few = tensor.flatten()[:: max(1, tensor.numel() // 1000)].cpu().to(torch.bfloat16)
             digest.update(f"{component}.{name}".encode() + few.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -75,6 +75,11 @@ def free_pixels(mask: Image.Image, side: int) -> Tensor:
     return picture_tensor([mask], side, Image.Resampling.BOX)[0].mean(0, keepdim=True) > 0
 
 
+def shown_pixels(mask: Image.Image, side: int) -> Tensor:
+    """(1, 1, side, side) in [0, 1], how bright the mask is."""
+    return picture_tensor([mask], side, Image.Resampling.BOX).mean(1, keepdim=True) / 2 + 0.5
+
+
 def painted_shares(picture: Image.Image, colours: Sequence[str], side: int, name: str) -> Tensor:
     """(P, side, side) in [0, 1]: how much of each pixel of the square has each colour, "#rrggbb".
 

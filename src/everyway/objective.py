@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from everyway.contracts import Bundle, Contexts, Noise, Times, contexts_in
+from everyway.contracts import Bundle, Contexts, Noise, Times, contexts_in, rows
 from everyway.system import System
 
 
@@ -62,7 +62,38 @@ def losses(
     """
     times = system.existing(times)
     x_t, draws = corrupt(system, x0, times, noise)
-    raw = system.network(system.shown(x_t, times), times, contexts or {})
+    return _found(system, x0, x_t, draws, times, contexts or {})
+
+
+def flow_losses(
+    system: System,
+    x0: Bundle,
+    times: Times,
+    noise: Noise,
+    flows: Mapping[str, tuple[Tensor, Contexts]],
+) -> dict[str, dict[str, Tensor]]:
+    """Losses where each sample is of one flow, a task whose states and contexts are all that the
+    network is given: task -> modality -> (samples of it,) float32.
+
+    flows: task -> (its samples (B,) bool, contexts of all samples).
+    """
+    times = system.existing(times)
+    x_t, draws = corrupt(system, x0, times, noise)
+    out = {}
+    for name, (own, contexts) in flows.items():
+        task = system.tasks[name]
+        made = [m for m in x0 if system.clocks[m] in task.generated]
+        states = [{m: x[m] for m in made} for x in (x0, x_t, draws)]
+        given = {c: contexts[c] for c in task.given_contexts}
+        clocks = {c: times[c] for c in task.generated}
+        out[name] = _found(system, *(rows(part, own) for part in (*states, clocks, given)))
+    return out
+
+
+def _found(
+    system: System, x0: Bundle, x_t: Bundle, draws: Bundle, times: Times, contexts: Contexts
+) -> dict[str, Tensor]:
+    raw = system.network(system.shown(x_t, times), times, contexts)
     out = {}
     for name, clean in x0.items():
         t = times[system.clocks[name]]

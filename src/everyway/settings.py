@@ -37,7 +37,9 @@ FileName = Annotated[str, PlainValidator(_file_name)]
 class Settings(BaseModel):
     """Frozen, and without a field of another name.  Numbers are finite, and no truth values."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod

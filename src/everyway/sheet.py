@@ -49,17 +49,19 @@ class Section:
     cells: Sequence[Cell]
 
 
-def sheet(sections: Sequence[Section], across: int = 2) -> Image.Image:
-    """Sections laid out `across` in a row, each as wide as the one with most cells."""
+def sheet(sections: Sequence[Section], across: int = 2, foot: str = "") -> Image.Image:
+    """Sections laid out `across` in a row, each as wide as the one with most cells; foot: below."""
     columns = max(len(s.cells) for s in sections)
     width = columns * (SIDE + GAP) + 2 * GAP
     height = TITLE + SIDE + LINES * LINE + 2 * GAP
     rows = -(-len(sections) // across)
-    page = Image.new("RGB", (across * width + GAP, rows * height + GAP), "white")
+    below = LINES * LINE if foot else 0
+    page = Image.new("RGB", (across * width + GAP, rows * height + GAP + below), "white")
     pen = ImageDraw.Draw(page)
     for number, section in enumerate(sections):
         row, column = divmod(number, across)
         _section(page, pen, section, column * width + 2 * GAP, row * height + GAP)
+    _words(pen, drawable(foot), (2 * GAP, rows * height + GAP), page.width - 4 * GAP, LINES, SOFT)
     return page
 
 

@@ -8,9 +8,10 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ from everyway.contracts import (
     Query,
     Times,
     joined,
+    kind_of,
     placed,
     rows,
     together,
@@ -107,10 +109,12 @@ class Condition:
     """One named context of a system: what reads it, and what stands for it where it is not given.
 
     source: the raw data it reads ("text").
-    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.
+    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.  One
+    that sees patches takes a mask too: encode(raw, mask).
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    leading: how many tokens stand before those of a picture's patches; None where it has none.
     given_as: the name that a request gives its raw data by, where that is not `source`, which
     training reads (the style of a picture, in training that of the picture itself).
     """
@@ -121,15 +125,17 @@ class Condition:
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
     given_as: str = ""
+    leading: int | None = None
 
     @property
     def asked(self) -> str:
         """The name of its raw data in a request."""
         return self.given_as or self.source
 
-    def raw_in(self, raw: Mapping[str, Any]) -> Any:
-        """Its own of all raw data, or None."""
-        return raw.get(self.asked, raw.get(self.source))
+    def raw_in(self, names: Iterable[str]) -> list[str]:
+        """Those of its own raw data among names, as ["image", "image:2"]."""
+        own = [name for name in names if kind_of(name) == self.asked]
+        return own or [name for name in names if kind_of(name) == self.source]
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -151,7 +157,10 @@ class System:
     `media.MEDIA`, or a `media.Medium` of its own.
     shared: component -> the shipped model that holds its weights, where it is not this one, and
     after an "@" their sha256.
+    deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
+    mixes: whether weights of several contexts are their shares, which the network reads; it is
+    shown none but those of a task, and of several none of weight 0.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
     paint: settings of its `controls.paint.PaintWeight` that are not the paper's.
     """
@@ -165,7 +174,9 @@ class System:
     systems: Mapping[str, System] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    deltas: Mapping[str, str] = field(default_factory=dict)
     placement: Placement | None = None
+    mixes: bool = False
     sampler: str = "dpm++2m"
     guidance: float = 2.5
     steps: int = 25
@@ -210,7 +221,7 @@ class System:
                 made[f"{part.name}_condition" if taken else part.name] = part.codec
         return made
 
-    @property
+    @cached_property
     def networks(self) -> dict[str, nn.Module]:
         """Component name -> network, or each of those that it is made of."""
         return nested("network", self.network)
@@ -234,12 +245,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
@@ -253,7 +269,7 @@ class System:
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
         names = [m.source for clock in task.given for m in self.on(clock)]
-        names += [c.asked for c in self.conditions.values() if task.contexts.get(c.name)]
+        names += [_numbered(self.conditions[kind_of(n)].asked, n) for n in task.given_contexts]
         return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
@@ -288,37 +304,62 @@ class System:
             read([text])
 
     @torch.no_grad()
-    def contexts(self, raw: Mapping[str, Any]) -> Contexts:
-        """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = {c: given for c in self.conditions.values() if (given := c.raw_in(raw)) is not None}
-        made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
+    def contexts(
+        self, raw: Mapping[str, Any], masks: Mapping[str, Tensor] | None = None
+    ) -> Contexts:
+        """raw: source -> raw data.  Condition -> its context, where its source is given.
+
+        Of "image:2" the context of a condition that reads "image" is NAME:2.
+        masks: the same names -> how much of each pixel is seen (B, 1, H, W), for conditions that
+        see patches.
+        """
+        shown = masks or {}
+        pairs = [(c, name) for c in self.conditions.values() for name in c.raw_in(raw)]
+        made = {
+            _numbered(c.name, n): self._encoded(c.codec, raw[n], shown.get(n)) for c, n in pairs
+        }
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
 
-    def null_contexts(self, batch: int, name: str = "") -> Contexts:
+    def contexts_of(self, raw: str) -> tuple[str, ...]:
+        """The names of the contexts that are made of raw data, or are embeddings, of this name."""
+        own = (c for c in self.conditions.values() if kind_of(raw) in (c.asked, c.name))
+        return tuple(_numbered(c.name, raw) for c in own)
+
+    def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
-        name: of the null, for conditions that have one of that name.
+        name: of the null, for conditions that have one of that name.  task: of which they are
+        asked: where it is given "text:2", that has the null of its kind, and where the network
+        `mixes` contexts it is shown no others.
         """
         own = [c for c in self.conditions.values() if c.nulls]
-        return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        given = task.contexts if task else ()
+        if task and self.mixes:
+            own = [c for c in own if c.name in map(kind_of, given)]
+        made = {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        return made | {n: made[kind_of(n)] for n in given if kind_of(n) in made}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
-        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended.
+        """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
+        where the network `mixes` several, each as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
         """
-        out = {}
-        for name in self.conditions:
+        out, own = {}, () if self.mixes else self.conditions
+        mixed = self.mixes and sum(map(bool, weights.values())) > 1
+        for name in dict.fromkeys([*own, *weights]):
             weight = weights.get(name, 0.0)
+            if mixed and not weight:
+                continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = _blended(given, nulls[name], weight)
+                given = _shared(given, weight) if mixed else _blended(given, nulls[name], weight)
             out[name] = given
         return out
 
@@ -335,15 +376,18 @@ class System:
     def device(self) -> torch.device:
         """Where the network computes, and where states are best drawn."""
         where = self.placement
-        if where is not None and where.memory == "low":  # the network may lie elsewhere now
+        if where is not None and where.sparing:  # the network may lie elsewhere now
             return where.device
         return next(self.network.parameters()).device
 
     @contextmanager
-    def _using(self, part: nn.Module | Codec, times: Times | None = None) -> Iterator[torch.device]:
+    def _using(
+        self, part: nn.Module | Codec, times: Times | None = None, contexts: Contexts | None = None
+    ) -> Iterator[torch.device]:
         """The network or a codec, ready to run; gives the device that it runs on.
 
-        times: what a network of several is asked at, which says those of them that are needed.
+        times, contexts: what a network of several is asked at, and out of what, which says those of
+        them that are needed.
         """
         if not isinstance(part, nn.Module):
             yield CPU
@@ -351,19 +395,22 @@ class System:
         networks, needed = self.networks, [part]
         if part is self.network and len(networks) > 1:
             own: Any = self.network
-            needed = [networks[f"network.{name}"] for name in own.needed(times)]
+            needed = [networks[f"network.{name}"] for name in own.needed(times, contexts)]
         idle = [m for m in networks.values() if id(m) not in map(id, needed)]
         placement = self.placement or Placement()
         with ExitStack() as stack:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
-    def _encoded(self, codec: Codec, raw: Any) -> Any:
+    def _encoded(self, codec: Any, raw: Any, mask: Tensor | None = None) -> Any:
         with self._using(codec) as device:
-            return codec.encode(raw.to(device) if isinstance(raw, Tensor) else raw)
+            raw = raw.to(device) if isinstance(raw, Tensor) else raw
+            return codec.encode(raw) if mask is None else codec.encode(raw, mask.to(device))
 
     def _decoded(self, codec: Codec, state: Tensor) -> Any:
         with self._using(codec) as device:
@@ -410,7 +457,24 @@ class System:
         return times
 
     def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
-        with self._using(self.network, query.times) as device:
+        """Where one network of several lies on the device at a time, they are asked in turn."""
+        place = self._turns(query.times)
+        if len(place) < 2:
+            return self._asked(query, rows_a_call)
+        parts = [self._asked(rows(query, own), rows_a_call) for own in place]
+        return rows(joined(parts), torch.cat(place).argsort())
+
+    def _turns(self, times: Times) -> list[Tensor]:
+        """The samples (n,) of each network of several that cannot be on the device together."""
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
+            return []
+        chosen = chosen(times)
+        names = dict.fromkeys(chosen)
+        return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
+
+    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
+        with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
             size = rows_a_call or query.batch
@@ -427,11 +491,16 @@ class System:
         }
 
 
+def _numbered(name: str, like: str) -> str:
+    """The name with the number of another one, "text:2" of "image:2"."""
+    return f"{name}{like.removeprefix(kind_of(like))}"
+
+
 def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:
     """Component name -> module: itself, or "NAME.part" for those that it is made of.
 
     A module that is made of others has them as `components`, a mapping, and no other weights; a
-    network of several also says which it `needed(times)`.
+    network of several also says which it `needed(times, contexts)`.
     """
     parts = getattr(module, "components", None)
     if parts is None:
@@ -446,9 +515,13 @@ def _held(module: nn.Module, among: Mapping[str, nn.Module]) -> bool:
     return any(module is other for other in among.values())
 
 
+def _shared(given: Context, weight: float) -> Context:
+    """With that weight, which the network reads."""
+    return replace(given, weight=torch.full((len(given.tokens),), weight).to(given.tokens.device))
+
+
 def _blended(given: Context, null: Context, weight: float) -> Context:
     """By the network where it has the null, or else as a mean of equally long tokens."""
-    share = torch.full((len(given.tokens),), weight, device=given.tokens.device)
     if null.dropped is not None or not given.tokens.is_floating_point():
-        return replace(given, weight=share)
+        return _shared(given, weight)
     return replace(given, tokens=torch.lerp(null.tokens.to(given.tokens), given.tokens, weight))

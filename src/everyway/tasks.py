@@ -133,12 +133,14 @@ class Task:
     contexts: context name -> weight in [0, 1]: 0 its null, 1 as given, between them blended; one
     that is left out is its null.
     guidance: the unconditional queries; None leaves them to `guidance.branches`.
+    null: the name of the nulls that it has unless a request names others; "" is the first ones.
     """
 
     name: str
     roles: Mapping[str, Role]
     contexts: Mapping[str, float] = field(default_factory=dict)
     guidance: tuple[Branch, ...] | None = None
+    null: str = ""
 
     def __post_init__(self) -> None:
         if not self.generated:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 
 import pytest
@@ -172,12 +173,15 @@ MISTAKES = {
 }
 
 
+@pytest.mark.parametrize("language", ["en", "ko"])
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(run, tmp_path, name):
+def test_a_mistake_is_one_line_and_code_2(run, tmp_path, monkeypatch, name, language):
+    monkeypatch.setenv("LANGUAGE", language)
     (tmp_path / "bad.png").write_bytes(b"this is not a picture")
     words, said = MISTAKES[name]
     code, out, err = run(*words)
-    assert code == 2 and said in err and not out
+    assert code == 2 and not out
+    assert said in err if language == "en" else re.search("[가-힣]", err)
     assert err.startswith("everyway: ") and err.count("\n") == 1 and "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.png"]  # nothing half-written
 

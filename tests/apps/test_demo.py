@@ -34,9 +34,9 @@ def test_what_a_model_cannot_do_is_left_out(nano, tmp_path):
     shown = titles(able(nano, "text-to-image", "image"), tmp_path)
     assert shown == [
         "text to image",
-        "image alone",
-        "the lower half drawn anew",
-        "partly noised, then another text",
+        "a part drawn anew, for other texts",
+        "a picture from nothing",
+        "partly forgotten, then drawn for another text",
     ]
 
 

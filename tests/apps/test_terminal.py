@@ -153,6 +153,9 @@ def test_a_training_reads_a_folder_whose_name_is_not_utf8(run, tmp_path):
     small = [word for pair in ("steps=1", "cache=8", "batch=4") for word in ("--set", pair)]
     assert run("train", "nano", "--data", name, "--out", "run", *small, "--quiet")[0] == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["source"]["data"] == name
+    rows = ["evaluate", "run", "-n", 2, "--steps", 1, "--rows", "t2i,i2t"]
+    code, out, _ = run(*rows)  # on what it learned
+    assert code == 0 and out.count("picture") == 2
     code, _, err = run("train", "nano", "--data", name, "--out", name, *small)
     assert code == 2 and "is not UTF-8" in err and err.count("\n") == 1
 

@@ -266,7 +266,7 @@ REFUSED = {
     "no words": ({"words": {}}, "a map to paint goes with words for its colours"),
     "no map": ({"paint": None}, "a map to paint goes with words for its colours"),
     "no text": ({"kind": "image", "text": None}, "give a text"),
-    "a chain": ({"kind": "chain"}, "drawn once"),
+    "a chain": ({"kind": "chain"}, "painted in text-to-image"),
     "colour": ({"words": {"red": "a fox"}}, "words.red.*should match"),
     "strength": ({"words": {"#ff0000": "a fox:11"}}, "less than or equal to 10"),
     "weight alone": (

@@ -8,9 +8,11 @@ from PIL import Image
 
 from everyway.data import lattice
 from everyway.data.captions import plain
-from everyway.data.emoji import MissingFont, find_font, heldout_pair
+from everyway.data.emoji import MissingFont, find_font
 from everyway.data.lattice import LEXICON, OBJECTS, Lattice
 from everyway.data.sample import Scene, SceneObject
+from everyway.data.scenes import heldout_pair
+from everyway.errors import UsageError
 from everyway.metrics import lattice as judge
 
 
@@ -71,3 +73,17 @@ def test_the_sprites_and_their_choice_are_those_of_the_font():
     assert lattice.choose() == OBJECTS
     kept = np.asarray(Image.open(lattice.ATLAS)).astype(int)
     assert np.abs(kept - np.asarray(lattice.atlas()).astype(int)).max() <= 2
+    kept = np.asarray(Image.open(lattice.FINE_ATLAS)).astype(int)
+    assert np.abs(kept - np.asarray(lattice.fine_atlas()).astype(int)).max() <= 2
+
+
+def test_a_finer_scene_is_the_same_scene():
+    coarse, fine = Lattice(seed=9), Lattice(seed=9, cell=lattice.FINE)
+    for index in range(10):
+        a, b = coarse.sample(index), fine.sample(index)
+        assert b.image.shape == (144, 144, 3) and a.captions == b.captions
+        assert judge.nearest(b.image)[0] == Scene.from_json(a.record)
+        small = np.asarray(Image.fromarray(b.image).resize((96, 96), Image.Resampling.BOX))
+        assert np.abs(small.astype(int) - a.image).mean() < 3
+    with pytest.raises(UsageError, match="cell is 40"):
+        Lattice(cell=40).sample(0)

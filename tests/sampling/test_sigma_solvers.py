@@ -91,6 +91,11 @@ def test_weights_are_of_third_order(r):
         assert (a32, b2, b3) == pytest.approx((2, 4 / 6, 1 / 6))
 
 
+def test_weights_near_two_thirds_are_of_second_order():
+    a32, b2, b3 = kutta3_weights(2 / 3)
+    assert (a32, b3) == (0, 0) and b2 * 2 / 3 == pytest.approx(1 / 2)
+
+
 def test_two_schedules_keep_the_order():
     """The inner time is halfway for the first schedule alone; the other one is as exact."""
     schedules = {"x": LinearVP(), "y": CosineVP(zero_terminal=False)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,17 +18,20 @@ from everyway.contracts import Context, flat
 from everyway.data.shapes import Shapes
 from everyway.errors import UsageError
 from everyway.generate import Model
-from everyway.objective import contexts_of
+from everyway.objective import contexts_of, losses, total
 from everyway.process.schedules import EDMSigma
 from everyway.process.training_times import LogNormal
 from everyway.request import RequestError
 from everyway.sampling.noise import StreamNoise
 from everyway.systems import ediffi
+from everyway.train import sources
 from everyway.train.config import resolve
+from everyway.train.latents import encode
 from everyway.train.sources import Data
-from published import CLIP_TOKENS
-from small_t5 import T5_TOKENS
+from published import CLIP_TOKENS, TEXT_VOCABULARY
+from small_t5 import T5, T5_TOKENS
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("t5", "clip_text", "style")
 TEXT = "a red circle"
 
@@ -86,7 +90,7 @@ def test_published_training():
     assert LogNormal() == ediffi.Training().times
     assert dict(ediffi.Training().drop) == {"t5": 0.25, "clip_text": 0.2, "style": 0.9}
     with pytest.raises(UsageError, match="give codecs=DIR"):
-        resolve("ediffi-nano", {"preset": "ediffi-base"})
+        resolve("ediffi-nano-root", {"preset": "ediffi-base"})
 
 
 def test_an_unknown_noise_level_is_refused():
@@ -185,10 +189,61 @@ def test_what_cannot_be_weighed(model, nano):
 # -- training ---------------------------------------------------------------------------------
 
 
+def test_recipe_of_the_base():
+    """Its optimisation as published, with times and dropping that are so by default."""
+    config = resolve(str(RECIPES / "ediffi-base.toml"))
+    own = config.optim
+    assert (config.model.preset, config.steps, config.batch) == ("ediffi-base", 500_000, 2048)
+    assert (own.optimiser, own.lr, own.weight_decay) == ("adamw", 1e-4, 0.01)
+    assert (own.beta1, own.beta2, own.ema) == (0.9, 0.999, 0.9999)
+    assert config.run.gradient_checkpointing
+
+
+def test_small_t5_and_clip_train_it(tmp_path):
+    """Encoders of transformers in place of plain codes: cached once, their padding masked."""
+    config = ediffi.nano(("a",))
+    network = config.network | {
+        "contexts": [
+            {"name": "t5", "length": 12, "dim": 16},
+            {"name": "clip_text", "length": 7, "dim": 16, "summary": "first"},
+            {"name": "style", "length": 1, "dim": 8, "summary": "mean"},
+        ]
+    }
+    clip = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    text = clip | dict(
+        vocab_size=TEXT_VOCABULARY, projection_dim=16, bos_token_id=8, eos_token_id=9,
+        pad_token_id=9,
+    )  # fmt: skip
+    codecs = dict(config.codecs) | {
+        "t5": {"kind": "T5States", "tokenizer": T5_TOKENS, "text": T5, "length": 12},
+        "clip_text": {
+            "kind": "ClipSentence", "tokenizer": CLIP_TOKENS, "text": text, "length": 7,
+        },
+        "style": {
+            "kind": "ImageEmbedding",
+            "vision": clip | dict(image_size=32, patch_size=16, projection_dim=8),
+        },
+    }  # fmt: skip
+    system = ediffi.build(replace(config, network=network, codecs=codecs))
+    data = Shapes(seed=0)
+    cache = encode(tmp_path, data.sample, lambda samples: sources.encode(system, samples), count=6)
+    batch = cache.rows(torch.arange(6), torch.linspace(0, 0.9, 6))
+    noise = StreamNoise(torch.Generator().manual_seed(0))
+    contexts = contexts_of(system, batch, noise, {"style": 0.5}, 6)
+    mask = contexts["t5"].mask
+    assert mask.dtype == torch.bool and mask[:, 0].all() and not mask.all()
+    times = LogNormal().draw(noise, {"image": system.processes["image"]}, 6)
+    found = losses(system, {"image": batch["image"]}, times, noise, contexts)["image"]
+    total(system, {"image": found}).backward()
+    assert found.isfinite().all()
+    assert all(p.grad is not None for p in system.network.parameters())
+
+
 def test_it_trains_and_draws(run, picture):
     """From the command line, on built-in data; what is saved draws with and without a style."""
     picture.save("fox.png")
-    train = ("train", "ediffi-nano", "--set", "steps=3", "--set", "cache=32", "--set", "batch=8")
+    sets = ("steps=3", "cache=32", "batch=8")
+    train = ("train", "ediffi-nano-root", *(part for s in sets for part in ("--set", s)))
     code, out, err = run(*train, "--out", "run")
     assert code == 0, err
     assert np.isfinite(json.loads(out.splitlines()[-1])["losses"]["image"])

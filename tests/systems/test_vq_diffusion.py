@@ -256,7 +256,7 @@ def test_what_it_cannot_do_is_one_line(model, picture):
 def test_evaluation_asks_what_it_can_do(model):
     report = evaluate(model, "scenes", n=1, rows=(), settings={"steps": 2})
     assert {r for r in report["rows"]} == {
-        "t2i.one", "t2i.two", "t2i.ko.one", "t2i.ko.two", "codec", "classifier",
+        "t2i.one", "t2i.two", "t2i.partial", "t2i.ko.one", "t2i.ko.two", "codec", "classifier",
     }  # fmt: skip
     assert report["protocol"]["sampler"] == "purity" and report["protocol"]["steps"] == 2
 

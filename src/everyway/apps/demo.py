@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,15 @@ from everyway.atomic import atomic_write
 from everyway.generate import Model, Result
 from everyway.metrics.judge import Judge, judge_of
 from everyway.request import GenerateRequest, RequestError
-from everyway.sheet import Cell, Section, sheet
+from everyway.sheet import Cell, Section, hangul_font, sheet
 
 SEED = 0
+APART = 100
+"""Added to the seed of what is drawn from nothing, so that no row repeats another's."""
+LEGEND = (
+    "Framed: what the model was given.  Green: the judge sees in the picture what is said, and no "
+    "more.  Red: it does not.  Grey: nothing was asked."
+)
 
 
 def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Path:
@@ -32,7 +38,6 @@ def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Pa
     that can do nothing shown here.
     """
     began = time.monotonic()
-    tell(model.note)
     show = _Show(model=model, judge=judge_of(model), out=out / "demo", settings=settings)
     show.out.mkdir(parents=True, exist_ok=True)
     sections = []
@@ -43,12 +48,12 @@ def demo(model: Model, out: Path, tell: Callable[[str], None], **settings) -> Pa
         if not (made := cells(show)):
             continue
         sections.append(Section(title=title, cells=made))
-        tell(f"{title:32} {time.monotonic() - start:6.2f} s")
+        tell(f"{title:60} {time.monotonic() - start:6.2f} s")
     if not sections:
         raise RequestError(f"model {model.name} can do {[*model.system.tasks]}: no demo for it")
     path = out / "demo.png"
     with atomic_write(path) as temporary:
-        sheet(sections).save(temporary, format="PNG")
+        sheet(sections, foot=LEGEND).save(temporary, format="PNG")
     files.append_line(show.out / "texts.jsonl", json.dumps(show.texts, ensure_ascii=False))
     tell(f"{path} in {time.monotonic() - began:.1f} s")
     return path
@@ -65,8 +70,8 @@ class _Show:
     drawn: list[Path] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
-    def make(self, kind: str, **inputs) -> list[Result]:
-        return self.model.generate(kind=kind, seed=SEED, **inputs, **self.settings)
+    def make(self, kind: str, seed: int = SEED, **inputs) -> list[Result]:
+        return self.model.generate(kind=kind, seed=seed, **inputs, **self.settings)
 
     def draw(self, prompt: str) -> Result:
         """A prompted picture, which stays as one that later uses take as given."""
@@ -82,9 +87,9 @@ class _Show:
         return Cell(image=files.open_image(self.drawn[index]), given=True)
 
     def words(self, text: str) -> str:
-        """A text as the sheet can draw it: Korean is told by what it states, in English."""
+        """A text as the sheet can draw it: without a font, Korean is told by what it states."""
         self.texts.append(text)
-        if text.isascii():
+        if text.isascii() or hangul_font():
             return text
         stated = self.judge.parse(text)
         return f"[ko] {self.judge.spell(stated)}" if stated else "[ko]"
@@ -100,8 +105,10 @@ class _Show:
             right=right,
         )
 
-    def captioned(self, made: Sequence[Result]) -> list[Cell]:
-        return [Cell(image=r.image, text=self.words(r.text or "")) for r in made]
+    def seen(self, made: Result, how: str = "") -> Cell:
+        """A picture with what the judge sees in it.  how: it came about, in words before that."""
+        (read,) = self.judge.read([made.image])
+        return Cell(image=made.image, text=f"{how} {self.judge.spell(read)}".strip())
 
 
 def _text_to_image(show: _Show) -> list[Cell]:
@@ -138,25 +145,29 @@ def _joint(show: _Show) -> list[Cell]:
     return [Cell(image=r.image, text=show.words(r.text), right=a) for r, a in zip(made, agree)]
 
 
+def _image(show: _Show) -> list[Cell]:
+    return [Cell(image=r.image) for r in show.make("image", SEED + APART, n=4)]
+
+
+def _text(show: _Show) -> list[Cell]:
+    return [Cell(text=show.words(r.text)) for r in show.make("text", SEED + APART, n=4)]
+
+
 def _noisy_condition(show: _Show) -> list[Cell]:
     prompt, cells = show.judge.prompts[0], []
     for level in (0.2, 0.4, 0.6, 0.8):
-        made = show.make("text-to-image", text=prompt, given_noise={"text": level})[0]
-        cells.append(Cell(image=made.image, text=f"the caption's time is {level}"))
+        (made,) = show.make("text-to-image", text=prompt, given_noise={"text": level})
+        cells.append(show.seen(made, f"at {level:.0%}:"))
     return cells
 
 
-def _vary_image(show: _Show) -> list[Cell]:
-    return [
-        show.given(0),
-        *show.captioned(show.make("vary-image", n=3, images=(str(show.drawn[0]),))),
-    ]
-
-
-def _vary_text(show: _Show) -> list[Cell]:
+def _there_and_back(show: _Show) -> list[Cell]:
+    """A picture drawn from its own description, a text said of its own picture."""
     text = show.judge.prompts[2]
-    given = Cell(text=show.words(text), given=True)
-    return [given, *show.captioned(show.make("vary-text", n=3, text=text))]
+    (drawn,) = show.make("vary-image", images=(str(show.drawn[0]),))
+    (said,) = show.make("vary-text", text=text)
+    pictures = [show.given(0), show.seen(drawn)]
+    return [*pictures, Cell(text=show.words(text), given=True), Cell(text=show.words(said.text))]
 
 
 def _chain(show: _Show) -> list[Cell]:
@@ -170,30 +181,31 @@ def _chain(show: _Show) -> list[Cell]:
 
 def _interpolation(show: _Show) -> list[Cell]:
     pictures = (str(show.drawn[0]), str(show.drawn[1]))
-    return show.captioned(show.make("interpolate", frames=4, images=pictures))
+    return [show.seen(made) for made in show.make("interpolate", frames=4, images=pictures)]
 
 
-def _inpainting(show: _Show) -> list[Cell]:
-    """The lower half of a picture, drawn anew in three ways."""
-    first = files.open_image(show.drawn[0])
-    mask, half = Image.new("L", first.size), first.height // 2
-    mask.paste(255, (0, half, first.width, first.height))
+def _redrawn(show: _Show) -> list[Cell]:
+    """The right third of a picture, drawn anew for other texts."""
+    first, *others = show.judge.redrawn or (show.judge.prompts[0],) * 4
+    drawn = show.draw(first).image
+    mask = Image.new("L", drawn.size)
+    mask.paste(255, (drawn.width * 2 // 3, 0, *drawn.size))
     path = show.out / "mask.png"
     with atomic_write(path) as temporary:
         mask.save(temporary, format="PNG")
-    text = show.judge.prompts[0]
-    made = show.make("inpaint", n=3, text=text, images=(str(show.drawn[0]),), mask=str(path))
-    return [show.given(0), *(Cell(image=r.image) for r in made)]
+    inputs = {"images": (str(show.drawn[-1]),), "mask": str(path)}
+    made = [show.make("inpaint", text=text, **inputs)[0] for text in others]
+    return [show.given(-1), *(show.asked(text, one) for text, one in zip(others, made))]
 
 
 def _from_noised(show: _Show) -> list[Cell]:
     """One picture on its way to another's prompt."""
     text, cells = show.judge.prompts[1], [show.given(0)]
-    for strength in (0.4, 0.6, 0.8):
+    for strength in (0.5, 0.75, 1.0):
         (made,) = show.make(
             "image-to-image", text=text, images=(str(show.drawn[0]),), strength=strength
         )
-        cells.append(Cell(image=made.image, text=f"{strength} of it forgotten"))
+        cells.append(show.seen(made, f"by {strength:.0%}:"))
     return cells
 
 
@@ -203,15 +215,15 @@ USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "image to text": (BOTH_WAYS, _image_to_text),
     "two objects": (DRAWN, _more("two objects")),
     "in Korean": (DRAWN, _more("in Korean")),
-    "joint: a picture and its caption": ({"joint"}, _joint),
-    "image alone": ({"image"}, lambda show: show.captioned(show.make("image", n=4))),
-    "text alone": ({"text"}, lambda show: show.captioned(show.make("text", n=4))),
-    "variations of a picture": (BOTH_WAYS, _vary_image),
-    "variations of a text": (BOTH_WAYS, _vary_text),
-    "a condition that is itself noisy": ({"text-to-image", "joint"}, _noisy_condition),
-    "Gibbs chain": (BOTH_WAYS, _chain),
-    "interpolation of two pictures": (BOTH_WAYS, _interpolation),
-    "the lower half drawn anew": (DRAWN, _inpainting),
-    "partly noised, then another text": (DRAWN, _from_noised),
+    "in anybody's words": (DRAWN, _more("in anybody's words")),
+    "a part drawn anew, for other texts": (DRAWN, _redrawn),
+    "a picture and its caption, from nothing": ({"joint"}, _joint),
+    "a picture from nothing": ({"image"}, _image),
+    "a text from nothing": ({"text"}, _text),
+    "there and back: a picture by its text, a text by its picture": (BOTH_WAYS, _there_and_back),
+    "from a text that is on its way to noise": ({"text-to-image", "joint"}, _noisy_condition),
+    "a Gibbs chain: text, picture, text, ...": (BOTH_WAYS, _chain),
+    "from one picture to another": (BOTH_WAYS, _interpolation),
+    "partly forgotten, then drawn for another text": (DRAWN, _from_noised),
 }
 """Title -> the tasks that a model must have for it, and what is shown."""

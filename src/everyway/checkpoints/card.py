@@ -70,7 +70,8 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         hours = f"{row['seconds'] / 3600:.2f}"
         data = row["data"] if row["data"] in ABOUT or "about" in metadata else "a folder"
         numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
-        lines.append("| " + " | ".join(map(str, ("transformer", data, *numbers))) + " |")
+        part = f"expert {row['expert']}" if "expert" in row else "transformer"
+        lines.append("| " + " | ".join(map(str, (part, data, *numbers))) + " |")
         if "averaged" in row:
             of = f"mean of the two rows above, {row['averaged']:g} of the last"
             lines.append(f"| transformer: {of} | | | | | | |")
@@ -137,6 +138,8 @@ def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
             others["Fréchet distance"] = report["frechet"][row]
         if row in report.get("crispness", {}):
             others["dB to the nearest rendering"] = report["crispness"][row]
+        if row in report.get("moved", {}):
+            others["laid out otherwise"] = report["moved"][row]
         rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in others.items())
         span = f"{whole['low']:.3f} to {whole['high']:.3f}"
         lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from threading import get_ident
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import NotRequired, TypedDict
 
 from everyway.atomic import atomic_write, beside
+from everyway.checkpoints.deltas import SCALE, differences, summed
 from everyway.checkpoints.tensor_files import (
     Entries,
     LayoutError,
@@ -52,12 +54,14 @@ class Source(TypedDict):
 class Run(TypedDict):
     """A training of the model's history.
 
-    averaged: the share of its weights in their mean with those of the run before.
+    averaged: the share of its weights in their mean with those of the run before.  expert: of an
+    ensemble, which it trained.
     """
 
     data: str
     seconds: float
     averaged: NotRequired[float]
+    expert: NotRequired[str]
 
 
 class Metadata(TypedDict, total=False):
@@ -82,12 +86,14 @@ class Document(TypedDict):
     """What is read of a config.json; it may hold more.
 
     sha256: component -> digest of its file.  tied: component -> alias -> name of a tensor.
+    deltas: component -> the one that its file holds the difference from.
     """
 
     config: Config
     facts: Metadata
     sha256: dict[str, str]
     tied: NotRequired[dict[str, dict[str, str]]]
+    deltas: NotRequired[dict[str, str]]
 
 
 DOCUMENT = TypeAdapter(Document)
@@ -99,13 +105,15 @@ def save(
     tensors: Mapping[str, Mapping[str, Tensor]],
     metadata: Mapping[str, Any],
     dtype: torch.dtype | None = torch.bfloat16,
+    deltas: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """config: plain data that rebuilds the model.  tensors: component -> state dict.
+    deltas: component -> the one that it is stored as a difference from, rounded to a byte a weight.
 
     Raises StoreError, and the folder's former model stays, where a file cannot be written.
     """
     entries = {name: _held(weights) for name, weights in tensors.items()}
-    save_stored(folder, config, entries, metadata, dtype)
+    save_stored(folder, config, entries, metadata, dtype, deltas)
 
 
 def save_stored(
@@ -114,16 +122,20 @@ def save_stored(
     entries: Mapping[str, Mapping[str, Stored]],
     metadata: Mapping[str, Any],
     dtype: torch.dtype | None = None,
+    deltas: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """`save` of tensors that are read one by one; None keeps every float as it is."""
     folder = Path(folder)
     tied = {name: _tied(stored) for name, stored in entries.items()}
     with _all_or_none(folder) as sums:
-        for name, stored in entries.items():
-            own = {k: v for k, v in stored.items() if k not in tied[name]}
+        for name in sorted(entries, key=lambda name: name in deltas):  # what they differ from first
+            own = {k: v for k, v in entries[name].items() if k not in tied[name]}
+            if name in deltas:
+                base = component(folder, deltas[name], sums[deltas[name]])
+                own = differences(own, open_safetensors(base))
             sums[name] = _write_component(folder, name, own, dtype)
         former = _names(folder)
-        _write_document(folder, config, metadata, sums, tied)
+        _write_document(folder, config, metadata, sums, tied, deltas)
     _remove(folder, former | sums.keys(), sums)
 
 
@@ -183,9 +195,10 @@ def open_component(folder: Path, name: str, digest: str = "") -> Entries:
     held = document(Path(folder))
     if name not in held["sha256"]:
         raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
-    digest = digest or held["sha256"][name]
-    (path,) = _components(Path(folder), {"sha256": {name: digest}}).values()
-    return _untied(open_safetensors(path), held, name, folder)
+    sums = {name: digest or held["sha256"][name]}
+    if name in held.get("deltas", {}):
+        sums |= {base: held["sha256"].get(base, "") for base in [held["deltas"][name]]}
+    return _opened(Path(folder), held | {"sha256": sums})[name]
 
 
 def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
@@ -199,9 +212,16 @@ def load(folder: Path) -> tuple[dict, dict[str, dict[str, Tensor]], dict]:
 def open_folder(folder: Path) -> tuple[dict, dict[str, Entries], dict]:
     """`load` with tensors that stay in their files until they are read."""
     held = document(Path(folder))
-    paths = _components(Path(folder), held)
-    stored = {n: _untied(open_safetensors(path), held, n, folder) for n, path in paths.items()}
-    return held["config"], stored, held["facts"]
+    return held["config"], _opened(Path(folder), held), held["facts"]
+
+
+def _opened(folder: Path, held: Mapping[str, Any]) -> dict[str, Entries]:
+    """The components of a document, whole."""
+    stored = {n: open_safetensors(path) for n, path in _components(folder, held).items()}
+    for name, base in held.get("deltas", {}).items():
+        if name in stored:
+            stored[name] = summed(stored[name], stored.get(base, {}))
+    return {name: _untied(own, held, name, folder) for name, own in stored.items()}
 
 
 @contextmanager
@@ -326,8 +346,11 @@ def _write_document(
     metadata: Mapping,
     sums: Mapping[str, str],
     tied: Mapping[str, Mapping[str, str]],
+    deltas: Mapping[str, str],
 ) -> None:
     document = {"config": dict(config), "facts": dict(metadata), "sha256": dict(sums)}
+    if deltas:
+        document["deltas"] = dict(deltas)
     if any(tied.values()):
         document["tied"] = {name: aliases for name, aliases in tied.items() if aliases}
     write_text(folder / "config.json", json.dumps(document, indent=2, ensure_ascii=False))
@@ -381,8 +404,8 @@ def document(folder: Path) -> dict:
 
 
 def _exact(name: str) -> bool:
-    """Whitening is a measure and keeps its precision."""
-    return name.startswith("whiten.")
+    """Whitening is a measure and keeps its precision, and so are scales."""
+    return name.startswith("whiten.") or name.endswith(SCALE)
 
 
 def _write_component(folder: Path, name: str, entries: Entries, dtype: torch.dtype | None) -> str:

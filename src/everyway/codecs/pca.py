@@ -47,16 +47,22 @@ class PCA(nn.Module):
 
 
 class CellPCA(nn.Module):
-    """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / cell, W / cell)."""
+    """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / cell, W / cell).
 
-    def __init__(self, cell: int = 32, channels: int = 192) -> None:
+    side: of the pictures in pixels, which are made so small first; 0 takes them as they are.
+    """
+
+    def __init__(self, cell: int = 32, channels: int = 192, side: int = 0) -> None:
         super().__init__()
-        self.cell = cell
+        self.cell, self.side = cell, side
         self.pca = PCA(3 * cell**2, channels, power=0.5)
 
     def cells(self, images: Tensor) -> Tensor:
         """(B, H / cell, W / cell, 3 cell^2)."""
-        return F.pixel_unshuffle(images.float(), self.cell).movedim(1, -1)
+        images = images.float()
+        if self.side:
+            images = F.interpolate(images, size=(self.side, self.side), mode="area")
+        return F.pixel_unshuffle(images, self.cell).movedim(1, -1)
 
     def fit(self, images: Tensor) -> None:
         """To every cell of images (N, 3, H, W)."""

@@ -18,16 +18,33 @@ from everyway.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Images (B, 3, H, W) in [-1, 1] as states (B, 3, size, size), scaled by `gain`."""
+    """Images (B, 3, H, W) in [-1, 1] as states (B, 3, size, size), scaled by `gain`.
+
+    mode: of resizing, "area" or "bicubic", which is sharper where pictures become little smaller.
+    """
 
     size: int
     gain: float = 1.0
+    mode: str = "area"
 
     def encode(self, raw: Tensor) -> Tensor:
-        return self.gain * F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
+        size, fine = (self.size, self.size), self.mode == "bicubic"
+        made = F.interpolate(raw.float(), size=size, mode=self.mode, antialias=fine)
+        return self.gain * (made.clamp(-1, 1) if fine else made)
 
     def decode(self, state: Tensor) -> Tensor:
         return (state / self.gain).clamp(-1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsGiven:
+    """Images (B, 3, H, W) in [-1, 1] of any size, as they are."""
+
+    def encode(self, raw: Tensor) -> Tensor:
+        return raw.float()
+
+    def decode(self, state: Tensor) -> Tensor:
+        return state.clamp(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,27 @@ class Thumbnail:
 
     def decode(self, state: Tensor) -> Tensor:
         return state.reshape(-1, 3, self.side, self.side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchTokens:
+    """Images (B, 3, H, W) in [-1, 1] as tokens (B, (size / patch)^2, 3 patch^2), row by row."""
+
+    size: int
+    patch: int
+
+    def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: (B, 1, H, W) in [0, 1], 1 is seen; each token times how much of its patch is."""
+        pixels = F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
+        tokens = F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        if mask is None:
+            return tokens
+        side = self.size // self.patch
+        return tokens * F.interpolate(mask, size=(side, side), mode="area").flatten(1)[..., None]
+
+    def decode(self, state: Tensor) -> Tensor:
+        size = (self.size, self.size)
+        return F.fold(state.transpose(1, 2), size, self.patch, stride=self.patch).clamp(-1, 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -104,6 +104,63 @@ class CaptionTokens:
         return [self.tokenizer.decode(row).strip() for row in _rows(ids, self.mask(ids))]
 
 
+class WordPieces:
+    """Sentences -> ids (B, longest of them): BERT's class mark, the pieces, its separator; 0 pads.
+
+    spec: the JSON of BERT's tokenizer, in whose cased vocabulary sentences are read in lower case.
+    size: of the vocabulary.  longest: pieces that are read, as published.
+    Source: Xu et al., "Versatile Diffusion", 2022, arXiv 2211.08332.
+    """
+
+    def __init__(self, spec: str, size: int, longest: int = 77) -> None:
+        self.tokenizer, self.longest = tokenizer_of(spec), longest
+        _of_size(self.tokenizer, size, "BERT")
+        self.first, self.last = (_id(self.tokenizer, mark) for mark in ("[CLS]", "[SEP]"))
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        rows = [[self.first, *self._pieces(text)[: self.longest], self.last] for text in texts]
+        out = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for row, ids in zip(out, rows):
+            row[: len(ids)] = torch.tensor(ids)
+        return out
+
+    def remarks(self, text: str) -> list[str]:
+        """That a text is cut, where it is."""
+        found = len(self._pieces(text))
+        if found <= self.longest:
+            return []
+        return [f"the text has {found} word pieces and the first {self.longest} are read"]
+
+    def _pieces(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text.lower(), add_special_tokens=False).ids
+
+
+class SentenceTokens:
+    """Sentences <-> ids, in GPT-2's vocabulary with three marks after it: padding, begin and end.
+
+    spec: the JSON of GPT-2's tokenizer.  size: of the vocabulary, the marks counted.
+    Source: Li et al., "Optimus", 2020, arXiv 2004.04092.
+    """
+
+    MARKS = ("<PAD>", "<BOS>", "<EOS>")
+
+    def __init__(self, spec: str, size: int) -> None:
+        self.tokenizer = tokenizer_of(spec)
+        self.tokenizer.add_special_tokens([*self.MARKS])
+        _of_size(self.tokenizer, size, "GPT-2")
+        self.pad, *self.marks = (_id(self.tokenizer, mark) for mark in self.MARKS)
+
+    def encode(self, text: str) -> list[int]:
+        """Of one sentence, after a space as all words are; without marks."""
+        return self.tokenizer.encode(f" {text}", add_special_tokens=False).ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Each row (N,) between its begin mark and its first end mark, words apart by one space."""
+        end = self.marks[1]
+        rows = [row[1 : row.index(end) if end in row else None] for row in ids.tolist()]
+        return [" ".join(self.tokenizer.decode(row).split()) for row in rows]
+
+
 def tokenizer_json(where: str) -> str:
     """The JSON of a tokenizer: a tokenizer.json, or a folder that has one or vocab and merges.
 
@@ -141,6 +198,14 @@ def _id(tokenizer: Tokenizer, mark: str) -> int:
     if found is None:
         raise UsageError(f"the tokenizer has no {mark}; give the published one")
     return found
+
+
+def _of_size(tokenizer: Tokenizer, size: int, whose: str) -> None:
+    if (found := tokenizer.get_vocab_size()) != size:
+        raise UsageError(
+            f"the tokenizer has {found} tokens and {whose} {size}; give the tokenizer that was "
+            "published with it"
+        )
 
 
 def _until(end: Tensor) -> Tensor:

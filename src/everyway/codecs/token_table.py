@@ -32,12 +32,19 @@ class TokenTable(nn.Module):
     tokenizer: the JSON of a tokenizer, as for `Tokens`.
     lexicon: the plain data of a `Lexicon`, where only its scenes can be told: a text in any words
     is then read as the plain caption that states the same.
+    spoken: with a lexicon, the language of that caption, whatever that of the text; "" is its own.
     """
 
     def __init__(
-        self, tokenizer: str, length: int, dim: int, lexicon: Mapping[str, Any] | None = None
+        self,
+        tokenizer: str,
+        length: int,
+        dim: int,
+        lexicon: Mapping[str, Any] | None = None,
+        spoken: str = "",
     ) -> None:
         super().__init__()
+        self.spoken = spoken
         self.lexicon = Lexicon(**lexicon) if lexicon else None
         self.tokens = Tokens(tokenizer, length)
         self.register_buffer("table", torch.zeros(len(self.tokens), dim))
@@ -60,7 +67,7 @@ class TokenTable(nn.Module):
         stated = parse(text, self.lexicon)
         if stated is None:
             raise PromptError(self._nothing_known(text))
-        return plain(stated, self.lexicon, language(text))
+        return plain(stated, self.lexicon, self.spoken or language(text))
 
     def completed(self, text: str, placed: bool = True) -> str:
         """A prompt with what it leaves unsaid as it usually is; any text where there is no lexicon.
@@ -70,7 +77,7 @@ class TokenTable(nn.Module):
         if self.lexicon is None or not text.strip():
             return text
         stated = parse(self.phrased(text), self.lexicon)
-        return plain(completed(stated, placed), self.lexicon, language(text))
+        return plain(completed(stated, placed), self.lexicon, self.spoken or language(text))
 
     def places(self, text: str, phrase: str) -> Tensor:
         """(length,) in [0, 1]: how much each of the tokens that `encode` has tells a phrase of the
@@ -103,6 +110,8 @@ class TokenTable(nn.Module):
             made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")
+        if reading.several:
+            made.append(f"each is drawn once, not several times: {', '.join(reading.several)}")
         if reading.unread:
             near = {word: self._near(word) for word in reading.unread}
             told = [w + (f" (did you mean {n}?)" if n else "") for w, n in near.items()]

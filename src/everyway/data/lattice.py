@@ -5,31 +5,35 @@ relations and ten backgrounds make 329,000 scenes, all drawn from 128 sprites wi
 laptop learns in half an hour what the jittered scenes of `data.emoji` ask a GPU for.  The pairs
 that those hold out are held out here too.
 
-The sprites lie in the package (`shipped/lattice`), so neither a font nor fontTools is needed.
+The sprites lie in the package (`shipped/lattice`), so neither a font nor fontTools is needed; those
+of FINE pixels draw the same scenes finer, for super-resolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from everyway.data import emoji
 from everyway.data.captions import Lexicon, plain, some
-from everyway.data.emoji import BACKGROUNDS, COLOURS, LANGS, heldout_pair
 from everyway.data.reading import parse
-from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
+from everyway.data.sample import SIZES, Sample, Scene
+from everyway.data.scenes import COLOURS, LANGS, Scenes
+from everyway.errors import UsageError
 
 CELL, GRID = 32, 3
 SIDE = CELL * GRID
 """Of the pictures, in pixels."""
 EXTENT = {"small": 20, "large": 32}
 """Longer side of an object in pixels."""
+FINE, ACROSS = 48, 8
+"""Side of a cell of the same scenes drawn finer, for super-resolution; sprites in a row of its
+atlas."""
 CELLS = {"left": (1, 0), "right": (1, 2), "top": (0, 1), "bottom": (2, 1), "middle": (1, 1)}
 """Place -> (row, column)."""
 SIDES = {"left of": ("left", "right"), "above": ("top", "bottom")}
@@ -49,10 +53,12 @@ LEXICON = Lexicon(
     bare=emoji.LEXICON.bare & frozenset(OBJECTS),
 )
 ATLAS = Path(__file__).parent.parent / "shipped" / "lattice" / "atlas.png"
+FINE_ATLAS = ATLAS.with_name("fine.webp")
 LATTICES: dict[str, dict[str, Any]] = {
     "lattice": {"partial": True},
     "lattice-whole": {},
     "lattice-246": {"partial": True, "names": emoji.OBJECTS},
+    "lattice-fine": {"cell": FINE},
 }
 """Name -> settings of a `Lattice`."""
 LEAST_COVER = 1 / 3
@@ -60,57 +66,45 @@ LEAST_COVER = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
+class Lattice(Scenes):
     """Sample i is a function of (seed, i) alone.
 
-    split: "train" never holds a held-out pair, "heldout" has no other pairs.  count: 1 or 2 objects
-    in every scene; None draws, 1 with the probability `single`.
     partial: every sample has two captions more, which leave some of the scene unsaid.
     names: of the objects; others than OBJECTS are drawn from the emoji font.
+    cell: side of a cell in pixels, CELL or FINE: the same scenes, 96 or 144 pixels wide.
     """
 
-    seed: int = 0
-    split: str = "train"
-    count: int | None = None
     single: float = 0.4
     partial: bool = False
     names: tuple[str, ...] = OBJECTS
-    size: ClassVar[int] = SIDE
+    cell: int = CELL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if odd := [name for name in self.names if name not in emoji.OBJECTS]:
+            raise UsageError(f"there is no object {odd[0]!r}; data.emoji.OBJECTS has all names")
+        if len({*self.names}) < 2:
+            raise UsageError("a lattice has two objects or more; give their names")
+
+    @property
+    def size(self) -> int:
+        """Of the pictures, in pixels."""
+        return GRID * self.cell
 
     @property
     def complete(self) -> float:
         """The share of a sample's captions, at their front, that state everything."""
         return 0.5 if self.partial else 1.0
 
-    def __iter__(self) -> Iterator[Sample]:
-        index = 0
-        while True:
-            yield self.sample(index)
-            index += 1
-
-    def scene(self, index: int) -> Scene:
-        """The whole ground truth of scene `index`, left or upper object first."""
-        rng = np.random.default_rng((self.seed, index, 0))
-        count = self.count or (1 if rng.random() < self.single else 2)
-        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-        sizes = [SIZES[i] for i in rng.integers(2, size=2)]
-        while True:
-            a, b = (self.names[i] for i in rng.integers(len(self.names), size=2))
-            if count == 1 or (a != b and heldout_pair(a, b) == (self.split == "heldout")):
-                break
-        if count == 1:
-            place = PLACES[rng.integers(len(PLACES))]
-            only = SceneObject(name=a, size=sizes[0], place=place)
-            return Scene(objects=(only,), background=background)
-        pair = (SceneObject(name=a, size=sizes[0]), SceneObject(name=b, size=sizes[1]))
-        return Scene(objects=pair, relation=RELATIONS[rng.integers(2)], background=background)
+    def _alone(self, rng: np.random.Generator) -> str:
+        return self.names[rng.integers(len(self.names), size=2)[0]]  # as it draws a pair
 
     def sample(self, index: int) -> Sample:
         """A picture with an English and a Korean caption that state everything, then, of partial
         ones, two that state the same part of it."""
         scene, captions = self.described(index)
         return Sample(
-            image=draw(scene, self.names),
+            image=draw(scene, self.names, self.cell),
             captions=captions,
             record=scene.to_json(),
             key=f"lattice-{self.split}-{self.seed}-{index:08d}",
@@ -126,45 +120,66 @@ class Lattice:
 
     def placed(self, scene: Scene, index: int = 0) -> emoji.Placed:
         """What a picture is put together from."""
-        return placed(scene)
+        return placed(scene, self.cell)
 
     def sprites(self) -> dict[tuple[str, str], np.ndarray]:
         """(name, size) -> sprite, of all that `placed` may name."""
-        return sprites(self.names)
+        return sprites(self.names, self.cell)
 
 
-def draw(scene: Scene, names: tuple[str, ...] = OBJECTS) -> np.ndarray:
-    """The picture (96, 96, 3) uint8 of a scene that states everything."""
-    colour, things = placed(scene)
-    canvas = np.empty((SIDE, SIDE, 3), np.uint8)
+def draw(scene: Scene, names: tuple[str, ...] = OBJECTS, cell: int = CELL) -> np.ndarray:
+    """The picture (3 cell, 3 cell, 3) uint8 of a scene that states everything."""
+    colour, things = placed(scene, cell)
+    canvas = np.empty((GRID * cell, GRID * cell, 3), np.uint8)
     canvas[:] = colour
     for key, x, y in things:
-        emoji.paste(canvas, sprites(names)[key], (x, y))
+        emoji.paste(canvas, sprites(names, cell)[key], (x, y))
     return canvas
 
 
-def placed(scene: Scene) -> emoji.Placed:
+def placed(scene: Scene, cell: int = CELL) -> emoji.Placed:
     """The parts of the picture of a scene that states everything."""
     scene = scene.canonical()
     places = SIDES[scene.relation] if scene.relation else (scene.objects[0].place,)
     things = []
     for thing, place in zip(scene.objects, places, strict=True):
         row, column = CELLS[place]
-        things.append(((thing.name, thing.size), column * CELL, row * CELL))
+        things.append(((thing.name, thing.size), column * cell, row * cell))
     return np.array(COLOURS[scene.background]), things
 
 
 @cache
-def sprites(names: tuple[str, ...] = OBJECTS) -> dict[tuple[str, str], np.ndarray]:
-    """(name, size) -> its cell, (32, 32, 4) uint8 with premultiplied alpha."""
+def sprites(
+    names: tuple[str, ...] = OBJECTS, cell: int = CELL
+) -> dict[tuple[str, str], np.ndarray]:
+    """(name, size) -> its cell, (cell, cell, 4) uint8 with premultiplied alpha.
+
+    Raises UsageError for a cell that is neither CELL nor FINE.
+    """
+    if cell not in (CELL, FINE):
+        raise UsageError(f"cell is {cell}; the sprites are of {CELL} and {FINE} pixels")
     if names != OBJECTS:
-        return {(name, size): _centred(name, size, None) for name in names for size in SIZES}
+        return {(name, size): _centred(name, size, None, cell) for name in names for size in SIZES}
+    if cell == FINE:
+        return _fine()
     sheet = np.asarray(Image.open(ATLAS))
     return {
         (name, size): sheet[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
         for column, name in enumerate(OBJECTS)
         for row, size in enumerate(SIZES)
     }
+
+
+def _fine() -> dict[tuple[str, str], np.ndarray]:
+    """The sprites of FINE pixels; small objects are large ones made smaller."""
+    sheet, made = np.asarray(Image.open(FINE_ATLAS)), {}
+    extent = _extent("small", FINE)
+    for number, name in enumerate(OBJECTS):
+        large = _fine_cell(sheet, number)
+        small = Image.fromarray(large, "RGBa").resize((extent, extent), Image.Resampling.LANCZOS)
+        made[name, "large"] = large
+        made[name, "small"] = _in_middle(np.asarray(small), FINE)
+    return made
 
 
 def parse_caption(text: str) -> Scene | None:
@@ -180,6 +195,20 @@ def atlas(font: str | None = None) -> Image.Image:
             cell = sheet[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
             cell[:] = _centred(name, size, font)
     return Image.fromarray(sheet, "RGBA")
+
+
+def fine_atlas(font: str | None = None) -> Image.Image:
+    """The large sprites of FINE pixels drawn anew from the emoji font, ACROSS in a row."""
+    sheet = np.zeros((len(OBJECTS) // ACROSS * FINE, ACROSS * FINE, 4), np.uint8)
+    for number, name in enumerate(OBJECTS):
+        _fine_cell(sheet, number)[:] = _centred(name, "large", font, FINE)
+    return Image.fromarray(sheet, "RGBA")
+
+
+def _fine_cell(sheet: np.ndarray, number: int) -> np.ndarray:
+    """An object's part of the fine atlas."""
+    row, column = divmod(number, ACROSS)
+    return sheet[row * FINE : (row + 1) * FINE, column * FINE : (column + 1) * FINE]
 
 
 def choose(count: int = len(OBJECTS), font: str | None = None) -> tuple[str, ...]:
@@ -201,11 +230,20 @@ def choose(count: int = len(OBJECTS), font: str | None = None) -> tuple[str, ...
     return tuple(names[i] for i in chosen)
 
 
-def _centred(name: str, size: str, font: str | None) -> np.ndarray:
-    """(32, 32, 4) uint8, premultiplied."""
-    sprite = emoji.sprite(name, EXTENT[size], font)
-    cell = np.zeros((CELL, CELL, 4), np.uint8)
-    top, left = (CELL - sprite.shape[0]) // 2, (CELL - sprite.shape[1]) // 2
+def _centred(name: str, size: str, font: str | None, cell: int = CELL) -> np.ndarray:
+    """(cell, cell, 4) uint8, premultiplied."""
+    return _in_middle(emoji.sprite(name, _extent(size, cell), font), cell)
+
+
+def _extent(size: str, cell: int) -> int:
+    """Longer side of an object in a cell of `cell` pixels."""
+    return EXTENT[size] * cell // CELL
+
+
+def _in_middle(sprite: np.ndarray, side: int) -> np.ndarray:
+    """A sprite in the middle of a clear cell (side, side, 4)."""
+    cell = np.zeros((side, side, 4), np.uint8)
+    top, left = (side - sprite.shape[0]) // 2, (side - sprite.shape[1]) // 2
     cell[top : top + sprite.shape[0], left : left + sprite.shape[1]] = sprite
     return cell
 

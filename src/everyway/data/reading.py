@@ -57,6 +57,22 @@ SIDES_KO = {
     "middle": "한가운데|가운데|정중앙|중앙|중간|한복판",
 }
 BESIDE_KO = "옆쪽|옆|곁|근처"
+NUMBERS = (
+    "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[2-9]|[1-9][0-9]+|several|many|"
+    "multiple|a few|few|various|a dozen|dozens of"
+)
+"""English words for more than one."""
+AMOUNTS = (
+    "(?:an? )?(?:pairs?|couples?|sets?|groups?|bunch|lots?|rows?|piles?|plates?|bits?|pieces?|"
+    "loaf|glass|cups?|slices?|bowls?) of|some|all|both|another"
+)
+"""Words that count as well, and say one thing where it is one as it is: a pair of socks."""
+NUMBERS_KO = "두|세|네|다섯|여섯|일곱|여덟|아홉|열|둘|셋|넷|여러|몇|많은|[2-9]|[1-9][0-9]+"
+COUNTERS_KO = (
+    "마리|개|송이|대|켤레|쌍|자루|권|장|그루|명|채|벌|조각|잔|병|척|다발|그릇|판|덩이|덩어리|알|통"
+)
+PLURALS = {"tooth": "teeth", "mouse": "mice", "cactus": "cacti", "goose": "geese", "foot": "feet"}
+"""Of English names that follow no rule."""
 RELATIONS = {
     "left of": r"left(?:[ -]hand)?(?: side)? (?:of|from|to)",
     "right of": r"right(?:[ -]hand)?(?: side)? (?:of|from|to)",
@@ -76,15 +92,18 @@ PASSED = frozenset(
     "on at side sides edge half part place hand where s while as so for from put placed place "
     "located positioned sitting sits sit standing stands stand shown small-sized plain solid "
     "simple colour color coloured colored background backdrop do "
-    "front against over upon then together resting lying floating directly immediately".split()
+    "front against over upon then together resting lying floating directly immediately "
+    "hello hi hey my your our alone pic pics w both thing things object objects item items emoji "
+    "emojis two by near".split()
 )
 """English words that state nothing."""
 PASSED_KO = re.compile(
     r"(?:그려|그리|그린|그림|사진|이미지|장면|보여|만들|주세|줘|주라|주십|해줘|있|놓|서\s?있|앉|두고|둔|둬|위치|"
-    r"그리고|하나|한|마리|개|송이|대|좀|배경|바탕|쪽|편|에|의|색|것|거|부탁|올려|올리|올린|맨|같이|함께|해|싶|원해|이|가|은|는|을|를|과|와|"
-    r"도|만|으로|로|또|나는|내가|저는|단색|아주|매우|어떤|각각|크기|모습|자리|나오|들어간|담긴)[가-힣]*"
+    r"그리고|하나|한|좀|배경|바탕|쪽|편|에|의|색|것|거|부탁|올려|올리|올린|맨|같이|함께|해|싶|원해|이|가|은|는|을|를|과|와|"
+    r"도|만|으로|로|들|또|나는|내가|저는|단색|아주|매우|어떤|각각|크기|모습|자리|나오|들어간|담긴)[가-힣]*"
+    rf"|(?:{COUNTERS_KO})(?:{PARTICLE})?|둘|다"
 )
-"""Korean words, by how they begin, that state nothing."""
+"""Korean words that state nothing, most of them by how they begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +111,13 @@ class Reading:
     """What a text states, and the words of it that were not understood.
 
     scene: None where no object was named.  more: objects after the first two.
+    several: those that are asked for more than once, which no scene can hold.
     """
 
     scene: Scene | None
     unread: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
 
 
 def read(text: str, lexicon: Lexicon) -> Reading:
@@ -117,8 +138,13 @@ def read(text: str, lexicon: Lexicon) -> Reading:
         scene = Scene(objects=(replace(found[0], place=where),), background=background)
     elif found:
         scene = Scene(objects=found[:2], relation=where, background=background)
-    more = tuple(lexicon.objects[t.name] if korean else t.name for t in found[2:])
-    return Reading(scene=scene, unread=tuple(dict.fromkeys(rest.words(korean))), more=more)
+    called = {letter: lexicon.objects[t.name] if korean else t.name for letter, t in things.items()}
+    return Reading(
+        scene=scene,
+        unread=tuple(dict.fromkeys(rest.words(korean))),
+        more=tuple(called.values())[2:],
+        several=tuple(called[letter] for letter in names if letter in rest.several),
+    )
 
 
 def parse(text: str, lexicon: Lexicon) -> Scene | None:
@@ -128,9 +154,10 @@ def parse(text: str, lexicon: Lexicon) -> Scene | None:
 
 @dataclass
 class _Rest:
-    """What is left of a text."""
+    """What is left of a text.  several: letters of objects that it counts, or names in plural."""
 
     text: str
+    several: set[str] = field(default_factory=set)
 
     def cut(self, pattern: str | re.Pattern) -> re.Match | None:
         """The first place of a pattern, which is cut out."""
@@ -147,12 +174,16 @@ class _Rest:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Words:
-    """The words of a lexicon in one language.  names, tints: word -> English."""
+    """The words of a lexicon in one language.  names, tints: word -> English.
+
+    plurals: those among the names that are said of several.
+    """
 
     names: Mapping[str, str]
     tints: Mapping[str, str]
     objects: re.Pattern
-    backgrounds: tuple[str, ...] = field(default=())
+    backgrounds: tuple[str, ...] = ()
+    plurals: frozenset[str] = frozenset()
 
 
 SIZE_OF = {word: size for size, words in SIZES.items() for word in words.split()}
@@ -160,26 +191,33 @@ SIZE_OF = {word: size for size, words in SIZES.items() for word in words.split()
 
 @lru_cache(maxsize=16)
 def _words(lexicon: Lexicon, korean: bool) -> _Words:
-    grounds, size = lexicon.backgrounds, _any(SIZE_OF)
+    grounds, size = lexicon.backgrounds, f"(?:{_any(SIZE_OF)})"
     if not korean:
         tints = {t: t for t in grounds} | {k: t for k, t in TINTS.items() if t in grounds}
         tint = f"({_any(tints)})"
+        plurals = {plural: name for name in lexicon.objects for plural in _plurals(name)}
+        names = _singulars(lexicon.objects) | plurals | {name: name for name in lexicon.objects}
         noun = r"(?:background|backdrop|back ground|bg)(?!\w)"
+        sheet = r"(?:picture|image|photo|drawing|canvas|page|paper|scene|card|wall)(?!\w)"
         plain, colour = r"(?:(?:an?|the|its|plain|solid|all|simple) )*", r"(?:[ -]colou?red)?"
         return _Words(
-            names={name: name for name in lexicon.objects},
+            names=names,
             tints=tints,
+            plurals=frozenset(plurals) - set(lexicon.objects),
             objects=re.compile(
-                rf"(?<!\w)(?:({size})[ -]((?:(?!and\b|or\b|of\b|on\b)[a-z]+ ){{0,2}}?))?"
-                rf"({_any(lexicon.objects)})(?!\w)"
+                rf"(?<!\w)(?:((?:{NUMBERS}|{AMOUNTS}) (?:(?:of )?the )?(?:{size}[ -])?|{size}[ -])"
+                rf"((?:(?!and\b|or\b|of\b|on\b)[a-z]+ ){{0,2}}?))?({_any(names)})(?!\w)"
             ),
             backgrounds=(
                 rf"(?<!\w){tint}{colour} {noun}",
+                rf"(?<!\w){tint}{colour} {sheet}",
                 rf"(?<!\w){noun}(?: colou?r)?(?: ?[:=,]| is| of| in| being| should be)? {plain}"
                 rf"{tint}(?!\w)",
                 rf"(?<!\w){tint} in {plain}{noun}",
                 rf"(?<!\w)(?:on|against|over|upon|in front of) {plain}{tint}{colour}"
                 rf"(?! ?[A-Z])(?! \w+ [A-Z])(?!\w)",
+                rf"(?<!\w){tint}{colour} behind(?: it| them)?(?!\w)",
+                rf"(?:^|[,;:.] ?)(?:all )?{tint}{colour}(?=[,;:.!]|$)",
             ),
         )
     own = ((ko, en) for en, ko in grounds.items())
@@ -192,7 +230,7 @@ def _words(lexicon: Lexicon, korean: bool) -> _Words:
         tints=tints,
         objects=re.compile(
             rf"(?<![가-힣])(?:({size}) ?((?:[가-힣]+ ){{0,1}}?))?({_any(lexicon.objects.values())})"
-            rf"(?=(?:{PARTICLE})?(?:[^가-힣]|$))"
+            rf"(?=들?(?:{PARTICLE})?(?:[^가-힣]|$))"
         ),
         backgrounds=(
             rf"{tint}(?:의|인)? ?(?:단색 )?{noun}[가-힣]*(?: 위에[가-힣]*)?",
@@ -211,16 +249,59 @@ def _objects(rest: _Rest, lexicon: Lexicon, korean: bool) -> dict[str, SceneObje
     words, letters, things = _words(lexicon, korean), dict[str, str](), dict[str, Any]()
 
     def lettered(match: re.Match) -> str:
-        size, between, word = match.groups()
-        name = words.names[word]
+        told, between, word = match.groups()
+        told, name = told or "", words.names[word]
         letter = letters.setdefault(name, chr(ord("A") + min(len(letters), 25)))
         former = things.get(letter)
+        size = next((SIZE_OF[w] for w in re.findall(r"\w+", told) if w in SIZE_OF), None)
         if former is None or (size and former.size is None):
-            things[letter] = SceneObject(name=name, size=SIZE_OF.get(size))
+            things[letter] = SceneObject(name=name, size=size)
+        again = former is not None and told.startswith("another")
+        if again or word in words.plurals or (not korean and re.match(rf"(?:{NUMBERS}) ", told)):
+            rest.several.add(letter)
         return f"{between or ''}{letter}"
 
     rest.text = words.objects.sub(lettered, rest.text)
+    if korean:
+        _counted_ko(rest)
     return things
+
+
+def _counted_ko(rest: _Rest) -> None:
+    """Cuts out how many there are of a letter: "A 두 마리", "두 마리의 A", "A들", "또 다른 A"."""
+    size = f"(?:{_any(SIZE_OF)}) ?"
+    for pattern in (
+        rf"(?P<keep>([A-Z])[가-힣]?) (?:{NUMBERS_KO}) ?(?:{COUNTERS_KO})?(?![가-힣]{{3}})",
+        rf"(?<![가-힣])(?:{NUMBERS_KO}) ?(?:{COUNTERS_KO})?의? (?P<keep>(?:{size})?([A-Z]))",
+        r"(?P<keep>([A-Z]))들",
+        rf"(?:또 ?)?다른 (?P<keep>(?:{size})?([A-Z]))",
+    ):
+        while match := re.search(pattern, rest.text):
+            rest.several.add(match[2])
+            rest.text = rest.text[: match.start()] + match["keep"] + rest.text[match.end() :]
+
+
+def _plurals(name: str) -> Iterator[str]:
+    """How several of an English name may be called."""
+    if name in PLURALS:
+        yield PLURALS[name]
+    if re.search("(?:s|x|z|ch|sh)$", name):
+        yield f"{name}es"
+    elif re.search("[^aeiou]y$", name):
+        yield f"{name[:-1]}ies"
+    else:
+        yield f"{name}s"
+    if re.search("o$", name):
+        yield f"{name}es"
+    if re.search("[^f]fe?$", name):
+        yield f"{name.removesuffix('e')[:-1]}ves"
+
+
+def _singulars(names: Iterable[str]) -> dict[str, str]:
+    """One of what is named in plural: sock -> socks."""
+    plural = [name for name in names if re.search("(?<!s)(?<!u)(?<!i)(?<!sse)s$", name)]
+    ies = {f"{name[:-3]}y": name for name in plural if name.endswith("ies")}
+    return {name[:-1]: name for name in plural} | ies
 
 
 def _background(rest: _Rest, lexicon: Lexicon, korean: bool) -> str | None:
@@ -232,7 +313,11 @@ def _background(rest: _Rest, lexicon: Lexicon, korean: bool) -> str | None:
 
 
 def _said_sizes(rest: _Rest, korean: bool) -> Iterator[tuple[str, str]]:
-    """(letter, size) of "the A is big", and of "it is big" for the first."""
+    """(letter, size) of "the A is big", of "it is big" for the first, and of "both are big"."""
+    both = "둘 다" if korean else "(?:both|all)(?: of them)?(?: are)?"
+    if match := rest.cut(rf"(?<!\w){both} ({_any(SIZE_OF)}|작게|크게)(?!\w)(?! ?[A-Z])"):
+        size = SIZE_OF.get(match[1]) or {"작게": "small", "크게": "large"}[match[1]]
+        yield from (("A", size), ("B", size))
     if korean:
         sizes = {word: size for size, words in SAID_SIZES.items() for word in words.split()}
         pattern = rf"(?P<keep>([A-Z])(?:이|가|은|는)) (?:아주 |매우 )?({_any(sizes)})(?![가-힣])"

@@ -21,7 +21,7 @@ HEAD, TABLE = "decoder.lm_head.weight", "decoder.transformer.wte.weight"
 _SIZES = ("n_embd", "n_layer", "n_head", "n_positions", "n_inner", "vocab_size")
 
 
-def _tied(entries: Entries) -> Entries:
+def tied(entries: Entries) -> Entries:
     """The output layer is the embedding; a file may hold it twice, alike, or once."""
     if TABLE not in entries:
         return entries
@@ -95,7 +95,7 @@ def _of(gpt: str, **options: Any) -> FileLayout:
         component="text",
         places=("narrow.", "widen.", "decoder.", "whiten."),
         marks=(f"{gpt}.transformer.wte.weight", "encode_prefix.weight"),
-        to_ours=lambda entries: _tied(starts(entries, back)),
+        to_ours=lambda entries: tied(starts(entries, back)),
         to_theirs=lambda entries: starts(entries, names),
         optional=(rf"{gpt}\.lm_head\.weight",),
         settings=_settings,

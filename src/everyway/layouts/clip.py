@@ -112,11 +112,15 @@ def _text_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
             "vocab_size": vocabulary,
             "max_position_embeddings": shapes[f"{start}embeddings.position_embedding.weight"][0],
             "projection_dim": width,
-            "pad_token_id": vocabulary - 1,
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,
+            **_marks(vocabulary),
         }
     }
+
+
+def _marks(vocabulary: int) -> dict[str, int]:
+    """The last two ids of CLIP's: the start mark, and the end mark, which also pads."""
+    start, end = vocabulary - 2, vocabulary - 1
+    return {"pad_token_id": end, "bos_token_id": start, "eos_token_id": end}
 
 
 def _text_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
@@ -188,12 +192,86 @@ def _openai_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 
 def _preset(settings: Settings) -> str:
+    from everyway.codecs.clip_contexts import CLIP_L14_VISION
     from everyway.codecs.clip_text import CLIP_B32_TEXT
     from everyway.codecs.encoders import CLIP_B32_VISION, CLIP_L14_TEXT
 
     if settings.get("vision") == CLIP_B32_VISION or settings.get("text") == CLIP_B32_TEXT:
         return "CLIP B/32"
-    return "CLIP L/14" if settings.get("text") == CLIP_L14_TEXT else ""
+    large = settings.get("vision") == CLIP_L14_VISION or settings.get("text") == CLIP_L14_TEXT
+    return "CLIP L/14" if large else ""
+
+
+# -- as contexts ------------------------------------------------------------------------------
+
+
+def _context_settings(shapes: Shapes, given: Settings) -> dict[str, Any]:
+    """Of a `TextContext`, all but its tokenizer."""
+    start = "model.text_model."
+    own = _tower(shapes, start + "encoder.layers.{i}", given.get("text_config", given))
+    vocabulary = shapes[f"{start}embeddings.token_embedding.weight"][0]
+    length = shapes[f"{start}embeddings.position_embedding.weight"][0]
+    projected = shapes["model.text_projection.weight"][0]
+    sizes = {"vocab_size": vocabulary, "max_position_embeddings": length}
+    own |= sizes | _marks(vocabulary) | {"projection_dim": projected}
+    return {"text": own, "length": length}
+
+
+def _context_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from everyway.codecs.encoders import configured
+
+    config = configured(CLIPTextConfig, settings["text"])
+    return within("model.", shapes_of(lambda: CLIPTextModelWithProjection(config)))
+
+
+def _image_context_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
+    from everyway.codecs.clip_contexts import ImageContext
+
+    return shapes_of(lambda: ImageContext(settings["vision"]))
+
+
+def _text_context_config(settings: Settings) -> dict[str, Any]:
+    own = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
+    return own | dict(settings["text"])
+
+
+def contexts(origin: str) -> tuple[FileLayout, FileLayout]:
+    """Of the picture and of the text that Versatile Diffusion is given."""
+    shared: dict[str, Any] = {
+        "origin": origin,
+        "system": "versatile",
+        "to_ours": partial(within, "model."),
+        "to_theirs": partial(without, "model."),
+        "aside": _COUNTED,
+        "preset": _preset,
+    }
+    image = FileLayout(
+        name="clip-image-context",
+        part="image_condition",
+        component="image_condition",
+        marks=("vision_model.embeddings.class_embedding", "visual_projection.weight"),
+        settings=_image_settings,
+        expected=_image_context_shapes,
+        dropped=_OF_TEXTS,
+        file="image_encoder/model.safetensors",
+        their_config=_image_config,
+        **shared,
+    )
+    text = FileLayout(
+        name="clip-text-context",
+        part="text_condition",
+        component="text_condition",
+        marks=("text_model.embeddings.token_embedding.weight", "text_projection.weight"),
+        settings=_context_settings,
+        expected=_context_shapes,
+        dropped=_OF_IMAGES,
+        file="text_encoder/model.safetensors",
+        their_config=_text_context_config,
+        **shared,
+    )
+    return image, text
 
 
 # -- the layouts ------------------------------------------------------------------------------

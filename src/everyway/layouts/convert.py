@@ -22,19 +22,23 @@ from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, Stor
 from everyway.errors import UsageError
 from everyway.layouts import file_layout, files
 from everyway.layouts.file_layout import FileLayout, Part
-from everyway.placement import CPU
+from everyway.placement import CPU, NOWHERE
 from everyway.system import System
 from everyway.systems import HUB, MissingParts, system_module
 
 SHIPPED = Path(__file__).parents[1] / "shipped"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TABLES = {"tokenizer": "text", "reader": "text", "used": "image"}
+TABLES = {"tokenizer": "text", "reader": "text", "word_pieces": "text", "used": "image"}
 """Tokenizers, and the list of a codec's codes in use -> the component whose settings have it."""
+TABLES_OF = {"versatile": {"tokenizer": "text_condition"}}
+"""System -> where it has them elsewhere."""
 CODECS = {"vq_diffusion": {"image": "codec", "text": "text"}}
 """System -> component -> the field of its config with the settings of the component's codec; in
 other systems all lie in `codec_config`."""
 PIPELINE = {
     "unet": "network",
+    "image_unet": "image_unet",
+    "text_unet": "text_unet",
     "transformer": "network",
     "learned_classifier_free_sampling_embeddings": "null",
     "vae": "image",
@@ -47,6 +51,8 @@ PIPELINE = {
     "text_tokenizer": "reader",
 }
 """Folder in a pipeline of diffusers -> part."""
+CONTEXTS = {"image_encoder": "image_condition", "text_encoder": "text_condition"}
+"""The same, of a pipeline with two networks."""
 ASIDE = "aside"
 """The component of tensors that no network reads, as "part:their name"."""
 HINTS = {"heads", "drawn_size", "side", "null"}
@@ -223,7 +229,8 @@ def _parts() -> tuple[str, ...]:
 
 def _inside(pipeline: Path) -> dict[str, str]:
     """Part -> its folder.  A null that was not learned is a folder without tensors."""
-    found = {name: pipeline / k for k, name in PIPELINE.items() if (pipeline / k).is_dir()}
+    names = PIPELINE | (CONTEXTS if (pipeline / "image_unet").is_dir() else {})
+    found = {name: pipeline / k for k, name in names.items() if (pipeline / k).is_dir()}
     if "null" in found and not files.config_of(found["null"]).get("learnable", True):
         del found["null"]
     return {name: str(folder) for name, folder in found.items()}
@@ -306,12 +313,13 @@ def _with_tensors(
 def _with_part(model: Opened, part: Part, path: Path, taken: str) -> Opened:
     """The model with a part that was read, in place of what it had there; the source on record."""
     layout, name = part.layout, part.layout.part
-    had = model.components.get(layout.component, {})
-    kept = {k: v for k, v in had.items() if not k.startswith(layout.places)}
+    kept = {k: v for k, v in _of(model, layout).items() if not k.startswith(layout.places)}
+    if not all(k.startswith(layout.shared) for k in kept):
+        _check_shared(kept, part.entries)
     aside = model.components.get(ASIDE, {})
     aside = {k: v for k, v in aside.items() if not k.startswith(f"{name}:")}
     aside |= {f"{name}:{k}": v for k, v in part.aside.items()}
-    components = {**model.components, layout.component: kept | part.entries, ASIDE: aside}
+    components = {**model.components, **_parted(layout, kept | part.entries), ASIDE: aside}
     row = {
         "file": path.name,
         "layout": layout.name,
@@ -332,13 +340,43 @@ def _with_part(model: Opened, part: Part, path: Path, taken: str) -> Opened:
     )
 
 
+def _of(model: Opened, layout: FileLayout) -> Entries:
+    """The tensors of the component that a layout is of, or of those that it is nested in."""
+    if not layout.nested:
+        return dict(model.components.get(layout.component, {}))
+    start = f"{layout.component}."
+    own = {k.removeprefix(start): v for k, v in model.components.items() if k.startswith(start)}
+    return {f"{part}.{name}": e for part, entries in own.items() for name, e in entries.items()}
+
+
+def _parted(layout: FileLayout, entries: Entries) -> dict[str, Entries]:
+    """The inverse of `_of`: component -> its tensors."""
+    if not layout.nested:
+        return {layout.component: entries}
+    made: dict[str, Entries] = {}
+    for name, entry in entries.items():
+        part, _, rest = name.partition(".")
+        made.setdefault(f"{layout.component}.{part}", {})[rest] = entry
+    return made
+
+
+def _check_shared(kept: Entries, given: Entries) -> None:
+    """LayoutError where a file's copy of what another one holds is none."""
+    for name in sorted(kept.keys() & given.keys()):
+        one, other = (entries[name].read(torch.float32) for entries in (kept, given))
+        if not torch.equal(one, other):
+            raise LayoutError(f"{name} (our name) is not that of the other part; give parts of one "
+                              "model")  # fmt: skip
+
+
 def _with_table(model: Opened, name: str, where: str) -> Opened:
     from everyway.codecs.image_vq import used_codes
     from everyway.codecs.published_tokens import tokenizer_json
 
     path = local(where)
     table = used_codes(path) if name == "used" else tokenizer_json(str(path))
-    config = _with_codec(model.config, TABLES[name], {name: table})
+    component = TABLES_OF.get(model.config["system"], {}).get(name, TABLES[name])
+    config = _with_codec(model.config, component, {name: table})
     return replace(model, config=config, folder=None)
 
 
@@ -438,12 +476,15 @@ def restored(
     """The system, its networks made on the meta device and filled tensor by tensor.
 
     dtype: of the weights; None keeps each as it is, or float32 where a part has several formats.
-    home: component -> the device that it is filled on.
+    home: component -> the device that it is filled on, or NOWHERE.
     Raises MissingParts where it lacks a codec, LayoutError where weights do not fit its config, and
     StoreError for either of the two in a damaged folder of ours.
     """
     system = _built(model)
     for name, module in system.components.items():
+        if home(name) == NOWHERE:  # it is filled when it is used
+            module.eval().requires_grad_(False)
+            continue
         try:
             entries = model.components.get(name, {})
             store.fill(module, entries, dtype or _one_format(module, entries), home(name))
@@ -501,10 +542,10 @@ def _held_by(model: Opened, origin: str) -> dict[FileLayout, tuple[Mapping[str, 
     """Layout of an origin -> settings and tensors of the part of a model that it holds."""
     system, parts, refused = model.config["system"], {}, {}
     for layout in _table().LAYOUTS:
-        own = model.components.get(layout.component, {})
+        own = _of(model, layout)
         if layout.origin != origin or layout.system not in ("", system):
             continue
-        if not any(name.startswith(layout.places) for name in own):
+        if not any(name.startswith(layout.places[0]) for name in own):
             continue
         settings = _settings(model.config, layout)
         if layout.fits(settings):

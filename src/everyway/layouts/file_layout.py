@@ -64,7 +64,9 @@ class FileLayout:
 
     origin: "authors" or "diffusers".  system: whose network it is; "" for what several share.
     part: its name for users.  component, places: the component of our model folders that has it,
-    and how its names begin there ("" is every name).
+    and how its names begin there ("" is every name), first one that it always has.
+    shared: how the names begin that other parts of the component hold as well, alike.
+    nested: whether it is of several components, "component.NAME"; our names then begin with NAME.
     marks: their names that tell the layout from those below it in the table.
     modern: other spellings of their names -> the one spelling that to_ours knows.
     settings: (our shapes, the config.json beside the file) -> plain settings of the component.
@@ -93,6 +95,8 @@ class FileLayout:
     file: str
     system: str = ""
     places: tuple[str, ...] = ("",)
+    shared: tuple[str, ...] = ()
+    nested: bool = False
     modern: Rename = lambda entries: entries
     constants: Callable[[Mapping[str, Any]], dict[str, Tensor]] = lambda settings: {}
     derived: Callable[[Mapping[str, Any]], Entries] = lambda settings: {}
@@ -114,7 +118,8 @@ class Whole:
     origin, system, file: as of a FileLayout.
     split: its tensors -> part -> those of the part, as a file of its own names them; {} for the
     tensors of any other file.  join: undoes it.
-    averaged: how the names begin that the file holds a second time, without this, as averages.
+    averaged: how the names begin that the file holds a second time, without this, as averages; ""
+    is a file of no averages, which holds its tensors bare.
     """
 
     origin: str
@@ -122,7 +127,7 @@ class Whole:
     split: Callable[[Entries], dict[str, Entries]]
     join: Callable[[Mapping[str, Entries]], Entries]
     file: str
-    averaged: str
+    averaged: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,7 +257,7 @@ def theirs(
 
     Raises LayoutError where it has what the layout cannot hold.
     """
-    own = {k: v for k, v in component.items() if k.startswith(layout.places)}
+    own = {k: v for k, v in component.items() if k.startswith(layout.places + layout.shared)}
     for name, value in layout.constants(settings).items():
         if not torch.equal(own.pop(name).read().float(), value.float()):
             raise LayoutError(
@@ -280,6 +285,8 @@ def write(folder: Path, layout: FileLayout, entries: Entries, config: str) -> Pa
 def write_whole(folder: Path, kind: Whole, parts: Mapping[str, Entries]) -> Path:
     """The file of all parts into a folder; its averages are its weights, and stored once."""
     model, start = kind.join(parts), kind.averaged
+    if not start:
+        return _put(folder / kind.file, model)
     averages = {k.removeprefix(start): v for k, v in model.items() if k.startswith(start)}
     return _put(folder / kind.file, {"model": model, "ema": averages})
 

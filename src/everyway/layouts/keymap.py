@@ -7,7 +7,7 @@ in both.  A template of a layer stands for its weight and its bias.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from everyway.checkpoints.tensor_files import E, LayoutError, joined, some
@@ -24,6 +24,15 @@ def to_theirs(names: Mapping[str, T], table: Table) -> dict[str, T]:
 def to_ours(names: Mapping[str, T], table: Table) -> dict[str, T]:
     """Their names -> ours.  Raises LayoutError for names the table does not know."""
     return _rename(names, tuple((theirs, ours) for ours, theirs in table))
+
+
+def exactly(names: Mapping[str, T], rows: Iterable[tuple[str, str]]) -> dict[str, T]:
+    """Names of layers' weights and biases -> those of the rows' other side; no row has a number in
+    it.  For tables of very many rows.  Raises LayoutError for names the rows do not have."""
+    known = {f"{a}.{leaf}": f"{b}.{leaf}" for a, b in rows for leaf in ("weight", "bias")}
+    if unknown := [name for name in names if name not in known]:
+        raise _unknown(unknown)
+    return {known[name]: value for name, value in names.items()}
 
 
 def inside(ours: str, theirs: str, table: Table) -> Table:

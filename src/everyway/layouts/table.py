@@ -6,11 +6,26 @@ them, since the text latent is published in two files.
 
 from __future__ import annotations
 
-from everyway.layouts import autoencoder, caption, clip, unidiffuser, uvit, vq_codec, vq_network
+from dataclasses import replace
+
+from everyway.layouts import (
+    autoencoder,
+    caption,
+    clip,
+    optimus,
+    unidiffuser,
+    uvit,
+    versatile,
+    vq_codec,
+    vq_network,
+)
 from everyway.layouts.file_layout import FileLayout, Whole
 from everyway.layouts.vq_diffusion import WHOLE
 
+_IN_2022 = (autoencoder.LAYOUTS[0], *optimus.LAYOUTS, *clip.contexts("authors-2022"))
+"""What Versatile Diffusion's file of 2022 holds beside its network."""
 LAYOUTS: tuple[FileLayout, ...] = (
+    *versatile.LAYOUTS,
     *vq_network.LAYOUTS,
     *vq_codec.LAYOUTS,  # an autoencoder has some of their marks
     clip.OPENAI,
@@ -19,8 +34,11 @@ LAYOUTS: tuple[FileLayout, ...] = (
     *autoencoder.LAYOUTS,
     *caption.LAYOUTS,
     *clip.LAYOUTS,
+    *optimus.LAYOUTS,
+    *clip.contexts("diffusers"),
+    *(replace(row, name=f"{row.name}-2022", origin="authors-2022") for row in _IN_2022),
 )
 """The first whose marks a file has is its layout; explicit names and parts choose among them."""
 
-WHOLES: tuple[Whole, ...] = (WHOLE,)
+WHOLES: tuple[Whole, ...] = (WHOLE, *versatile.WHOLES)
 """Every file that holds all parts of a model."""

@@ -16,7 +16,10 @@ from torch import Tensor
 from everyway.data import emoji
 from everyway.data import lattice as lattice_data
 from everyway.data import shapes as shapes_data
-from everyway.metrics import lattice, scenes, shapes
+from everyway.data.folder import Folder
+from everyway.data.listing import are_shards
+from everyway.data.sample import Sample
+from everyway.metrics import folder, lattice, scenes, shapes
 from everyway.request import RequestError
 
 Seen = dict[str, bool]
@@ -29,6 +32,7 @@ class Judge:
 
     score: (stated, seen or None) -> stated attribute -> right or wrong.  spell: what was seen, in
     words, given what was stated.  prompts: of the demo.  more: of its further rows, by title.
+    redrawn: of the demo, a picture's prompt, then those that its right third is drawn anew for.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
     unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.
@@ -40,6 +44,7 @@ class Judge:
     spell: Callable[[Any], str]
     prompts: tuple[str, ...]
     more: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    redrawn: tuple[str, ...] = ()
     features: Callable[[Sequence[Image.Image]], Tensor] | None = None
     crispness: Callable[[Sequence[Image.Image]], list[float]] | None = None
     unseen: Callable[..., Any] | None = None
@@ -98,7 +103,19 @@ LATTICE = Judge(
             "파란 배경, 큰 판다 왼쪽에 큰 여우",
             "초록 배경, 작은 피자 위에 큰 호랑이",
         ),
+        "in anybody's words": (
+            "Draw me a tiny fox at the top, yellow behind it!",
+            "on pink, a big pizza with a small dog to its right",
+            "put a huge clock under a small kite, purple background",
+            "a green picture: one little cactus in the center",
+        ),
     },
+    redrawn=(
+        "a large fox left of a large teapot, blue background",
+        "a large fox left of a large panda, blue background",
+        "a large fox left of a small pizza, blue background",
+        "a large fox on the left, blue background",
+    ),
     features=lambda pictures: torch.from_numpy(scenes.features(_classifier(), pictures)),
     crispness=lattice.crispness,
     unseen=lattice_data.Lattice,
@@ -129,12 +146,49 @@ JUDGES: dict[str, Judge] = {
 
 
 def judge_of(model) -> Judge:
-    """The judge of the data that a model was trained on.
+    """The judge of the data that a model was trained on; of one's own folder, by what is in it.
 
-    Raises RequestError for a model of other data than ours: nothing here can read its pictures.
+    Raises RequestError where that is not known, or not here.
     """
-    data = model.metadata.get("training", {}).get("data", "data unknown here")
-    if data not in JUDGES:
-        known = " and ".join(JUDGES)
-        raise RequestError(f"{model.name} learned {data}; only {known} can be judged: use generate")
-    return JUDGES[data]
+    data = learned(model)
+    return JUDGES[data] if data in JUDGES else judge_of_folder(samples_of(model, data, SAMPLES))
+
+
+SAMPLES = 100
+"""Of a folder, by which a demo judges."""
+
+
+def learned(model) -> str:
+    """The name or the path of the data that a model was trained on, or ""."""
+    return model.metadata.get("training", {}).get("data", "")
+
+
+def samples_of(model, path: str, n: int) -> list[Sample]:
+    """At most n samples of a folder, spread evenly over it, as the model reads them.
+
+    Raises RequestError where there is none.
+    """
+    if not path:
+        raise RequestError(
+            f"it is not known what {model.name} learned; give pictures with captions: --data FOLDER"
+        )
+    if not (Path(path).is_dir() or are_shards(path)):
+        raise RequestError(f"the data {path!r} of {model.name} is not here; give --data FOLDER")
+    system = model.system
+    texts = "text" in system.raws
+    data = Folder(path, model.image_size, texts, system.reads if texts else None)
+    count = min(n, len(data))
+    return [data.sample(k * len(data) // count) for k in range(count)]
+
+
+def judge_of_folder(samples: Sequence[Sample]) -> Judge:
+    """By the nearest of these pictures and captions."""
+    captions = dict.fromkeys(s.captions[0] for s in samples if s.captions)
+    return Judge(
+        read=partial(folder.nearest, samples=samples),
+        parse=partial(folder.named, samples=samples),
+        score=folder.score,
+        spell=lambda k: next(iter(samples[k].captions), samples[k].key),
+        prompts=tuple(captions)[:4],
+        crispness=partial(folder.crispness, samples=samples),
+    )

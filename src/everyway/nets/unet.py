@@ -32,6 +32,7 @@ from everyway.nets.gradient_checkpointing import run
 from everyway.nets.unet_blocks import (
     Downsample,
     ResidualBlock,
+    SpatialTransformer,
     TimeEmbedding,
     Upsample,
     group_norm,
@@ -45,12 +46,15 @@ class ContextStream:
 
     summary: what of it is projected and added to the time's embedding: "" nothing, "mean" the mean
     of its tokens, "first" one more token that stands before the others and is not attended to.
+    positions: whether the network learns where each token stands, which a table of tokens does not
+    say and the states of a text encoder do.
     """
 
     name: str
     length: int
     dim: int
     summary: str = ""
+    positions: bool = False
 
     def __post_init__(self) -> None:
         if self.summary not in ("", "mean", "first"):
@@ -63,10 +67,14 @@ class ContextStream:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStream:
-    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear."""
+    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear.
+
+    residual: whether it is added to the output, of as many channels, which is then what it lacks.
+    """
 
     name: str
     channels: int
+    residual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +83,16 @@ class UNetConfig:
 
     size, channels: of its state (channels, size, size), as it is trained; a larger one has the same
     attention at its levels.  width: channels of the first level.
+    fold: so many places of the state and of the pictures, along a side, are one of the first level.
+    kernel: of the residual blocks; 1 leaves it to attention that places know of each other.
+    feed_forward: attention is that of a spatial transformer, with a feed-forward layer after it.
     multipliers: of `width`, a level each; the side halves from one level to the next.
     blocks: residual blocks of each level on the way down.
     self_attention, cross_attention: sides of the levels that have it; cross-attention comes after
     self-attention where there are both.  head_channels: of each attention head.
     context_dim: width D that contexts are projected to.
+    positions: whether the network learns what each place of its first level is; its states are then
+    of `size`.  time_dim: width E of the time's embedding; 0 is 4 width.
     state, clock: names of the state and of its time.
     """
 
@@ -95,6 +108,11 @@ class UNetConfig:
     contexts: tuple[ContextStream, ...] = ()
     pictures: tuple[PictureStream, ...] = ()
     efficient: bool = False
+    fold: int = 1
+    kernel: int = 3
+    feed_forward: bool = False
+    positions: bool = False
+    time_dim: int = 0
     dropout: float = 0.0
     state: str = "image"
     clock: str = "image"
@@ -105,8 +123,10 @@ class UNetConfig:
             raise UsageError(
                 f"there are {levels} multipliers and blocks {self.blocks}; give as many"
             )
-        if self.size % 2 ** (levels - 1):
-            raise UsageError(f"size {self.size} cannot be halved {levels - 1} times")
+        if self.size % self.fold:
+            raise UsageError(f"size {self.size} cannot be folded by {self.fold}")
+        if self.sides[0] % 2 ** (levels - 1):
+            raise UsageError(f"size {self.sides[0]} cannot be halved {levels - 1} times")
         for level, side in enumerate(self.sides):
             if {side} & {*self.self_attention, *self.cross_attention}:
                 self.heads(level)
@@ -129,7 +149,8 @@ class UNetConfig:
     @property
     def sides(self) -> tuple[int, ...]:
         """Of the levels."""
-        return tuple(self.size // 2**level for level in range(len(self.multipliers)))
+        first = self.size // self.fold
+        return tuple(first // 2**level for level in range(len(self.multipliers)))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -192,13 +213,19 @@ class Block(nn.Module):
         super().__init__()
         side, out = config.sides[level], config.width * config.multipliers[level]
         self.residual = ResidualBlock(
-            channels, out, time_dim, scale_shift=True, dropout=config.dropout
+            channels,
+            out,
+            time_dim,
+            scale_shift=True,
+            dropout=config.dropout,
+            kernel=config.kernel,
         )
         alone, across = side in config.self_attention, side in config.cross_attention
         self.attended = None
         if attends and (alone or across):
             context_dim = config.context_dim if across else 0
-            self.attended = Attended(out, config.heads(level), context_dim, alone)
+            kind = SpatialTransformer if config.feed_forward else Attended
+            self.attended = kind(out, config.heads(level), context_dim, self_attention=alone)
 
     def forward(self, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         """x (B, C, H, W), time (B, E) -> (B, the level's channels, H, W)."""
@@ -221,7 +248,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config, self.gradient_checkpointing = config, gradient_checkpointing
         self.noise_level = noise_level or thousandths
-        width, time_dim = config.width, 4 * config.width
+        width, time_dim = config.width, config.time_dim or 4 * config.width
         widths = [width * m for m in config.multipliers]
         levels = range(len(widths))
         self.time = TimeEmbedding(width, time_dim)
@@ -231,8 +258,17 @@ class UNet(nn.Module):
             {s.name: nn.Linear(s.dim, time_dim) for s in own if s.summary}
         )
         self.nothing = nn.Parameter(torch.randn(1, 1, config.context_dim)) if own else None
+        self.places = nn.ParameterDict(
+            {
+                s.name: nn.Parameter(torch.randn(1, s.length, config.context_dim))
+                for s in own
+                if s.positions
+            }
+        )
         shown = config.channels + sum(p.channels for p in config.pictures)
-        self.enter = nn.Conv2d(shown, width, 3, padding=1)
+        self.enter = nn.Conv2d(config.fold**2 * shown, width, 3, padding=1)
+        first = config.sides[0]
+        self.grid = nn.Parameter(torch.randn(1, width, first, first)) if config.positions else None
 
         block, here, skips = partial(Block, config, time_dim=time_dim), width, []
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
@@ -258,7 +294,7 @@ class UNet(nn.Module):
                 self.grow.append(Upsample(here, widths[n - 1] if config.efficient else here))
                 here = self.grow[-1].out_channels
         self.norm = group_norm(here)
-        self.leave = zeroed(nn.Conv2d(here, config.channels, 3, padding=1))
+        self.leave = zeroed(nn.Conv2d(here, config.fold**2 * config.channels, 3, padding=1))
 
     def forward(
         self,
@@ -274,7 +310,8 @@ class UNet(nn.Module):
         config, contexts = self.config, contexts or {}
         state = states[config.state]
         pictures = [_shown(contexts[p.name], state) for p in config.pictures]
-        x = self.enter(torch.cat([state, *pictures], 1))
+        x = self.enter(F.pixel_unshuffle(torch.cat([state, *pictures], 1), config.fold))
+        x = x if self.grid is None else x + self.grid
         time, context = self._time(times[config.clock], contexts), self._joined(contexts)
         go = partial(run, gradient_checkpointing=self.gradient_checkpointing)
         gain = 0.5**0.5 if config.efficient else 1.0
@@ -290,7 +327,9 @@ class UNet(nn.Module):
             x = self.grow[n - 1](x) if n else x
             for block in blocks:
                 x = go(block, torch.cat([x, gain * skips.pop()], 1), time, context)
-        return {config.state: self.leave(F.silu(self.norm(x)))}
+        made = F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)
+        shown = [p for own, p in zip(config.pictures, pictures) if own.residual]
+        return {config.state: sum(shown, made)}
 
     def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
         """Where cross-attention finds the tokens of each context."""
@@ -333,6 +372,7 @@ class UNet(nn.Module):
             self.project[s.name](_tokens_of(c)[:, -n:].to(self.nothing.dtype))
             for s, (c, n) in zip(own, parts)
         ]
+        tokens = [x + self.places[s.name] if s.positions else x for s, x in zip(own, tokens)]
         last = self.nothing.expand(len(tokens[0]), -1, -1)
         return Context(
             tokens=torch.cat([*tokens, last], 1), mask=_mask(parts, last), bias=_bias(parts)

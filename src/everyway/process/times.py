@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,11 @@ def uniform_times(noise: Noise, clocks: Sequence[str], batch: int) -> Times:
     return {c: noise.uniform(f"time:{c}", (batch,)).to(torch.float64) for c in clocks}
 
 
-def knot_times(noise: Noise, clocks: Sequence[str], batch: int, steps: int = 1000) -> Times:
+KNOTS = 1000
+"""Steps of the discrete schedules that networks were trained on."""
+
+
+def knot_times(noise: Noise, clocks: Sequence[str], batch: int, steps: int = KNOTS) -> Times:
     """Every clock on its own, uniform on 1/steps, 2/steps, ..., 1: clock -> (batch,).
 
     These are the times that networks of a discrete schedule were trained at.
@@ -75,6 +79,22 @@ def task_lines(
 
 
 TWO_CLOCKS = task_lines()
+
+
+def lines_within(lines: Sequence[Line], clock: str, low: float, high: float) -> tuple[Line, ...]:
+    """The lines that have times of `clock` from quantile `low` to `high`, by how many they have.
+
+    A line that fixes the clock at 0 is of the part that begins at 0, one at 1 of that which ends
+    there.
+    """
+
+    def share(line: Line) -> float:
+        if clock not in line.at:
+            return line.share * (high - low)
+        return line.share * ((low == 0) if line.at[clock] == 0 else (high == 1))
+
+    whole = sum(map(share, lines))
+    return tuple(replace(line, share=share(line) / whole) for line in lines if share(line))
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -131,11 +151,14 @@ def lognormal_times(
 
     Source: Karras et al., 2022, arXiv 2206.00364, table 1.
     """
-    times = {}
-    for clock, u in uniform_times(noise, clocks, batch).items():
-        normal = torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
-        times[clock] = schedule.t_of_lam(-(mean + std * normal)).clamp(0.0, 1.0)
-    return times
+    drawn = uniform_times(noise, clocks, batch)
+    return {c: lognormal_quantile(u, schedule, mean, std) for c, u in drawn.items()}
+
+
+def lognormal_quantile(u: Tensor, schedule: Schedule, mean: float, std: float) -> Tensor:
+    """The time of `schedule`, kept in [0, 1], at quantile u of the least noise up."""
+    normal = torch.special.ndtri(u.clamp(1e-9, 1 - 1e-9))
+    return schedule.t_of_lam(-(mean + std * normal)).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +166,14 @@ class Within:
     """A contracts.Noise whose times are of a part of their distribution, an expert's share of it.
 
     low, high: quantiles in [0, 1] of the distribution; under uniform times they are times.
+    clock: whose times; "" is every clock's.
     Source: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324, section 4.1.
     """
 
     noise: Noise
     low: float
     high: float
+    clock: str = ""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.low < self.high <= 1.0:
@@ -157,7 +182,7 @@ class Within:
     def uniform(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Uniform in [low, high) for times, in [0, 1) for all else."""
         drawn = self.noise.uniform(name, shape)
-        if not name.startswith("time:"):
+        if not (name == f"time:{self.clock}" if self.clock else name.startswith("time:")):
             return drawn
         return self.low + (self.high - self.low) * drawn.to(torch.float64)
 

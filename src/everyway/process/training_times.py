@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
 
 from everyway.contracts import Noise, Process, Times
 from everyway.process.times import (
+    KNOTS,
     Line,
     Within,
     knot_times,
+    lines_within,
+    lognormal_quantile,
     lognormal_times,
     mixture_times,
+    shifted,
     task_lines,
     uniform_times,
 )
@@ -25,11 +30,13 @@ Clocks = Mapping[str, Process]
 
 class Law(Settings):
     """low, high: quantiles of the times that are trained on, an expert's interval of noise; under
-    uniform times they are times (`times.Within`).
+    uniform times they are times (`times.Within`).  clock: whose times, where experts are chosen by
+    one of several clocks; "" is every clock's.
     """
 
     low: float = Field(0.0, ge=0, le=1)
     high: float = Field(1.0, ge=0, le=1)
+    clock: str = ""
 
     @model_validator(mode="after")
     def _rising(self) -> Law:
@@ -39,7 +46,15 @@ class Law(Settings):
 
     def draw(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         """clock -> (batch,)."""
-        return self._drawn(Within(noise=noise, low=self.low, high=self.high), clocks, batch)
+        if self.clock and self.clock not in clocks:
+            raise ConfigError(f"clock is {self.clock!r}; choose one of {', '.join(clocks)}")
+        within = Within(noise=noise, low=self.low, high=self.high, clock=self.clock)
+        return self._drawn(within, clocks, batch)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        """Times (...) of a clock of `process` at the quantiles u (...) in [0, 1], the least noise
+        first; of the times that are drawn, not those that are fixed."""
+        raise NotImplementedError
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         raise NotImplementedError
@@ -53,6 +68,9 @@ class Uniform(Law):
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return uniform_times(noise, (*clocks,), batch)
 
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        return u
+
 
 class Knots(Law):
     """Every clock on its own, on the thousand steps of a discrete schedule."""
@@ -61,6 +79,10 @@ class Knots(Law):
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
         return knot_times(noise, (*clocks,), batch)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        """Between two knots, so that a knot is of one interval whatever its last bits."""
+        return ((u * KNOTS).floor() + 0.5) / KNOTS
 
 
 class LogNormal(Law):
@@ -78,6 +100,10 @@ class LogNormal(Law):
                 noise, (clock,), batch, schedule=schedule, mean=self.mean, std=self.std
             )
         return out
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        schedule = process.schedule  # type: ignore[attr-defined]
+        return lognormal_quantile(u, schedule, self.mean, self.std)
 
 
 class Tasks(Law):
@@ -110,7 +136,14 @@ class Tasks(Law):
         )
 
     def _drawn(self, noise: Noise, clocks: Clocks, batch: int) -> Times:
-        return mixture_times(noise, (*clocks,), batch, lines=self._lines, shift=self.shift)
+        lines = self._lines
+        names = sorted(clocks, key=lambda clock: clock != self.clock)  # first its own, of a tie
+        if self.clock:
+            lines = lines_within(lines, self.clock, self.low, self.high)
+        return mixture_times(noise, names, batch, lines=lines, shift=self.shift)
+
+    def quantile(self, u: Tensor, process: Process) -> Tensor:
+        return shifted(u, self.shift)
 
 
 class Importance(Settings):

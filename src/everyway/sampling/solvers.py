@@ -98,6 +98,24 @@ def cell_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step,
     return tuple(Step(t, s) for t, s in _cells(GRIDS[grid](lead, steps, *span)))
 
 
+def stride_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
+    """Numbers 1, 1 + k, 1 + 2 k ... of a schedule's 0 .. T - 1 from the highest on down, then 0.
+
+    k is T // steps, so there are more steps where those do not divide T, which is 1000 where the
+    schedule has none.  A run from a time below 1 begins at the first of them below it, with as
+    small a k as T times that time allows.  No grid counts, and the last state has the noise of
+    number 0: so Versatile Diffusion was sampled (Xu et al., 2022, arXiv 2211.08332).
+    """
+    whole = getattr(lead, "steps", 1000)
+    start = round(whole * span[0])
+    last = start if span[0] == 1 else start - 1  # the time of number n is (n + 1) / T
+    numbers = [0, *range(1, last, max(1, start // steps))]
+    if len(numbers) == 1:
+        raise UsageError(f"ddim-stride has no step below t = {span[0]:g}; begin at a later time")
+    times = (torch.tensor(numbers[::-1], dtype=torch.float64) + 1) / whole
+    return tuple(Step(t, s) for t, s in _cells(times))
+
+
 def heun_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Step, ...]:
     """Two evaluations per cell, one where either end has no finite slope."""
     last = float(lead.alpha_sigma(1.0)[0])
@@ -184,7 +202,8 @@ def kutta3_steps(steps: int, grid: str, span: Span, lead: Schedule) -> tuple[Ste
     """Three evaluations per cell: at its start, where sigma / alpha is halfway, and at its end."""
 
     def halfway(t: float, s: float) -> float:
-        return float(lead.t_of_lam(-torch.log(sum(torch.exp(-lead.lam(u)) for u in (t, s)) / 2)))
+        ends = [math.exp(-float(lead.lam(u))) for u in (t, s)]
+        return float(lead.t_of_lam(-math.log(sum(ends) / 2)))
 
     cells = _cells(GRIDS[grid](lead, steps, *_above_zero(span, lead)))
     return tuple(Step(t, s, 3, (halfway(t, s), s)) for t, s in cells)
@@ -244,11 +263,13 @@ def move_heun(evaluate, states, step, memory, schedules, noise) -> Moved:
 
 
 def kutta3_weights(r: float) -> tuple[float, float, float]:
-    """(a_32, b_2, b_3) of the third order tableau with nodes 0, r and 1, r neither of them nor 2/3.
+    """(a_32, b_2, b_3) of the third order tableau with nodes 0, r in (0, 1), and 1.
 
     The rest follows, as rows and b add up to their node and to 1.  r = 1/2 is Kutta's own: 2, 4/6,
-    1/6.
+    1/6.  For r = 2/3 there is none; near it this is the one of second order that ignores 1.
     """
+    if abs(r - 2 / 3) < 0.05:
+        return 0.0, 1 / (2 * r), 0.0
     return (
         (1 - r) / (r * (2 - 3 * r)),
         1 / (6 * r * (1 - r)),
@@ -262,7 +283,8 @@ def move_kutta3(evaluate, states, step, memory, schedules, noise) -> Moved:
 
     Of several schedules the first has its inner time halfway, and each its own weights for it.
     """
-    here, slopes = states, {n: [] for n in states}
+    here = states
+    slopes: dict[str, list[Tensor]] = {n: [] for n in states}
     points = {n: [point(schedules[n], t) for t in (step.t, *step.inner)] for n in states}
     weights = {}
     for n, at in points.items():
@@ -274,7 +296,8 @@ def move_kutta3(evaluate, states, step, memory, schedules, noise) -> Moved:
         here = dict(here)
         for n, x in states.items():
             slopes[n].append(kernels.slope(here[n], clean[n], points[n][k]))
-            mean = sum(w * slope for w, slope in zip(weights[n][k], slopes[n], strict=True))
+            parts = (w * slope for w, slope in zip(weights[n][k], slopes[n], strict=True))
+            mean = sum(parts, start=torch.zeros_like(x))
             here[n] = kernels.advance(x, mean, points[n][0], points[n][min(k + 1, 2)])
     return Moved(states=here)
 
@@ -487,13 +510,9 @@ def dpm_solver(
     return Sampler(name=name, lay_steps=lay_steps, move=move, grid=grid, t_end=t_end)
 
 
-def ddim(eta: float = 0.0, name: str = "ddim") -> Sampler:
+def ddim(eta: float = 0.0, name: str = "ddim", lay_steps: LaySteps = cell_steps) -> Sampler:
     """DDIM with its own eta in [0, 1]."""
-    return Sampler(
-        name=name,
-        lay_steps=cell_steps,
-        move=move_ddim(eta),
-    )
+    return Sampler(name=name, lay_steps=lay_steps, move=move_ddim(eta))
 
 
 # when to take which: docs/choose-a-sampler.md; `everyway.request.SAMPLER_NAMES` has the same names
@@ -512,6 +531,7 @@ _ALL = (
         t_end=1e-4,
     ),
     ddim(),
+    ddim(name="ddim-stride", lay_steps=stride_steps),
     Sampler(
         name="ddpm",
         lay_steps=cell_steps,

@@ -20,7 +20,9 @@ and, where it is trained here,
                                       with `preset`, `init`, `times`, `drop`, where codecs have
                                       weights `codecs`, and two methods,
                                       system(data: TrainingData) -> System, with a fresh network,
-                                      and started(former: System) -> System, from that of `init`
+                                      and started(former: System) -> System, from that of `init`;
+                                      and, where a batch is not learned from as it is cached,
+                                      prepared(system, encoded, noise) -> what it is learned from
     DATA                              data sets of its own: name -> what makes one of a seed, with
                                       sample(index) -> data.sample.Sample
 
@@ -39,7 +41,8 @@ from everyway.errors import UsageError
 
 HUB = "hf:"
 """How a source begins that is downloaded from the hub, and only then: hf:owner/name."""
-SYSTEMS = {name: f"{__name__}.{name}" for name in ("uvit", "unidiffuser", "vq_diffusion", "ediffi")}
+OWN = ("uvit", "unidiffuser", "vq_diffusion", "versatile", "ediffi", "ensemble", "cascade")
+SYSTEMS = {name: f"{__name__}.{name}" for name in OWN}
 SYSTEMS |= {e.name: e.value for e in entry_points(group="everyway.systems")}
 FUNCTIONS = ("build", "missing_parts", "image_size")
 """Those that every system has."""

@@ -17,12 +17,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from everyway.codecs import bundle
-from everyway.codecs.plain import Pixels, Thumbnail, Words
-from everyway.contracts import Codec
+from everyway.codecs.plain import AsGiven, Pixels, Thumbnail, Words
+from everyway.contracts import Bundle, Codec, Noise
+from everyway.data.degrade import Degradation, cut, degraded
+from everyway.data.lattice import Lattice
+from everyway.data.sample import to_tensor
 from everyway.errors import UsageError
 from everyway.nets.unet import ContextStream, PictureStream, UNet, UNetConfig
 from everyway.process.config import gaussian
@@ -35,9 +39,9 @@ from everyway.systems import TrainingData
 from everyway.tasks import GENERATE, Branch, Task
 from everyway.validation import checked
 
-NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0}
+NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0, "250 ln": 250.0}
 """c_noise -> its factor of ln(sigma)."""
-PLAIN = {"Pixels": Pixels, "Words": Words, "Thumbnail": Thumbnail}
+PLAIN = {"Pixels": Pixels, "AsGiven": AsGiven, "Words": Words, "Thumbnail": Thumbnail}
 """Codecs without weights; all others are those of `codecs.bundle`."""
 
 
@@ -52,6 +56,7 @@ class EDiffIConfig:
     A context that reads "image" is given in a request by its own name, as a style.
     image_size: side in pixels of the pictures that it reads; 0 is the network's.
     sigma_min, sigma_max, sigma_data: of the noise and the data.
+    predicts: what the network does, of `process.config.PREDICTIONS`; "edm" is the paper's.
     ts_order: the power of the grid that it is sampled on.  c_noise: a name in NOISE_LEVELS.
     shared, sampler, guidance, steps: of a `System`.
     """
@@ -63,6 +68,7 @@ class EDiffIConfig:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+    predicts: str = "edm"
     ts_order: float = 6.0
     c_noise: str = "ln/4"
     shared: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +94,8 @@ class EDiffIConfig:
                 "sigma_min": self.sigma_min,
                 "sigma_max": self.sigma_max,
                 "rho": self.ts_order,
-                "sigma_data": self.sigma_data,
+                "predicts": self.predicts,
+                **({"sigma_data": self.sigma_data} if self.predicts == "edm" else {}),
             }
         )
 
@@ -238,9 +245,99 @@ def published(name: str, tokenizers: Mapping[str, str]) -> EDiffIConfig:
     )
     if not network.pictures:
         return own
-    codecs = codecs | {"low_res": {"kind": "Pixels", "size": LOW_RES[name]}}
+    codecs = codecs | {"low_res": {"kind": "AsGiven"}}
     sources = {**own.sources, "low_res": "low_res"}
     return replace(own, codecs=codecs, sources=sources, ts_order=3.0, steps=10)
+
+
+MINI = "mini"
+"""The shipped model whose text and picture codecs `mini` and `mini_sr` read by."""
+LOOKED_AT = 1500
+"""Pictures that the codec of `mini` is fitted to."""
+
+
+def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
+    """The base of `mini-ediffi`: pictures of 48x48 pixels as nine latents, one a cell.
+
+    text, style: settings of the codecs of `MINI`.
+    """
+    network = UNetConfig(
+        size=3,
+        channels=96,
+        width=96,
+        multipliers=(1,),
+        blocks=(1,),
+        kernel=1,
+        feed_forward=True,
+        positions=True,
+        time_dim=192,
+        self_attention=(3,),
+        cross_attention=(3,),
+        head_channels=32,
+        contexts=(
+            ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
+            ContextStream(name="style", length=1, dim=style["channels"], summary="mean"),
+        ),
+        context_dim=96,
+    )
+    return EDiffIConfig(
+        network=network.to_json(),
+        codecs={
+            "image": {"kind": "CellPCA", "cell": 16, "channels": 96, "side": 48},
+            "t5": text,
+            "style": style,
+        },
+        sources={"style": "image"},
+        image_size=48,
+        sigma_data=1.0,
+        c_noise="250 ln",
+        sampler="dpm++2m",
+        guidance=2.0,
+        steps=12,
+    )
+
+
+def mini_sr(text: Mapping[str, Any]) -> EDiffIConfig:
+    """The super-resolution network of `mini-ediffi`: pictures of 128x128 pixels.
+
+    It predicts what the picture that it is shown lacks: its first level is narrower than the pixels
+    that are folded into a place of it, so it could not tell their noise.
+    text: settings of the text codec of `MINI`.
+    """
+    network = UNetConfig(
+        size=128,
+        channels=3,
+        fold=4,
+        width=40,
+        time_dim=80,
+        multipliers=(1, 2, 2),
+        blocks=(1, 1, 1),
+        self_attention=(8,),
+        cross_attention=(8,),
+        head_channels=40,
+        efficient=True,
+        contexts=(
+            ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
+        ),
+        context_dim=80,
+        pictures=(PictureStream(name="low_res", channels=3, residual=True),),
+    )
+    return EDiffIConfig(
+        network=network.to_json(),
+        codecs={
+            "image": {"kind": "Pixels", "size": 128, "mode": "bicubic"},
+            "t5": text,
+            "low_res": {"kind": "AsGiven"},
+        },
+        sources={"low_res": "low_res"},
+        sigma_max=5.0,
+        predicts="x0-faded",
+        c_noise="ln",
+        ts_order=3.0,
+        sampler="dpm++2m",
+        guidance=1.0,
+        steps=6,
+    )
 
 
 def nano(vocabulary: tuple[str, ...]) -> EDiffIConfig:
@@ -280,6 +377,39 @@ def nano(vocabulary: tuple[str, ...]) -> EDiffIConfig:
     )
 
 
+def nano_sr(vocabulary: tuple[str, ...]) -> EDiffIConfig:
+    """What enlarges the pictures of `nano` to 32x32 pixels, for tests and first steps."""
+    base = nano(vocabulary)
+    network = UNetConfig(
+        size=32,
+        channels=3,
+        fold=2,
+        width=32,
+        multipliers=(1, 2),
+        blocks=(1, 1),
+        cross_attention=(8,),
+        head_channels=32,
+        efficient=True,
+        contexts=(ContextStream(name="t5", length=10, dim=24),),
+        context_dim=32,
+        pictures=_LOW_RES,
+    )
+    codecs = {
+        "image": {"kind": "Pixels", "size": 32},
+        "t5": base.codecs["t5"],
+        "low_res": {"kind": "AsGiven"},
+    }
+    return replace(
+        base,
+        network=network.to_json(),
+        codecs=codecs,
+        sources={"low_res": "low_res"},
+        ts_order=3.0,
+        guidance=1.0,
+        steps=4,
+    )
+
+
 # -- training ---------------------------------------------------------------------------------
 
 
@@ -291,28 +421,57 @@ class Drop(Settings):
     style: float = Field(SHARES["style"], ge=0, lt=1)
 
 
+class LowRes(Settings):
+    """What a network that enlarges pictures is shown in training: patches that lost something.
+
+    patch: side of a patch in pixels; 0 is the whole picture.
+    factor: by which a patch is made smaller, at most.
+    level, share: of `data.degrade.Degradation`.
+    """
+
+    patch: int = Field(0, ge=0)
+    factor: float = Field(4.0, ge=1)
+    level: float = Field(1.0, ge=0, le=1)
+    share: float = Field(0.5, ge=0, le=1)
+
+    def of(self, pictures: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """(patches of pictures (B, 3, H, W) in [-1, 1], what is left of them)."""
+        how = Degradation(factor=(1.0, self.factor), level=self.level, share=self.share)
+        patches = cut(pictures, self.patch, noise) if self.patch else pictures
+        return patches, degraded(patches, noise, how)
+
+
 class Training(Settings):
     """What a training of this system reads.
 
-    preset: "ediffi-nano" or a name in NETWORKS.  init: a model to start from, codecs and weights.
+    preset: a name in SMALL or in NETWORKS.  init: a model to start from, codecs and weights.
     codecs: of published sizes, a folder with those that `codecs.context_encoders.filled` reads of
     t5, clip_text and style, each in a folder of its name.
     times: a distribution of `process.training_times`; by default ln(sigma) ~ N(-1.2, 1.2^2).
-    drop: as `Drop`.
+    drop: as `Drop`.  low_res: as `LowRes`, of networks that enlarge.
     """
 
-    preset: Literal["ediffi-nano", "ediffi-base", "ediffi-sr256", "ediffi-sr1024"] = "ediffi-nano"
+    preset: Literal[
+        "ediffi-nano",
+        "ediffi-nano-sr",
+        "mini-ediffi",
+        "mini-ediffi-sr",
+        "ediffi-base",
+        "ediffi-sr256",
+        "ediffi-sr1024",
+    ] = "ediffi-nano"
     init: str = ""
     codecs: str = ""
     times: OneClock = LogNormal()
     drop: Drop = Drop()
+    low_res: LowRes = LowRes()
 
     @model_validator(mode="after")
     def _all_read(self) -> Training:
         if self.init:
             self.unread(("codecs",), "a training that starts from init")
-        elif self.preset == "ediffi-nano":
-            self.unread(("codecs",), "preset 'ediffi-nano'")
+        elif self.preset not in NETWORKS:
+            self.unread(("codecs",), f"preset {self.preset!r}")
         elif not self.codecs:
             raise ConfigError(
                 f"preset {self.preset!r} reads T5 and CLIP; give codecs=DIR with the folders "
@@ -322,8 +481,10 @@ class Training(Settings):
 
     def system(self, data: TrainingData) -> System:
         """Raises UsageError where a codec is missing."""
-        if self.preset == "ediffi-nano":
-            return build(nano(data.words))
+        if self.preset.startswith("mini"):
+            return _mini(self.preset, data)
+        if self.preset not in NETWORKS:
+            return build((nano_sr if self.preset.endswith("-sr") else nano)(data.words))
         from everyway.codecs.context_encoders import filled
         from everyway.codecs.published_tokens import tokenizer_json
 
@@ -337,10 +498,51 @@ class Training(Settings):
     def started(self, former: System) -> System:
         return former
 
+    def prepared(self, system: System, encoded: Bundle, noise: Noise) -> Bundle:
+        """Of a network that enlarges, patches of pictures, and what it is shown of them."""
+        if "low_res" not in system.conditions:
+            return encoded
+        patches, low = self.low_res.of(encoded["image"], noise)
+        return {**encoded, "image": patches, "context.low_res": low}
+
+
+def _mini(preset: str, data: TrainingData) -> System:
+    """With the codecs of MINI; that of the base's latents is fitted here."""
+    opened = data.opened(MINI)
+    own = opened.config["config"]["codec_config"]
+    text, style = own["text"], own["image_embed"]
+    made = build(mini_sr(text) if preset.endswith("-sr") else mini(text, style))
+    for name, part in (("t5", "text"), ("style", "image_embed")):
+        if name in made.conditions:
+            weights = {k: e.read(torch.float32) for k, e in opened.components[part].items()}
+            made.conditions[name].codec.load_state_dict(weights)
+    if "image" in made.codecs:
+        scenes = Lattice(seed=21)
+        made.codecs["image"].fit(to_tensor([scenes.sample(k).image for k in range(LOOKED_AT)]))
+    return made
+
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "ediffi-nano": dict(
-        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        system="experts", base="ediffi-nano-root", plan="edges-2", steps=150,
         out="runs/ediffi-nano",
+    ),
+    "ediffi-nano-root": dict(
+        data="shapes", cache=4000, steps=1500, batch=32, optimiser="adamw", lr=2e-3, ema=0.995,
+        out="runs/ediffi-nano-root",
+    ),
+    "ediffi-nano-sr": dict(
+        preset="ediffi-nano-sr", data="shapes", cache=2000, steps=600, batch=32, optimiser="adamw",
+        lr=2e-3, ema=0.995, patch=16, factor=2.0, out="runs/ediffi-nano-sr",
+    ),
+    "mini-ediffi": dict(
+        preset="mini-ediffi", data="lattice-whole", cache=30_000, steps=200_000, lr=5e-3,
+        weight_decay=0.0, ema=0.997, t5=0.1, cooldown=0.4, out="runs/mini-ediffi",
+        times={"distribution": "lognormal", "mean": 1.0, "std": 1.5},
+    ),
+    "mini-ediffi-sr": dict(
+        preset="mini-ediffi-sr", data="lattice-fine", cache=3000, steps=100_000, batch=32,
+        optimiser="adamw", lr=2e-3, weight_decay=0.0, ema=0.997, patch=64, t5=0.1, cooldown=0.4,
+        times={"distribution": "lognormal", "mean": -1.0, "std": 1.5}, out="runs/mini-ediffi-sr",
     ),
 }  # fmt: skip

@@ -19,6 +19,7 @@ def train(
     from everyway.train.config import TrainConfig, resolve
     from everyway.train.loop import train as run
 
-    return run(
-        config if isinstance(config, TrainConfig) else resolve(config, settings), progress, note
-    )
+    config = config if isinstance(config, TrainConfig) else resolve(config, settings)
+    if several := getattr(config.model, "run", None):  # a training that is made of others
+        return several(config, progress, note)
+    return run(config, progress, note)

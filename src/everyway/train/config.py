@@ -19,6 +19,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef]
 
+from everyway.settings import FORMER as FORMER_SETTINGS
 from everyway.settings import ConfigError, FileName, Settings, fault, merged, places
 from everyway.systems import SYSTEMS, system_module
 
@@ -29,8 +30,10 @@ CODECS = {
     "codec-vq": "everyway.train.codec_vq",
     "encoder": "everyway.train.encoder",
     "text": "everyway.train.text",
+    "text-vae": "everyway.train.text_vae",
     "classifier": "everyway.train.classifier",
     "distill": "everyway.train.distill",
+    "experts": "everyway.train.experts",
 }
 """What is trained besides systems -> its module.  Like a system's, each has
 
@@ -45,67 +48,71 @@ Own = TypeVar("Own", bound=Settings)
 
 
 class Source(Settings):
-    """What is learned from.
-
-    data: a built-in set, or a folder of pictures, in which folders are classes.
-    cache: samples whose latents are cached; of a larger folder so many, spread evenly.
-    flip: adds the mirror image of every picture with its captions, which must not say left or
-    right.
-    compose: pictures of `cache` built-in scenes are put together and encoded on the training's
-    device as they are needed, not cached: for GPUs (`train.composed`).
-    """
+    """What is learned from."""
 
     data: FileName = "shapes"
+    """A built-in set, or a folder of pictures, in which folders are classes."""
     cache: int = Field(20_000, ge=1)
+    """Samples whose latents are cached; of a larger folder so many, spread evenly."""
+    latents: str = ""
+    """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
+    """Adds the mirror image of every picture; captions must not say left or right."""
     compose: bool = False
+    """Pictures of `cache` built-in scenes are put together and encoded on the training's device as
+    they are needed, not cached: for GPUs (`train.composed`)."""
 
 
 class Optimisation(Settings):
-    """How weights move.
-
-    optimiser: "muon" is for the matrices inside the blocks, AdamW for the rest.
-    warmup: steps.  cooldown: last fraction of the run, in which the rate falls to a fiftieth.
-    clip: largest norm of the gradient, 0 for any.  ema: decay of the average that is exported.
-    """
+    """How weights move."""
 
     optimiser: Literal["adamw", "muon"] = "muon"
+    """muon is for the matrices inside the blocks, with AdamW for the rest; or adamw for all."""
     lr: float = Field(1e-3, gt=0)
+    """The learning rate, after the warm-up."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's average of the gradient."""
     beta2: float = Field(0.99, ge=0, lt=1)
+    """AdamW's average of its square."""
     weight_decay: float = Field(0.03, ge=0)
+    """Of the matrices, a step, times the rate."""
     warmup: int = Field(100, ge=0)
+    """Steps in which the rate rises."""
     cooldown: float = Field(0.2, ge=0, lt=1)
+    """The last part of the run, in which the rate falls to a fiftieth."""
     clip: float = Field(1.0, ge=0)
+    """The largest norm of the gradient, 0 for any."""
     ema: float = Field(0.9995, ge=0, le=1)
+    """Decay of the average of the weights that is exported."""
 
 
 class Run(Settings):
-    """Where a training runs, and what it leaves.
-
-    out: the run folder.  device: "auto" takes a GPU if there is one, and each process its own.
-    precision: "auto" measures bf16 and float32 once and takes the faster.
-    gradient_checkpointing: of the blocks, which saves memory and costs time.
-    compile: the network goes through torch.compile.  shard: weights, gradients and optimiser lie in
-    shards over the processes' GPUs (FSDP2).
-    save_every_s: seconds between savings, of which each exports the average, too, where `publish`
-    is true.  sample_every: steps between sheets of samples, 0 for
-    none.  log_every: steps.
-    weights: number format of what is exported.  licence: of what is exported, for its card.
-    """
+    """Where a training runs, and what it leaves."""
 
     out: FileName = "runs/nano"
+    """The run folder."""
     device: str = "auto"
+    """auto takes a GPU if there is one, and each process its own."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto measures bf16 and fp32 once and takes the faster."""
     gradient_checkpointing: bool = False
+    """Of the blocks, which saves memory and costs time."""
     compile: bool = False
+    """The network goes through torch.compile."""
     shard: bool = False
+    """Weights, gradients and optimiser lie in shards over the processes' GPUs (FSDP2)."""
     save_every_s: float = Field(120.0, ge=0)
+    """Seconds between savings."""
     publish: bool = False
+    """Each saving exports the average, too."""
     sample_every: int = Field(0, ge=0)
+    """Steps between sheets of samples, 0 for none."""
     log_every: int = Field(20, ge=1)
+    """Steps between lines of the log."""
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of what is exported."""
     licence: str = ""
+    """Of what is exported, for its card."""
 
     @model_validator(mode="after")
     def _all_read(self) -> Run:
@@ -115,19 +122,20 @@ class Run(Settings):
 
 
 class TrainConfig(Settings, Generic[Own]):
-    """Settings of one training run.
-
-    system: a name in SYSTEMS or CODECS.  steps: optimiser steps.  budget_s: stop, cooled down,
-    within so many seconds; 0 is no limit.  batch: of all processes together, in `accumulate`
-    micro-batches one after the other.
-    """
+    """Settings of one training run."""
 
     system: str
+    """A name in SYSTEMS or CODECS."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Of the weights, the samples and all noise."""
     steps: int = Field(1000, ge=1)
+    """Of the optimiser."""
     budget_s: float = Field(0.0, ge=0)
+    """Stop, cooled down, within so many seconds; 0 is no limit."""
     batch: int = Field(64, ge=1)
+    """Samples a step, of all processes together."""
     accumulate: int = Field(1, ge=1)
+    """Micro-batches of a batch, one after the other."""
     model: SerializeAsAny[Own]
     source: Source = Source()
     optim: Optimisation = Optimisation()
@@ -151,6 +159,11 @@ def module_of(system: str) -> ModuleType:
     return import_module(CODECS[system])
 
 
+def trainings(system: str) -> dict[str, dict[str, Any]]:
+    """The presets of what is trained here; none of a system that is not."""
+    return getattr(module_of(system), "TRAININGS", {})
+
+
 def preset(name: str) -> dict[str, Any] | None:
     """The settings of a preset other than the defaults, its `system` among them.
 
@@ -158,14 +171,14 @@ def preset(name: str) -> dict[str, Any] | None:
     """
     name = FORMER.get(name, name)
     for system in (name,) if name in CODECS else SYSTEMS:
-        if name in (found := module_of(system).TRAININGS):
+        if name in (found := trainings(system)):
             return {"system": system, **found[name]}
     return None
 
 
 def names() -> list[str]:
     """Of every preset."""
-    return [name for system in SYSTEMS for name in module_of(system).TRAININGS] + [*CODECS]
+    return [name for system in SYSTEMS for name in trainings(system)] + [*CODECS]
 
 
 def _kind(system: Any) -> type[TrainConfig]:
@@ -183,6 +196,17 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
         return kind(**{"model": {}, **merged(kind, *tables), "system": system})
     except ValidationError as error:
         raise ConfigError(fault(error)) from None
+
+
+def remembered(table: Mapping[str, Any]) -> TrainConfig:
+    """How a model's last training went on, of its metadata: what it began with, where it ran, and
+    settings that there are no more are left out."""
+    known, kept = places(_kind(table["system"])), ("preset", "times", "drop")
+    flat = {k: v for k, v in {**table, **table.get("model", {})}.items() if k != "model"}
+    own = {FORMER_SETTINGS.get(name, name): value for name, value in flat.items()}
+    paths = {name: known[name] for name in own if name in known and known[name][0] != "run"}
+    read = [n for n, path in paths.items() if path[0] != "model" or path[1] in kept]
+    return parsed({name: own[name] for name in read})
 
 
 def resolve(

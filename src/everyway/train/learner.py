@@ -95,6 +95,10 @@ class Learner(nn.Module):
         Raises StateError where they are not finite.
         """
 
+    def rate_of(self, name: str) -> float:
+        """Of the parameter of that name, as a part of the training's rate."""
+        return 1.0
+
     @property
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, to shard, to checkpoint, and for Muon."""

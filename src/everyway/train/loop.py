@@ -23,6 +23,7 @@ from everyway.train import devices, folder, sources
 from everyway.train.composed import composed
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
+from everyway.train.flows import FlowLearner
 from everyway.train.folder import Log, TrainingProgress
 from everyway.train.learner import Learner, Share
 from everyway.train.muon import Muon
@@ -67,11 +68,12 @@ def _silent(line: str) -> None:
 def _builder(config: TrainConfig, note: Callable[[str], None]) -> Callable[[], Learner]:
     """What makes the learner once the run folder is locked; settings are refused before."""
     if config.system not in SYSTEMS:
-        return lambda: config.model.learner(config)
+        return lambda: config.model.learner(config, note)
     system = prepared(config)
     sources.data_of(system, config)
     source = composed if config.source.compose else sources.cached
-    return lambda: SystemLearner(system, source(system, config, note), config)
+    kind = FlowLearner if getattr(config.model, "flows", None) else SystemLearner
+    return lambda: kind(system, source(system, config, note), config)
 
 
 def _trained(
@@ -141,7 +143,7 @@ def _placed(
     if config.run.compile:
         for block in learner.blocks:
             block.compile()
-    trained = [p for p in learner.parameters() if p.requires_grad]
+    trained = _groups(learner)
     settings: dict[str, Any] = {
         "lr": own.lr,
         "betas": (own.beta1, own.beta2),
@@ -156,6 +158,15 @@ def _placed(
     return engine.prepare(learner, optimiser)
 
 
+def _groups(learner: Learner) -> list[dict[str, Any]]:
+    """The trained parameters of equal rates, with their `part` of the training's rate."""
+    parts: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            parts.setdefault(learner.rate_of(name), []).append(parameter)
+    return [{"params": own, "part": part} for part, own in parts.items()]
+
+
 def _steps(
     state: TrainState, model: torch.nn.Module, engine: Accelerator, config: TrainConfig
 ) -> Iterator[dict[str, Tensor]]:
@@ -165,7 +176,7 @@ def _steps(
         began = time.monotonic()
         rate = config.optim.lr * rate_factor(state.step, state.cooldown_from, config)
         for group in state.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["part"]
         found: list[dict[str, Tensor]] = []
         for share in _shares(state.step, engine, config):
             with engine.accumulate(model):

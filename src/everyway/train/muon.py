@@ -10,7 +10,8 @@ slower than float32; here it is bf16 where that is fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -33,32 +34,36 @@ class Muon(torch.optim.AdamW):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         blocks: Sequence[nn.Module],
         *,
         momentum: float = 0.95,
         half: bool | None = None,
         **adamw,
     ) -> None:
-        parameters = [*parameters]
-        super().__init__(parameters, **adamw)
+        super().__init__([*parameters], **adamw)
         self.momentum, self.half = momentum, half
         stacked = {id(weight): count for weight, count in hidden_matrices(blocks)}
-        self.stacked = {n: stacked[id(p)] for n, p in enumerate(parameters) if id(p) in stacked}
+        own = enumerate(p for p, _ in self._numbered())
+        self.stacked = {n: stacked[id(p)] for n, p in own if id(p) in stacked}
         if not self.stacked:
             raise UsageError("this network has no blocks with linear layers; use adamw")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        group = self.param_groups[0]  # wrappers put other parameters in place: they go by number
-        named = [(group["params"][n], stacked) for n, stacked in self.stacked.items()]
-        moved = [(p, stacked) for p, stacked in named if p.grad is not None]
-        updates = [(gathered(self._nesterov(p)), stacked) for p, stacked in moved]
-        for (p, _), update in zip(moved, self._shared_out(updates)):
+        numbered = [*self._numbered()]  # wrappers put other parameters in place
+        named = [(*numbered[n], stacked) for n, stacked in self.stacked.items()]
+        moved = [(p, group, stacked) for p, group, stacked in named if p.grad is not None]
+        updates = [(gathered(self._nesterov(p)), stacked) for p, _, stacked in moved]
+        for (p, group, _), update in zip(moved, self._shared_out(updates)):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.sub_(_in_shards_of(p, update), alpha=group["lr"])
             p.grad = None  # AdamW passes over parameters without a gradient
         super().step()
+
+    def _numbered(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """Every parameter, with its group."""
+        return ((p, group) for group in self.param_groups for p in group["params"])
 
     def _nesterov(self, p: nn.Parameter) -> Tensor:
         """The gradient and its running mean, which takes the gradient in."""
@@ -76,7 +81,7 @@ class Muon(torch.optim.AdamW):
         if distributed.is_initialized():
             processes, rank = distributed.get_world_size(), distributed.get_rank()
         made = [
-            orthogonalised(update, stacked, self.half)
+            orthogonalised(update.flatten(1), stacked, self.half).view_as(update)
             if number % processes == rank
             else torch.zeros_like(update)
             for number, (update, stacked) in enumerate(updates)
@@ -98,15 +103,17 @@ def _in_shards_of(p: Tensor, update: Tensor) -> Tensor:
 
 
 def hidden_matrices(blocks: Iterable[nn.Module]) -> list[tuple[nn.Parameter, int]]:
-    """(weight, blocks stacked in it) of every trained linear layer inside a network's blocks.
+    """(weight, blocks stacked in it) of every trained linear layer and convolution inside a
+    network's blocks.
 
-    A fused qkv holds three.  Embeddings and heads are not hidden layers.
+    A fused qkv holds three.  A convolution is a matrix from all of its taps.  Embeddings and heads
+    are not hidden layers.
     """
     layers = [pair for block in blocks for pair in block.named_modules()]
     return [
         (layer.weight, 3 if name.endswith("qkv") else 1)
         for name, layer in layers
-        if isinstance(layer, nn.Linear) and layer.weight.requires_grad
+        if isinstance(layer, (nn.Linear, nn.Conv2d)) and layer.weight.requires_grad
     ]
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import Sample, to_tensor
+from everyway.data.styles import Styled
 from everyway.layouts import convert
 from everyway.media import medium
 from everyway.system import System
@@ -37,7 +39,7 @@ TEST_SEED = 700_001
 """Of the samples that codecs are measured on, used for nothing else."""
 KEPT = 20_000
 """Pictures of a folder that stay in memory while a codec trains on it."""
-BUILT_IN = ("shapes", *LATTICES, *CURRICULUM)
+BUILT_IN = ("shapes", *LATTICES, "lattice-styled", *CURRICULUM)
 Note = Callable[[str], None]
 
 
@@ -84,6 +86,8 @@ def open_data(
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
         return Lattice(seed=seed, **LATTICES[name])
+    if name == "lattice-styled":
+        return Styled(scenes=Lattice(seed=seed))
     if name in CURRICULUM:
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
@@ -154,7 +158,7 @@ def pictures(samples: list[Sample]) -> Tensor:
 
 
 def cached(system: System, config: TrainConfig, note: Note = lambda line: None) -> Latents:
-    """config.source.cache samples through the codecs, kept in the run folder.
+    """config.source.cache samples through the codecs, kept in the run folder or where it says.
 
     Encoded on the training's device, by all processes in turn; told about by `note`.
     """
@@ -168,7 +172,8 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
     if isinstance(data, Folder):
         count = min(count, len(data))
     key = agreed(_fingerprint(system, config, data, count) if state.is_main_process else "")
-    folder, total = config.folder / f"latents-{key}", count * (1 + source.flip)
+    where = Path(source.latents) if source.latents else config.folder
+    folder, total = where / f"latents-{key}", count * (1 + source.flip)
     for codec in system.codecs.values():
         codec.to(state.device)
     try:

@@ -68,7 +68,7 @@ class SystemLearner(Learner):
         self.system, self.latents, self.config = system, latents, config
         self.network = system.network
         self.index: Tensor | None = None
-        self.skips = not config.model.drop  # the learned nulls of conditions
+        self.skips = not config.model.drop or len(system.networks) > 1  # learned nulls, experts
         if isinstance(config.model.times, Importance):
             count = _token_steps(system)
             self.memory = {HISTORY: torch.zeros(count), COUNTS: torch.zeros(count)}
@@ -77,6 +77,8 @@ class SystemLearner(Learner):
         source, noise = share.generator("samples"), share.noise()
         times, weights = self._times(share, source, noise)
         encoded = self.encoded(share, source, times["text"] > 0 if "text" in times else None)
+        if hasattr(self.config.model, "prepared"):
+            encoded = self.config.model.prepared(self.system, encoded, noise)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
         return x0, encoded, times, weights, noise
 
@@ -147,7 +149,7 @@ class SystemLearner(Learner):
         }
         dtype = convert.DTYPES[config.run.weights]
         document = {"system": self.system.name, "config": dict(self.system.config)}
-        store.save(folder, document, tensors, metadata, dtype)
+        store.save(folder, document, tensors, metadata, dtype, self.system.deltas)
         write_card(folder)
 
     def exported(self, out: Path) -> int:

@@ -14,6 +14,7 @@ from io import TextIOWrapper
 
 from everyway import __version__
 from everyway.apps.cli.flags import Parser
+from everyway.apps.cli.language import notes, spoken
 from everyway.errors import EverywayError
 
 COMMANDS = {
@@ -22,10 +23,13 @@ COMMANDS = {
     "vary": "variations of a picture or a text",
     "interpolate": "pictures between two pictures",
     "chain": "text, picture, text, picture, ...",
+    "upscale": "a picture made larger",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
+    "experts": "a model as experts of intervals of noise, and what each of them does",
     "data": "write a built-in data set, or check a folder",
     "evaluate": "score a model",
+    "cascade": "a model and those that enlarge its pictures as one",
     "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its metadata",
 }
@@ -42,17 +46,18 @@ def main(argv: list[str] | None = None) -> int:
         if "_ARGCOMPLETE" in os.environ:
             _complete()
         args = parser(*words[:1]).parse_args(words)
-        code = args.run(args) or 0
+        with notes(getattr(args, "quiet", False)):
+            code = args.run(args) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read what is printed has gone
         mute()
         return 1
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr)
+        print(spoken("stopped; what was finished is kept"), file=sys.stderr)
         return 130
     except (EverywayError, OSError) as error:  # the border: any other is a fault of ours
-        print(f"everyway: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"everyway: {spoken(' '.join(str(error).split()))}", file=sys.stderr)
         if isinstance(error, OSError) and not sys.stdout.isatty():
             mute()  # it may be what cannot be written; Python would try once more
         return getattr(error, "exit_code", 1)
@@ -61,13 +66,14 @@ def main(argv: list[str] | None = None) -> int:
 def parser(first: str | None = None) -> Parser:
     """The whole command line; with the first of its words, the flags of that command alone."""
     top = Parser(prog="everyway", description="One model goes every way: images and text.")
-    top.add_argument("--version", action="version", version=f"everyway {__version__}")
+    said = "show program's version number and exit"
+    top.add_argument("--version", action="version", version=f"everyway {__version__}", help=said)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, line in COMMANDS.items():
-        command = commands.add_parser(name, help=line)
+        command = commands.add_parser(name, help=spoken(line))
         if first in (None, name):
             module = import_module(f"{__name__}.{name}")
-            command.description = module.__doc__
+            command.description = spoken(module.__doc__ or "")
             command.set_defaults(run=module.run)
             module.add_flags(command)
     return top

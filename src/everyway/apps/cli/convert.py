@@ -11,7 +11,7 @@ from everyway.apps.cli.making import show_json
 from everyway.errors import UsageError
 from everyway.request import known
 
-DTYPES, ORIGINS = ("fp32", "bf16", "fp16"), ("authors", "diffusers")
+DTYPES, ORIGINS = ("fp32", "bf16", "fp16"), ("authors", "authors-2022", "diffusers")
 
 
 def add_flags(p: Parser) -> None:
@@ -24,7 +24,7 @@ def add_flags(p: Parser) -> None:
     said = "which of the weights that a file holds, as ema; by default the average if there is one"
     p.add_argument("--weights", default="", help=said)
     p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as heads=16")
-    said = "authors or diffusers: write a model folder back as their files"
+    said = "authors, authors-2022 or diffusers: write a model folder back as their files"
     p.add_argument("--to", among=ORIGINS, help=said)
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
 

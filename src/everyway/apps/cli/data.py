@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from everyway.apps.cli.flags import Parser, folder, natural
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import show_json
 from everyway.errors import UsageError
 from everyway.request import known
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         data = Shapes(seed=args.seed, size=64)
     out = Path(args.out or f"out/{args.what}")
     folder.write_folder(out, (data.sample(i) for i in range(args.n)))
-    print(f"{args.n} samples in {out}")
+    print(spoken(f"{args.n} samples in {out}"))
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from everyway.apps.cli.flags import Parser, folder
-from everyway.apps.cli.making import add_loading, load
+from everyway.apps.cli.making import add_loading, load, say_memory
 from everyway.request import GenerateRequest
 
 
@@ -18,6 +18,7 @@ def add_flags(p: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     model = load(args, args.model)
+    say_memory(args, model)
     from everyway.apps.demo import demo
 
     demo(model, Path(args.out), print)

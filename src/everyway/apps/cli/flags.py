@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
+from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,17 +18,20 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError for a mistake; the help of every flag says its default."""
+    """Raises UsageError for a mistake; the help of every flag says its default, in the language
+    of the locale."""
 
     def __init__(self, **settings: Any) -> None:
         layout = argparse.RawDescriptionHelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=layout, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=layout, add_help=False, **settings)
+        self.add_argument("-h", "--help", action="help", help="show this help message and exit")
 
     def add_argument(self, *names: str, among: Iterable[str] = (), **settings: Any):
         """among: what a shell completes the value to."""
         exempt = settings.get("action") in ("help", "version") or settings.get("required")
         if names[0].startswith("-") and not exempt and "default" not in settings["help"]:
-            settings["help"] += f" (default: {_spoken(settings)})"
+            settings["help"] += f" (default: {_default(settings)})"
+        settings["help"] = spoken(settings["help"])
         action = super().add_argument(*names, **settings)
         if among:
             action.completer = lambda **_: among  # type: ignore[attr-defined]
@@ -50,6 +54,11 @@ class Parser(argparse.ArgumentParser):
                 among=field.examples or (),
                 **({"action": Entry, "metavar": "NAME=VALUE"} if many else {}),
             )
+
+    def format_help(self) -> str:
+        lines = super().format_help().split("\n")
+        own = [line and not line.startswith(" ") for line in lines]  # argparse's, and descriptions
+        return "\n".join(spoken(line) if mine else line for line, mine in zip(lines, own))
 
     def error(self, message: str) -> None:
         if "expected one argument" in message:
@@ -98,7 +107,36 @@ class Entry(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
 
 
-def _spoken(settings: dict[str, Any]) -> str:
+class Thing(argparse.Action):
+    """One of the things that a result is made out of, in the order in which they stand."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        made = dict(zip(("condition", "embedding"), values)) if self.dest == "embedding" else {}
+        namespace.things = [*namespace.things, made or {self.dest: values}]
+
+
+class OfThing(argparse.Action):
+    """What is told of the thing before it."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if not namespace.things:
+            parser.error(f"{option_string} is of the --image, --text or --embedding before it")
+        namespace.things = [*namespace.things[:-1], {**namespace.things[-1], self.dest: values}]
+
+
+class OfPicture(OfThing):
+    """What is told of the picture before it, whatever stands between."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        places = [k for k, thing in enumerate(namespace.things) if "text" not in thing]
+        if not places:
+            parser.error(f"{option_string} is of the --image or --embedding before it")
+        things = [*namespace.things]
+        things[places[-1]] = {**things[places[-1]], self.dest: values}
+        namespace.things = things
+
+
+def _default(settings: dict[str, Any]) -> str:
     if settings.get("action") == "store_true":
         return "off"
     default = settings.get("default")

@@ -6,20 +6,22 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everyway.apps import files
 from everyway.apps.cli import mute
 from everyway.apps.cli.flags import Parser, folder, pair
-from everyway.request import SETTINGS, GenerateRequest, read_image
+from everyway.apps.cli.language import spoken
+from everyway.request import NO_STAGES, OWN_STAGES, SETTINGS, GenerateRequest, read_image
 
 if TYPE_CHECKING:
-    from everyway.generate import Result
+    from everyway.generate import Model, Preview, Result
 
-SAMPLING = ("model", "n", "seed", "language", *SETTINGS)
+SAMPLING = ("model", "n", "seed", "language", "upscale", "scale", *SETTINGS)
 """Fields of a request that every such command has as flags."""
 PARAMETERS_A_THREAD = 10_000_000
 """Of a network that is asked for one sample at a time, as on a CPU."""
@@ -30,10 +32,10 @@ def add_loading(p: Parser) -> None:
     many: dict[str, Any] = {"action": "append", "default": [], "type": pair}
     p.add_argument("--part", **many, metavar="NAME=PATH", help="what the model's file lacks")
     p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as null=fresh")
-    dtypes, memory = ("auto", "fp32", "bf16", "fp16"), ("auto", "full", "offload", "low")
+    dtypes, memory = ("auto", "fp32", "bf16", "fp16"), ("auto", "full", "offload", "low", "disk")
     said = "of the weights: fp32, bf16 or fp16; by default fp32 on a CPU, bf16 on a GPU"
     p.add_argument("--dtype", default="auto", among=dtypes, help=said)
-    said = "full, offload or low; by default the first that fits"
+    said = "full, offload, low or disk; by default the first of three that fits"
     p.add_argument("--memory", default="auto", among=memory, help=said)
     p.add_argument("--device", default="auto", help="cpu, cuda, ...; by default a GPU if there is")
 
@@ -45,6 +47,8 @@ def add_sampling(p: Parser, *fields: str) -> None:
     p.add_argument("--out", type=folder, default="out", help="for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
     p.add_argument("--quiet", action="store_true", help="say nothing of what is made")
+    said = "show on a terminal what is being made; by default where it has the colours and room"
+    p.add_argument("--preview", action=argparse.BooleanOptionalAction, help=said)
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -58,6 +62,15 @@ def load(args: argparse.Namespace, name: str):
 
     told = (args.device, args.dtype, args.memory, dict(args.part), dict(args.set))
     return sparing(load(name, *told))
+
+
+def with_upscaler(model: Model, request: GenerateRequest) -> Model:
+    """The model, and the one that its pictures are enlarged by, where the request names one."""
+    from everyway.generate import load
+
+    if request.upscale in (OWN_STAGES, NO_STAGES):
+        return model
+    return model.with_upscaler(load(request.upscale, str(model.system.device)))
 
 
 def sparing(model):
@@ -81,32 +94,64 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     wanted = [request for request in requests if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
-    models, rows = dict[str, Any](), []
-    for request in wanted:
-        if request.model not in models:
-            models = {request.model: load(args, request.model)}  # one at a time
-            if models[request.model].system.placement.memory != "full":
-                say(args, models[request.model].note)
-        model = models[request.model]
-        settled = model.settled(request)
-        for result in results(model, _left(args, done, request, settled)):
-            if result.part in _parts(done, result.seed, request, settled):
-                continue
-            rows.append(out.save(result, settled, request))
-            made = [_shown(args.out, rows[-1], result, name) for name in result.outputs]
-            said = [*made, f"seed {result.seed}", f"{time.monotonic() - began:.1f} s"]
-            say(args, "  ".join(said))
+    models, rows = dict[tuple[str, str], Any](), []
+    with _watching(args, sum(request.n for request in wanted)) as watch:
+        for request in wanted:
+            if (key := (request.model, request.upscale)) not in models:
+                models = {key: with_upscaler(load(args, request.model), request)}  # one at a time
+                say_memory(args, models[key])
+            model = models[key]
+            settled = model.settled(request)
+            for result in _results(model, _left(args, done, request, settled), watch):
+                if result.part in _parts(done, result.seed, request, settled):
+                    continue
+                rows.append(out.save(result, settled, request))
+                made = [_shown(args.out, rows[-1], result, name) for name in result.outputs]
+                said = [*made, f"seed {result.seed}", f"{time.monotonic() - began:.1f} s"]
+                say(args, "  ".join(said))
     if args.json:
         show_json({"out": args.out, "results": rows, "peak_bytes": _peak(models)})
     return 0
 
 
-def results(model, requests: Iterable[GenerateRequest]) -> Iterator[Any]:
-    """What a model makes of requests, as it is done."""
-    from everyway.generate import Result
+Watch = Callable[["Model", "Preview", int], None]
+"""Is told how a run of so many samples goes on."""
 
-    events = chain.from_iterable(model.run(request) for request in requests)
-    return (event for event in events if isinstance(event, Result))
+
+def _results(model: Model, requests: Sequence[GenerateRequest], watch: Watch) -> Iterator[Result]:
+    """What a model makes of requests, as it is done."""
+    from everyway.generate import Preview
+
+    for request in requests:
+        for event in model.run(request):
+            if isinstance(event, Preview):
+                watch(model, event, request.n)
+            else:
+                yield event
+
+
+@contextmanager
+def _watching(args: argparse.Namespace, samples: int) -> Iterator[Watch]:
+    """A bar and previews on a terminal, and nothing elsewhere."""
+    if args.quiet or not samples or not sys.stderr.isatty():
+        yield lambda model, event, n: None
+        return
+    from everyway.apps.cli import progress
+
+    made = 0.0
+    with progress.tracked(args.quiet, spoken("loading")) as (bar, track):
+        wanted = progress.has_room(bar.console) if args.preview is None else args.preview
+        show = progress.previews(bar) if wanted else None
+
+        def watch(model: Model, event: Preview, n: int) -> None:
+            nonlocal made
+            what = spoken(f"{model.name}, {int(made) + 1} of {samples}")
+            track(what, (made + event.done * n) / samples)
+            made += n if event.done == 1 else 0
+            if show:
+                show(model, event)
+
+        yield watch
 
 
 def _left(
@@ -142,7 +187,7 @@ def _shown(out: str, row: dict[str, Any], result: Result, name: str) -> str:
     return str(Path(out) / row[name]) if result.media[name].in_file else str(row[name])
 
 
-def _peak(models: dict[str, Any]) -> int | None:
+def _peak(models: dict[tuple[str, str], Any]) -> int | None:
     """The most bytes that were in use, where that is known."""
     if not models:
         return None
@@ -152,13 +197,19 @@ def _peak(models: dict[str, Any]) -> int | None:
     return peak_memory(model.system.device)
 
 
+def say_memory(args: argparse.Namespace, model: Model) -> None:
+    """How a model lies in memory, where it does not just lie there whole."""
+    if model.system.placement.memory != "full":
+        say(args, model.note)
+
+
 def say(args: argparse.Namespace, line: str) -> None:
     """A line for a person: on standard error beside JSON, nowhere if quiet."""
     if getattr(args, "quiet", False):
         return
     try:
         stream = sys.stderr if getattr(args, "json", False) else sys.stdout
-        print(line.strip(), file=stream, flush=True)
+        print(spoken(line).strip(), file=stream, flush=True)
     except BrokenPipeError:  # nobody reads it any more; the work goes on
         args.quiet = True
         mute()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from everyway.apps.cli.flags import Parser
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import show_json
 
 
@@ -18,17 +19,20 @@ def run(args: argparse.Namespace) -> None:
     from everyway.library import shipped
 
     if args.model is None:
-        print("\n".join(shipped()) or "no model is shipped")
+        print("\n".join(shipped()) or spoken("no model is shipped"))
         return
     model = load(args.model)
     tasks = {name: model.system.given(task) for name, task in model.system.tasks.items()}
     if not args.json:
-        given = [f"{name} ({', '.join(names) or 'nothing'})" for name, names in tasks.items()]
-        print(f"{model.name}  {model.hash}\ntasks, and what each is given: {', '.join(given)}")
+        given = [
+            f"{name} ({', '.join(names) or spoken('nothing')})" for name, names in tasks.items()
+        ]
+        print(f"{model.name}  {model.hash}")
+        print(spoken(f"tasks, and what each is given: {', '.join(given)}"))
         lexicons = (getattr(codec, "lexicon", None) for codec in model.system.codecs.values())
         for lexicon in [known for known in lexicons if known][:1]:
             for what, words in (("objects", lexicon.objects), ("colours", lexicon.backgrounds)):
-                print(f"{what}: {', '.join(f'{en} {ko}' for en, ko in words.items())}")
+                print(spoken(f"{what}: {', '.join(f'{en} {ko}' for en, ko in words.items())}"))
         return
     own = {"name": model.name, "hash": model.hash, "tasks": tasks}
     show_json(own | {k: v for k, v in model.metadata.items() if k not in own}, indent=2)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from everyway.apps import files
 from everyway.apps.cli.flags import Parser, pair
-from everyway.apps.cli.making import sparing
+from everyway.apps.cli.language import spoken
+from everyway.apps.cli.making import sparing, with_upscaler
 from everyway.errors import UsageError
 from everyway.record import Metadata
 from everyway.request import GenerateRequest
@@ -24,6 +25,7 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
     p.add_argument("--mask", help=f"where its mask is now; {asis}")
     p.add_argument("--paint", help=f"where the map of its painted words is now; {asis}")
+    p.set_defaults(quiet=True)  # how its prompt was taken was told as it was made
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     source = record.loading(args.model, dict(args.part))
     from everyway.generate import load
 
-    model = sparing(load(**source))
+    model = with_upscaler(sparing(load(**source)), request)
     if model.hash != record.metadata.model_hash:
         made_by = record.metadata.model_hash
         raise UsageError(
@@ -41,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
         )
     made = model.part(request, record.part)
     if files.same_pixels(path, made.image):
-        print(f"{path}: the same picture, bit for bit")
+        print(spoken(f"{path}: the same picture, bit for bit"))
         return 0
     why = "; ".join(record.metadata.differences(Metadata(**made.metadata)))
-    print(f"{path}: not the same; {why or UNEXPLAINED}")
+    print(spoken(f"{path}: not the same; {why or UNEXPLAINED}"))
     return 1
 
 

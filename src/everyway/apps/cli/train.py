@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 
 from everyway.apps.cli.flags import Parser, folder, seconds
+from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 from everyway.settings import Settings
 from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig, resolve
@@ -40,21 +41,23 @@ def _settings() -> str:
     width = max(map(len, fields)) + 2
     lines = []
     for name, field in fields.items():
-        line = f"  {name:{width}}{field.default!s:10} {getattr(field, 'description', None) or ''}"
-        lines.append(line.replace("%", "%%").rstrip())
+        said = spoken(" ".join((field.description or "").split()))
+        lines.append(f"  {name:{width}}{field.default!s:10} {said}".replace("%", "%%").rstrip())
     return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> int:
-    if odd := [word for word in args.set if "=" not in word]:
-        raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
-    overrides = {key: value for key, _, value in (word.partition("=") for word in args.set)}
+    overrides = settings(args.set)
     overrides |= {name: said for name in ("data", "teacher") if (said := getattr(args, name))}
-    config = resolve(args.preset, overrides, args.out, args.budget)
+    return trained(resolve(args.preset, overrides, args.out, args.budget), args.quiet)
+
+
+def trained(config: TrainConfig, quiet: bool) -> int:
+    """Runs a training, tells of it, and gives the exit code."""
     from everyway.train import train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    quiet = args.quiet or not first
+    quiet = quiet or not first
 
     def note(line: str) -> None:
         if not quiet:
@@ -65,6 +68,13 @@ def run(args: argparse.Namespace) -> int:
     if first:
         print(json.dumps(summary))
     return 130 if summary["stopped"] else 0
+
+
+def settings(words: list[str]) -> dict[str, str]:
+    """What --set says; UsageError for a word that is not KEY=VALUE."""
+    if odd := [word for word in words if "=" not in word]:
+        raise UsageError(f"--set {odd[0]!r} is not KEY=VALUE")
+    return {key: value for key, _, value in (word.partition("=") for word in words)}
 
 
 @contextmanager
