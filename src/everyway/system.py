@@ -162,6 +162,7 @@ class System:
     mixes: whether weights of several contexts are their shares, which the network reads; it is
     shown none but those of a task, and of several none of weight 0.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
+    paint: settings of its `controls.paint.PaintWeight` that are not the paper's.
     """
 
     name: str
@@ -180,6 +181,7 @@ class System:
     guidance: float = 2.5
     steps: int = 25
     truncation: float = 1.0
+    paint: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shown = Counter(m.source for m in self.modalities.values() if m.decodes)
