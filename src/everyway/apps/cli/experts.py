@@ -13,7 +13,8 @@ from everyway.errors import UsageError
 
 
 def add_flags(p: Parser) -> None:
-    commands = p.add_subparsers(dest="what", metavar="WHAT", required=True)
+    what = "split, measure or report"
+    commands = p.add_subparsers(dest="what", metavar="WHAT", required=True, help=what)
     split = commands.add_parser("split", help="branch a trained model, and train every expert")
     split.add_argument("base", help="a model, by name or folder; or a preset, trained first")
     said = "edges-L, level-L, measured-N, ediffi-a to -d, or intervals such as E1_0,E3_7"
