@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -30,6 +30,7 @@ from everyway.controls.blend import (
 from everyway.controls.colour import adjusted
 from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
+from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
@@ -139,6 +140,11 @@ def sampler_of(request: GenerateRequest) -> Sampler:
     return replace(chosen, tokens=purity(weight, request.tokens_per_step))
 
 
+def paint_weight_of(request: GenerateRequest) -> PaintWeight:
+    """That of a settled request."""
+    return PaintWeight(value=request.paint_weight, **FORMS[request.paint_form])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A loaded system and the metadata of its folder.
@@ -239,6 +245,8 @@ class Model:
         settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
+        if settled.paint:
+            settled = self._with_paint(settled)
         settled.needs_purity(settled.sampler)
         if len(settled.weights) > 1:
             mixes = MIXES if self.system.mixes else ("model",)
@@ -267,6 +275,15 @@ class Model:
         if settled.null:
             known("null", settled.null, nulls)
         return settled
+
+    def _with_paint(self, request: GenerateRequest) -> GenerateRequest:
+        """A painted request with this system's own settings where it leaves them open."""
+        own = PaintWeight(**self.system.paint)
+        (form,) = (n for n, f in FORMS.items() if f == {k: getattr(own, k) for k in f})
+        settings = {"paint_weight": own.value, "paint_form": form}
+        return request.model_copy(
+            update={n: v for n, v in settings.items() if getattr(request, n) is None}
+        )
 
     @property
     def image_size(self) -> int:
@@ -315,6 +332,8 @@ class Model:
             needed -= {upscale.LOW_RES}
         if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        if inputs.canvas:
+            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
         for note in inputs.notes:
             log.warning(note)
         for k in range(request.n):
@@ -328,7 +347,7 @@ class Model:
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
-        carried = self._carried(batch, self.system)
+        carried = self._carried(batch, self.system, stages)
         began, shown, calls = time.monotonic(), 0, 0
         noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
@@ -340,7 +359,7 @@ class Model:
                 given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
-                given = carried | self._carried(batch, system)
+                given = carried | self._carried(batch, system, stages)
             if stage.prepare:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
@@ -351,7 +370,11 @@ class Model:
                 cut = slice(start, min(start + BATCH, size))
                 noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
                 own = {name: value[cut] for name, value in given.items()}
-                for progress in self._sample(stage, own, noise, asked, free[cut]):
+                change = None
+                if request.paint and not number:  # the first stage lays the picture out
+                    canvases = [row.inputs.canvas for row in rows[cut]]
+                    change = painting(canvases, system, stage.task, paint_weight_of(request))
+                for progress in self._sample(stage, own, noise, asked, free[cut], change):
                     share = (start + (cut.stop - start) * progress.step / progress.steps) / size
                     done = (number + share) / len(stages)
                     where = number + 1, len(stages), progress.step, progress.steps
@@ -437,11 +460,16 @@ class Model:
             raise RequestError("nothing enlarges pictures here; leave --scale out")
         return cascaded(self._plan(request), enlargers, request.text)
 
-    def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
-        """The encoded inputs of all samples; those that samples share are encoded once."""
+    def _carried(self, batch: Sequence[Sample], system: System, stages: Sequence[Stage]) -> Carry:
+        """The encoded inputs of all samples; those that samples share are encoded once.
+
+        Of states only those that a stage of this system may read.
+        """
+        clocks = {c for s in stages if self._of(s.system) is system for c in s.reads}
         inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
         encoded = {
-            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            key: self._encoded(own.values, system, clocks)
+            | self._blended(own.contexts, system, focus)
             for key, own in inputs.items()
         }
         parts = [encoded[id(s.inputs)] for s in batch]
@@ -458,14 +486,16 @@ class Model:
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
-    def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
+    def _encoded(
+        self, values: Mapping[str, Sequence[Any]], system: System, clocks: Collection[str]
+    ) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         side, raws = self.image_size, system.raws
         raw = {k: medium(k, system.media).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
         for i in range(max(map(len, raw.values()), default=0)):
             one = {name: v[i : i + 1] for name, v in raw.items()}
-            rows.append(system.encode(one) | flat(system.contexts(one)))
+            rows.append(system.encode(one, clocks) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
 
@@ -491,8 +521,10 @@ class Model:
         noise: PerSampleNoise,
         request: GenerateRequest,
         free: Sequence[Tensor],
+        change: Change | None,
     ) -> Iterator[SamplingProgress]:
-        """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
+        """The sampling loop of one stage.  free: the mask of every row, where the stage has any.
+        change: of every query, where there is one."""
         system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
@@ -517,7 +549,7 @@ class Model:
             denoise = upscale.tiled(denoise, system)
         with _naming_strength(request, steps):
             return sample(
-                denoise,
+                Changed(denoise=denoise, change=change) if change else denoise,
                 processes=system.processes,
                 clocks=system.clocks,
                 task=task,
