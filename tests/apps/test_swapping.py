@@ -1,4 +1,4 @@
-"""What each expert does: its loss at the noise of the others, and the score of the model without."""
+"""What each expert does: its loss at the noise of the others, and the score without it."""
 
 from __future__ import annotations
 

@@ -119,9 +119,8 @@ def _finished(config: TrainConfig) -> bool:
 def _first(config: TrainConfig) -> TrainConfig | None:
     """The training of a root that is none yet; None where the base is a model."""
     name = config.model.base
-    if convert.shipped_folder(name) or Path(name).is_dir():
-        return None
-    if not (preset(name) or name.endswith(".toml")):
+    is_model = convert.shipped_folder(name) or Path(name).is_dir()
+    if is_model or not (preset(name) or name.endswith(".toml")):
         return None
     given = _given(config)
     own = {key: given[key] for key in ("seed", "source") if key in given}
@@ -195,35 +194,34 @@ def write(
     root: Root, config: TrainConfig, plan: Plan, models: Mapping[str, str], out: Path
 ) -> None:
     """The experts in one model folder, read from their stages' tensor by tensor."""
-    cells, own = plan.cells, convert.open_model(models[""])
-    base = REST if plan.leaves and REST in {c.name for c in cells} else cells[0].name
-    base = base if config.model.deltas and len(cells) > 1 else ""
-    experts = ensemble.experts_of(root.loaded.system, plan, root.times, config.model.clock, base)
-    places = root.loaded.system.network_places
-    components = {name: part for name, part in own.components.items() if name not in places}
-    rows = []
-    for cell in cells:
-        made = convert.open_model(models.get(cell.name, models[""]))
-        components[f"network.{cell.name}"] = {
-            place + key: entry
-            for name, place in places.items()
-            for key, entry in made.components[name].items()
-        }
-        rows.append(asdict(cell) | {"losses": made.metadata.get("losses", {})})
-    lines = [(name, convert.open_model(m).metadata["history"][-1]) for name, m in models.items()]
-    metadata = {k: v for k, v in own.metadata.items() if k not in ("scores", "losses")}
-    metadata |= {
+    opened = {name: convert.open_model(model) for name, model in models.items()}
+    names = [cell.name for cell in plan.cells]
+    base = (REST if REST in names else names[0]) if config.model.deltas else ""
+    system = root.loaded.system
+    experts = ensemble.experts_of(system, plan, root.times, config.model.clock, base)
+    places = system.network_places
+    components = {k: v for k, v in opened[""].components.items() if k not in places}
+    for name in names:
+        made = opened.get(name, opened[""]).components
+        own = {place + k: v for part, place in places.items() for k, v in made[part].items()}
+        components[f"network.{name}"] = own
+    document = {"system": ensemble.NAME, "config": {**system.config, "experts": asdict(experts)}}
+    metadata = {
+        **{k: v for k, v in root.loaded.metadata.items() if k not in ("scores", "losses")},
+        **told(plan, {name: model.metadata for name, model in opened.items()}),
         "name": config.folder.name,
-        "init": Path(root.loaded.name).name,
-        "experts": rows,
-        "history": [
-            *metadata.get("history", []),
-            *({**row, "expert": name} for name, row in lines if name),
-        ],
-    }
-    document = {
-        "system": ensemble.NAME,
-        "config": {**root.loaded.system.config, "experts": asdict(experts)},
+        "init": root.loaded.name,
     }
     store.save_stored(out, document, components, metadata, None, experts.deltas)
     write_card(out)
+
+
+def told(plan: Plan, trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What an ensemble says of its experts and of their training.
+
+    trained: name -> the metadata of its stage, "" of the root.
+    """
+    losses = {name: metadata.get("losses", {}) for name, metadata in trained.items()}
+    rows = [{**asdict(c), "losses": losses.get(c.name, losses[""])} for c in plan.cells]
+    runs = [{**own["history"][-1], "expert": name} for name, own in trained.items() if name]
+    return {"experts": rows, "history": [*trained[""].get("history", []), *runs]}
