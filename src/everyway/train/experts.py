@@ -10,11 +10,14 @@ Source: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324, section 4.1.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import model_validator
 
 from everyway import library
 from everyway.checkpoints import store
@@ -49,6 +52,21 @@ class Training(Settings):
     plan: str = "edges-1"
     clock: str = ""
     deltas: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Training:
+        if self.measured < 0:
+            intervals.named(self.plan)
+        elif not 2 <= self.measured <= 2**measure.LEVEL:
+            most = 2**measure.LEVEL
+            raise ConfigError(f"plan is {self.plan!r}; give measured-2 to measured-{most}")
+        return self
+
+    @property
+    def measured(self) -> int:
+        """How many experts a measured plan has; -1 of any other."""
+        found = re.fullmatch(r"measured-(\d+)", self.plan)
+        return int(found[1]) if found else -1
 
     def run(self, config: TrainConfig, progress: Progress, note: Note) -> dict[str, Any]:
         """Trains every stage, and puts the model together; a summary as that of `train.loop`."""
@@ -164,18 +182,15 @@ def stage(root: Root, config: TrainConfig, cell: Interval, init: str, count: int
 
 def _plan(root: Root, config: TrainConfig, note: Note) -> Plan:
     """By name; a measured one as it was when the run began."""
-    name = config.model.plan
-    if not name.startswith("measured-"):
-        return intervals.named(name)
-    count = name.removeprefix("measured-")
-    if not (count.isdecimal() and 2 <= int(count) <= 2**measure.LEVEL):
-        raise ConfigError(f"plan is {name!r}; give measured-2 to measured-{2**measure.LEVEL}")
+    count = config.model.measured
+    if count < 0:
+        return intervals.named(config.model.plan)
     path = config.folder / MEASURED
     if not path.exists():
         rows = measured(root, config, note=note)
         store.write_text(path, json.dumps([asdict(row) for row in rows], indent=1))
     rows = [measure.Row(**row) for row in json.loads(path.read_text("utf-8"))]
-    return intervals.grown({row.node: row.gain for row in rows if row.gain}, int(count))
+    return intervals.grown({row.node: row.gain for row in rows if row.gain is not None}, count)
 
 
 def measured(
