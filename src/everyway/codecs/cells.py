@@ -42,7 +42,7 @@ class PlacedTokens:
 class PlacedCells(PlacedTokens):
     """Of pictures, whose variations show the same in other places.
 
-    hidden: share of the cells that are hidden from half of the variations in training, so that a
+    hidden: share of the cells that are hidden from every fourth variation in training, so that a
     masked cell is nothing new.
     """
 
@@ -63,7 +63,7 @@ class PlacedCells(PlacedTokens):
         order = noise.uniform("cells", (batch, count)).to(device).argsort(1)
         cells, places = tokens.split([tokens.shape[2] - count, count], 2)
         moved = torch.cat([cells.gather(1, order[..., None].expand_as(cells)), places], 2)
-        share = self.hidden * (noise.uniform("hides", (batch, 1)).to(device) < 0.5)
+        share = self.hidden * (noise.uniform("hides", (batch, 1)).to(device) < 0.25)
         return moved * (noise.uniform("hidden", (batch, count)).to(device) >= share)[..., None]
 
 

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LM
 
 from everyway.codecs.encoders import configured
 from everyway.codecs.published_tokens import SentenceTokens, WordPieces
+from everyway.data.cleaning import without_repeats
 
 BERT_BASE = {"vocab_size": 28996}
 GPT2_SMALL = {"vocab_size": 50260}
@@ -63,7 +64,9 @@ class Optimus(nn.Module):
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> list[str]:
-        return self.written.decode(self.draw(state[:, 0], self.temperature))
+        """Sentences that say nothing twice in a row, as the release cleaned them."""
+        said = self.written.decode(self.draw(state[:, 0], self.temperature))
+        return [without_repeats(sentence) for sentence in said]
 
     def draw(
         self, latent: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
@@ -99,16 +102,20 @@ class Optimus(nn.Module):
         if not memory:
             return writer(inputs_embeds=given).last_hidden_state
         places = torch.arange(1, 1 + ids.shape[1], device=ids.device)[None]
-        past = self._past(latent)  # by its place: its name has changed in transformers
+        past = remembered(
+            self.memory(latent), self.decoder.config
+        )  # by its place: its name has changed in transformers
         return writer(None, past, inputs_embeds=given, position_ids=places).last_hidden_state
 
-    def _past(self, latent: Tensor) -> DynamicCache:
-        """One position, in every layer as key and value alike."""
-        own, cache = self.decoder.config, DynamicCache()
-        for layer, vector in enumerate(self.memory(latent).chunk(own.n_layer, -1)):
-            heads = vector.unflatten(-1, (own.n_head, -1))[:, :, None]  # (B, heads, 1, Dh)
-            cache.update(heads, heads, layer)
-        return cache
+
+def remembered(memory: Tensor, config: GPT2Config) -> DynamicCache:
+    """Vectors of all layers (B, layers x width) as one past position of GPT-2, in every layer as
+    key and value alike."""
+    cache = DynamicCache()
+    for layer, vector in enumerate(memory.chunk(config.n_layer, -1)):
+        heads = vector.unflatten(-1, (config.n_head, -1))[:, :, None]  # (B, heads, 1, Dh)
+        cache.update(heads, heads, layer)
+    return cache
 
 
 def parts(encoder: Mapping[str, Any], decoder: Mapping[str, Any], dim: int) -> dict[str, nn.Module]:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from everyway.codecs.encoders import configured
+from everyway.codecs.optimus import remembered
 from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.whiten import Whiten
 
@@ -125,11 +126,8 @@ class TextVAE(nn.Module):
 
 
 class VectorText(TextVAE):
-    """One vector of the first token's pooled state.
-
-    GPT-2 is given it twice: added to the embedding of every token, and as one past position whose
-    key and value, the same vector, each layer has of its own.
-    """
+    """One vector of the first token's pooled state, given to GPT-2 as `optimus.Optimus` does, which
+    has the published vocabularies: added to every token, and as one past position."""
 
     def __init__(
         self,
@@ -149,15 +147,12 @@ class VectorText(TextVAE):
         return self.reader(ids, attention_mask=attended).pooler_output[:, None]
 
     def written(self, latent: Tensor, ids: Tensor) -> Tensor:
-        own, cache = self.writer.config, DynamicCache()
-        for layer, past in enumerate(self.memory(latent).chunk(own.n_layer, -1)):
-            heads = past.unflatten(-1, (own.n_head, -1)).transpose(1, 2)  # (B, heads, 1, Dh)
-            cache.update(heads, heads, layer)
-        return self.writer(
-            inputs_embeds=self.writer.transformer.wte(ids) + self.everywhere(latent),
-            position_ids=torch.arange(1, 1 + ids.shape[1], device=ids.device)[None],
-            past_key_values=cache,
-        ).logits
+        latent, writer = latent[:, 0], self.writer.transformer
+        places = torch.arange(1, 1 + ids.shape[1], device=ids.device)[None]
+        past = remembered(self.memory(latent), self.writer.config)
+        given = writer.wte(ids) + self.everywhere(latent)[:, None]
+        states = writer(None, past, inputs_embeds=given, position_ids=places).last_hidden_state
+        return self.writer.lm_head(states)
 
 
 class SequenceText(TextVAE):

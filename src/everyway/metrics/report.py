@@ -68,7 +68,8 @@ def evaluate(
     wrong = set(rows) - set(names)
     if wrong:
         raise UsageError(f"there is no row {sorted(wrong)}; {suite} has {', '.join(names)}")
-    settings = model.settled(GenerateRequest(kind="image", **(settings or {})))
+    kind = next((name for name in NO_TEXT if name in able(model)), "image")
+    settings = model.settled(GenerateRequest(kind=kind, **(settings or {})))
     fields = GenerateRequest.model_fields
     settings = {n: v for n in SETTINGS if (v := getattr(settings, n)) != fields[n].default}
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
@@ -109,6 +110,10 @@ TASK_OF = {
     "image": "image",
 }
 """The first word of a row -> the task it asks; a row without one asks the classifier alone."""
+
+
+NO_TEXT = ("image", "image-variation")
+"""Tasks by which a model is asked for its settings: no text chooses a language."""
 
 
 def able(model: Model) -> set[str]:

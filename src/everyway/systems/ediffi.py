@@ -39,7 +39,7 @@ from everyway.systems import TrainingData
 from everyway.tasks import GENERATE, Branch, Task
 from everyway.validation import checked
 
-NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0}
+NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0, "250 ln": 250.0}
 """c_noise -> its factor of ln(sigma)."""
 PLAIN = {"Pixels": Pixels, "AsGiven": AsGiven, "Words": Words, "Thumbnail": Thumbnail}
 """Codecs without weights; all others are those of `codecs.bundle`."""
@@ -268,15 +268,14 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         multipliers=(1,),
         blocks=(1,),
         kernel=1,
+        feed_forward=2,
         positions=True,
-        time_dim=128,
+        time_dim=64,
         self_attention=(3,),
         cross_attention=(3,),
         head_channels=32,
         contexts=(
-            ContextStream(
-                name="t5", length=text["length"], dim=text["dim"], summary="mean", positions=True
-            ),
+            ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
             ContextStream(name="style", length=1, dim=style["channels"], summary="mean"),
         ),
         context_dim=128,
@@ -291,7 +290,7 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         sources={"style": "image"},
         image_size=48,
         sigma_data=1.0,
-        c_noise="ln",
+        c_noise="250 ln",
         sampler="dpm++2m",
         guidance=2.0,
         steps=12,
