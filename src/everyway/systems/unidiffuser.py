@@ -37,7 +37,9 @@ CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
 PAINT = {"value": 1.5}
-"""Of joint attention, where the text is a few tokens among many (docs/paint-with-words.md)."""
+"""Of joint attention (docs/paint-with-words.md)."""
+FEW = 64
+"""Places of a picture, up to which each is painted with one phrase as a whole."""
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" by default."""
 NEEDED = {
@@ -275,7 +277,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
-        paint=PAINT,
+        paint=PAINT | {"whole": (config.side // config.patch) ** 2 <= FEW},
     )
 
 
