@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from everyway.tasks import Task
 
 MOST_NOISE = 80.0
 """The sigma at which eDiff-I starts; more, as where no signal is left, counts as so much."""
+FEW = 8
+"""Places in a row, up to which each is painted as a whole."""
 GROWTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log1p,
     "log-square": lambda sigma: torch.log1p(sigma**2),
@@ -78,6 +81,16 @@ class PaintWeight:
     def at(self, sigma: Tensor) -> Tensor:
         """w without its statistic: float32, of sigma's shape."""
         return (self.value * GROWTHS[self.growth](sigma.clamp(max=MOST_NOISE))).float()
+
+
+def cross_paint(side: int) -> dict[str, Any]:
+    """Settings of a PaintWeight for cross-attention, where a picture has at most side^2 places."""
+    return {"whole": True} if side <= FEW else {}
+
+
+def joint_paint(side: int) -> dict[str, Any]:
+    """The same for joint attention, as measured (docs/paint-with-words.md)."""
+    return {"value": 1.5} | cross_paint(side)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

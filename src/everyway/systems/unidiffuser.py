@@ -21,6 +21,7 @@ from torch import Tensor
 
 from everyway.checkpoints import codec_folder
 from everyway.codecs.plain import Pixels, Thumbnail, Words
+from everyway.controls.paint import joint_paint
 from everyway.data.captions import language
 from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
@@ -36,10 +37,6 @@ from everyway.validation import checked
 CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
-PAINT = {"value": 1.5}
-"""Of joint attention (docs/paint-with-words.md)."""
-FEW = 64
-"""Places of a picture, up to which each is painted with one phrase as a whole."""
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" by default."""
 NEEDED = {
@@ -277,7 +274,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
-        paint=PAINT | {"whole": (config.side // config.patch) ** 2 <= FEW},
+        paint=joint_paint(config.side // config.patch),
     )
 
 
