@@ -70,11 +70,14 @@ class TextVAELearner(CodecLearner):
         return {"tokenizer": self.spec, "longest": LONGEST, **length, "dim": own.dim}
 
     def batch(self, share: Share) -> tuple[Tensor, float, RowNoise]:
-        own = self.config.model
         ids = self.text.tokens.encode(in_turn(self.seen(share.samples), share.samples))
-        longest = max(own.length, int(self.text.tokens.mask(ids).sum(1).max()))
-        weight = own.divergence * min(1.0, max(0.0, 2 * share.step / own.anneal - 1))
-        return ids[:, :longest].to(share.device), weight, share.noise()
+        longest = max(self.text.length, int(self.text.tokens.mask(ids).sum(1).max()))
+        return ids[:, :longest].to(share.device), self.weight(share.step), share.noise()
+
+    def weight(self, step: int) -> float:
+        """Of the divergence in that step."""
+        own = self.config.model
+        return own.divergence * min(1.0, max(0.0, 2 * step / own.anneal - 1))
 
     def forward(self, batch: tuple[Tensor, float, RowNoise]) -> tuple[Tensor, dict[str, Tensor]]:
         ids, weight, noise = batch
