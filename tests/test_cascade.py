@@ -135,6 +135,14 @@ def test_another_model_is_enlarged_too(model, nano):
     assert pair.image.size == (32, 32) and pair.text
 
 
+def test_a_text_of_another_world_is_left_out(model, nano):
+    """The stage knows fewer words than the model whose pictures it enlarges."""
+    both = nano.with_upscaler(model)
+    settings = {"kind": "text-to-image", "steps": 2, "upscale": "nano-cascade"}
+    (made,) = both.generate(text="a green ring top on black", **settings)
+    assert made.image.size == (32, 32)
+
+
 def test_what_cannot_be_enlarged_is_told(model, nano, alone, picture):
     with pytest.raises(RequestError, match="enlarges no pictures"):
         nano.generate(kind="upscale", image=picture)
@@ -196,3 +204,16 @@ def test_training_is_of_patches_that_lost_something(alone, model):
         own.prepared(model.system, {"image": pictures}, PerSampleNoise([1, 2, 3]))["image"]
         is pictures
     )
+
+
+def test_what_enlarges_is_trained_alone_and_resumed(tmp_path, run, picture):
+    settings = ("--set", "cache=64", "--set", "batch=8", "--set", "share=1", "--quiet")
+    more = ("--out", tmp_path / "sr", *settings)
+    assert run("train", "ediffi-nano-sr", "--set", "steps=2", *more)[0] == 0
+    assert run("train", "ediffi-nano-sr", "--set", "steps=4", *more)[0] == 0
+    picture.save("a.png")
+    made = ("--model", tmp_path / "sr", "--steps", 1, "--sampler", "ddim", "--out", "o")
+    assert run("upscale", "a.png", *made)[0] == 0
+    assert Image.open("o/00000.png").size == (32, 32)
+    code, _, err = run("train", "ediffi-nano-sr", "--set", "patch=64", "--out", "x", *settings)
+    assert code == 2 and "larger than the pictures" in err

@@ -12,7 +12,7 @@ from everyway import library
 from everyway.data.folder import Folder
 from everyway.data.sample import to_tensor
 from everyway.generate import BATCH, Model, Preview, Result
-from everyway.job import Job
+from everyway.job import Job, jobs
 from everyway.media import picture_tensor
 from everyway.record import write_png
 from everyway.request import GenerateRequest, RequestError
@@ -266,6 +266,22 @@ def test_previews_of_every_kind_of_output(nano):
         events = list(nano.run(GenerateRequest(kind=kind, steps=3)))
         shown = [nano.frame(e.progress)[0] for e in events if isinstance(e, Preview)]
         assert len(shown) == 3 and all(frame.keys() == events[-1].outputs.keys() for frame in shown)
+
+
+def test_frames_share_batches_of_the_ordinary_size(nano, monkeypatch):
+    """However many they are; the pictures are the same, and progress rises to the end."""
+    pictures = [r.image for r in nano.generate(kind="image", n=2, steps=2)]
+    job = {"kind": "interpolate", "images": pictures, "frames": 5, "steps": 2}
+    whole = nano.generate(**job)
+    monkeypatch.setattr("everyway.generate.BATCH", 2)
+    events = list(nano.run(jobs(job, nano.system)))
+    parts = [e for e in events if isinstance(e, Result)]
+    assert [r.part for r in parts] == [*range(5)] and parts[0].seed == parts[4].seed == 0
+    assert [r.image.tobytes() for r in parts] == [r.image.tobytes() for r in whole]
+    shown = [e for e in events if isinstance(e, Preview)]
+    assert {len(e.jobs) for e in shown} == {1, 2} and shown[-1].done == 1
+    assert [e.done for e in shown] == sorted(e.done for e in shown)
+    assert parts[0].metadata["forwards"] > whole[0].metadata["forwards"]
 
 
 # -- what a model sees ------------------------------------------------------------------------

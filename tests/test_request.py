@@ -25,6 +25,7 @@ GOOD = {
         "purity_weight": 1.0,
         "tokens_per_step": 5,
     },
+    "edit-image": {"images": ("a.png",), "negative": "a pear"},
     "vary-image": {"images": ("그림.png",)},
     "upscale": {"images": ("a.png",), "text": "a fox", "scale": 2.5},
     "vary-text": {"text": "파란 배경의 여우\n"},
@@ -94,6 +95,21 @@ BAD = {
     "images as one text": ({"images": "a.png"}, "images='a.png'"),
     "images of a wrong kind": ({"images": [3]}, "images.0=3"),
     "images not wanted": ({"images": ["a.png"]}, "joint takes 0 image(s), got 1"),
+    "a negative text": ({"negative": "a pear"}, "goes with the kind edit-image"),
+    "contexts of two states": ({"contexts": [{"text": "a"}]}, "joint takes no contexts; give"),
+    "an empty context": ({"contexts": [{}]}, "give one image, one text or one embedding"),
+    "two in a context": ({"contexts": [{"text": "a", "image": "a.png"}]}, "give one image, one"),
+    "weight": ({"contexts": [{"text": "a", "weight": -1}]}, "contexts.0.weight=-1"),
+    "focus": ({"contexts": [{"image": "a.png", "focus": "sharp"}]}, "contexts.0.focus='sharp'"),
+    "focus of a text": ({"contexts": [{"text": "a", "focus": 0.1}]}, "a text has no focus"),
+    "mask of a text": ({"contexts": [{"text": "a", "mask": "m.png"}]}, "a mask is of an image"),
+    "embedding of what": ({"contexts": [{"embedding": "a.npy"}]}, "the condition that it is for"),
+    "text of a context": ({"contexts": [{"text": " "}]}, "the text is empty"),
+    "setting of a context": ({"contexts": [{"text": "a", "odd": 1}]}, "there is no setting"),
+    "mix of nothing": ({"mix": "layer"}, "a mix is of contexts"),
+    "mix": ({"mix": "soup"}, "mix='soup'"),
+    "colours": ({"colours": 1.5}, "colours=1.5"),
+    "colours of nothing": ({"colours": 1.0}, "colours go to those of a picture"),
     "unknown setting": ({"wings": 2}, "there is no setting 'wings'; kind, text, images"),
     "strange setting": ({"wi\nngs": 2}, "there is no setting"),
 }
@@ -104,6 +120,30 @@ def test_a_bad_value_is_one_clear_line(name):
     values, said = BAD[name]
     base = {} if name == "no kind" else {"kind": "joint"}
     assert said in refused(**base | values)
+
+
+def test_contexts_have_weights_and_names():
+    asked = GenerateRequest(
+        kind="image",
+        contexts=[
+            {"image": "a.png", "weight": 0.7, "focus": "style", "mask": "m.png"},
+            {"text": "a pear", "weight": 0},
+            {"image": "b.png"},
+            {"embedding": "e.npy", "condition": "image"},
+        ],
+    )
+    assert asked.weights == {"image": 0.7, "image:2": 1.0, "image:3": 1.0}
+    assert asked.focus == {"image": 1.0, "text": 0.5, "image:2": 0.5, "image:3": 0.5}
+    assert asked.paths == ("a.png", "m.png", "b.png")
+    assert GenerateRequest(**asked.model_dump()) == asked
+    alone = GenerateRequest(kind="image", contexts=[{"text": "a", "weight": 0}])
+    assert alone.weights == {"text": 0.0}
+    for values, said in (
+        ([{"text": "a", "weight": 0}] * 2, "all weights are 0"),
+        ([{"text": "a", "weight": 2}], "one context alone has a weight of 0 to 1"),
+    ):
+        assert said in refused(kind="image", contexts=values)
+    assert "give it there" in refused(kind="image", text="a", contexts=[{"text": "b"}])
 
 
 @pytest.mark.parametrize("kind", request.NEEDS_TEXT)
@@ -131,10 +171,11 @@ def test_the_names_here_are_those_of_the_parts_below():
 
 def test_every_kind_has_a_plan():
     from everyway.plan import plan
-    from everyway.tasks import TASKS, drawing
+    from everyway.tasks import GENERATE, TASKS, Task, drawing
 
-    tasks = TASKS | drawing("label")
-    for kind in request.KINDS:
+    flow = Task(name="of-contexts", roles={"image": GENERATE}, contexts={"image": 1.0})
+    tasks = TASKS | drawing("label") | {"of-contexts": flow}
+    for kind in {*request.KINDS} - {"upscale"}:  # whose stages are the systems that enlarge
         stages = plan(GenerateRequest(kind=kind, **GOOD[kind]), tasks)
         assert stages and stages[-1].shown
 

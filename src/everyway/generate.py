@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -18,17 +18,28 @@ from PIL import Image
 from torch import Tensor
 
 from everyway import __version__, library, upscale
-from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, placed
+from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
+from everyway.controls.asking import Change, Changed
+from everyway.controls.blend import (
+    alternating,
+    attention_level,
+    layer_level_drawn,
+    model_level,
+    token_level,
+)
+from everyway.controls.colour import adjusted
+from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
+from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
 from everyway.plan import Carry, Stage, cascaded, enlarging, plan
 from everyway.record import Row
-from everyway.request import NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
+from everyway.request import MIXES, NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
 from everyway.sampling.loop import SamplingProgress, absent_states, sample
 from everyway.sampling.noise import PerSampleNoise
 from everyway.sampling.solvers import Sampler, named_sampler
@@ -127,6 +138,11 @@ def sampler_of(request: GenerateRequest) -> Sampler:
         return chosen
     weight = 1.0 if request.purity_weight is None else request.purity_weight
     return replace(chosen, tokens=purity(weight, request.tokens_per_step))
+
+
+def paint_weight_of(request: GenerateRequest) -> PaintWeight:
+    """That of a settled request."""
+    return PaintWeight(value=request.paint_weight, **FORMS[request.paint_form])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,7 +245,17 @@ class Model:
         settled = request.model_copy(
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
+        if settled.paint:
+            settled = self._with_paint(settled)
         settled.needs_purity(settled.sampler)
+        if len(settled.weights) > 1:
+            mixes = MIXES if self.system.mixes else ("model",)
+            mix = settled.mix or mixes[0]
+            if mix not in mixes:
+                raise RequestError(
+                    f"this model mixes contexts step by step; give mix model, not {mix}"
+                )
+            settled = settled.model_copy(update={"mix": mix})
         conditions = self.system.conditions.values()
         nulls = [name for c in conditions for name in c.nulls]
         load_options = [c for c in conditions if c.null_of]  # by the language of a text
@@ -249,6 +275,15 @@ class Model:
         if settled.null:
             known("null", settled.null, nulls)
         return settled
+
+    def _with_paint(self, request: GenerateRequest) -> GenerateRequest:
+        """A painted request with this system's own settings where it leaves them open."""
+        own = PaintWeight(**self.system.paint)
+        (form,) = (n for n, f in FORMS.items() if f == {k: getattr(own, k) for k in f})
+        settings = {"paint_weight": own.value, "paint_form": form}
+        return request.model_copy(
+            update={n: v for n, v in settings.items() if getattr(request, n) is None}
+        )
 
     @property
     def image_size(self) -> int:
@@ -295,8 +330,10 @@ class Model:
         if first.enlarges:
             upscale.larger(inputs.size, self._of(first.system), request.scale)
             needed -= {upscale.LOW_RES}
-        if missing := needed - inputs.values.keys():
+        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        if inputs.canvas:
+            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
         for note in inputs.notes:
             log.warning(note)
         for k in range(request.n):
@@ -304,45 +341,60 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
+        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
+        as of many frames, runs in parts."""
         request = batch[0].request
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
-        carried = self._carried(batch, self.system)
-        began, shown, calls, noise = time.monotonic(), 0, 0, PerSampleNoise(seeds)
+        carried = self._carried(batch, self.system, stages)
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
-        for number, stage in enumerate(stages):
+        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
             system, given, asked = self._of(stage.system), carried, request
+            if number and request.language:  # what was made before this stage is in it
+                asked = request.model_copy(update={"null": request.language})
             if stage.enlarges:
-                given = self._low(system, rows, decoded["image"], request.scale)
+                given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
-                given = carried | self._carried(batch, system)
+                given = carried | self._carried(batch, system, stages)
             if stage.prepare:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
-            if size != len(noise.seeds):
-                noise = PerSampleNoise(seeds[:size])
             free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
-            if number and request.language:  # what was made before this stage is in it
-                asked = request = request.model_copy(update={"null": request.language})
-            for progress in self._sample(stage, given, noise, asked, free):
-                done = (number + progress.step / progress.steps) / len(stages)
-                where = number + 1, len(stages), progress.step, progress.steps
-                yield Preview(*where, done, places, stage.system, progress)
             generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            made = {name: progress.states[name] for name in generated}
-            calls += progress.calls
+            parts = []
+            for start in range(0, size, BATCH):
+                cut = slice(start, min(start + BATCH, size))
+                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
+                own = {name: value[cut] for name, value in given.items()}
+                change = None
+                if request.paint and not number:  # the first stage lays the picture out
+                    canvases = [row.inputs.canvas for row in rows[cut]]
+                    change = painting(canvases, system, stage.task, paint_weight_of(request))
+                for progress in self._sample(stage, own, noise, asked, free[cut], change):
+                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                    done = (number + share) / len(stages)
+                    where = number + 1, len(stages), progress.step, progress.steps
+                    yield Preview(*where, done, places[cut], stage.system, progress)
+                parts.append(progress.states)
+                calls += progress.calls
+            made = {name: torch.cat([states[name] for states in parts]) for name in generated}
             if not stage.enlarges:
                 carried, decoded = given | made, {}
             if not stage.shown:
                 continue
             decoded |= self._decode(system, made)
+            if request.colours and "image" in decoded:
+                pairs = zip(rows, decoded["image"])
+                rate = request.colours
+                decoded["image"] = [adjusted(x, r.inputs.reference, rate) for r, x in pairs]
             if stage.masked:
                 pairs = zip(rows, decoded["image"])
                 decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
-            if any(later.enlarges for later in stages[number + 1 : number + 2]):
+            if after and after.enlarges:
                 continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
             for k, row in enumerate(rows):
@@ -350,6 +402,18 @@ class Model:
                 part = k if row.rows > 1 else shown
                 yield self._result(row, one, part, metadata)
             shown += 1
+
+    def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
+        """The stages of a request's plan, given its contexts where it has some."""
+        stages, given = plan(request, self.system.tasks), request.weights
+        if not given:
+            return stages
+        (stage,), named = stages, {*request.given, *request.context_weights}
+        weights = {name: w for name, w in stage.task.contexts.items() if name in named}
+        for raw, weight in given.items():
+            alone = weight if len(given) == 1 else 1.0
+            weights |= dict.fromkeys(self.system.contexts_of(raw), alone)
+        return (replace(stage, task=replace(stage.task, contexts=weights)),)
 
     def _result(self, row: Sample, decoded: Mapping[str, Any], part: int, metadata: Row) -> Result:
         """Of one row, as codecs decoded it."""
@@ -394,41 +458,61 @@ class Model:
             enlargers = {}
         if request.scale is not None and not enlargers:
             raise RequestError("nothing enlarges pictures here; leave --scale out")
-        return cascaded(plan(request, self.system.tasks), enlargers, request.text)
+        return cascaded(self._plan(request), enlargers, request.text)
 
-    def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
-        """The encoded inputs of all samples; those that samples share are encoded once."""
-        inputs = {id(s.inputs): s.inputs.values for s in batch}
-        encoded = {key: self._encoded(values, system) for key, values in inputs.items()}
+    def _carried(self, batch: Sequence[Sample], system: System, stages: Sequence[Stage]) -> Carry:
+        """The encoded inputs of all samples; those that samples share are encoded once.
+
+        Of states only those that a stage of this system may read.
+        """
+        clocks = {c for s in stages if self._of(s.system) is system for c in s.reads}
+        inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
+        encoded = {
+            key: self._encoded(own.values, system, clocks)
+            | self._blended(own.contexts, system, focus)
+            for key, own in inputs.items()
+        }
         parts = [encoded[id(s.inputs)] for s in batch]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _low(
-        self,
-        system: System,
-        rows: Sequence[Sample],
-        pictures: Sequence[Tensor],
-        scale: float | None,
-    ) -> Carry:
-        """What a system that enlarges is given of pictures (3, H, W) and of their texts."""
-        given: list[Carry] = []
+    def _low(self, stage: Stage, rows: Sequence[Sample], pictures: Sequence[Tensor]) -> Carry:
+        """What a stage that enlarges is given of pictures (3, H, W), and of their texts."""
+        system, given = self._of(stage.system), list[Carry]()
+        reads = "text" in system.given(stage.task)
         for row, picture in zip(rows, pictures):
-            size = upscale.larger(picture.shape[-2:], system, scale)
+            size = upscale.larger(picture.shape[-2:], system, row.request.scale)
             raw = {upscale.LOW_RES: upscale.enlarged(picture, size)}
-            raw |= {"text": text} if (text := row.inputs.values.get("text")) else {}
+            raw |= {"text": row.inputs.values["text"]} if reads else {}
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
-    def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
+    def _encoded(
+        self, values: Mapping[str, Sequence[Any]], system: System, clocks: Collection[str]
+    ) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         side, raws = self.image_size, system.raws
         raw = {k: medium(k, system.media).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
         for i in range(max(map(len, raw.values()), default=0)):
             one = {name: v[i : i + 1] for name, v in raw.items()}
-            rows.append(system.encode(one) | flat(system.contexts(one)))
+            rows.append(system.encode(one, clocks) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
+
+    def _blended(
+        self, contexts: Mapping[str, Blended], system: System, focus: Mapping[str, float]
+    ) -> Carry:
+        """The contexts of a request, each at its focus."""
+        made: Contexts = {}
+        for name, given in contexts.items():
+            own = given.contexts(name, system, self.image_size)
+            for each, context in own.items():
+                leading = system.conditions[kind_of(each)].leading
+                if leading is not None:
+                    tokens = focused(context.tokens, focus[name], leading)
+                    context = replace(context, tokens=tokens)
+                made[each] = context.to(system.device)
+        return flat(made)
 
     def _sample(
         self,
@@ -437,8 +521,10 @@ class Model:
         noise: PerSampleNoise,
         request: GenerateRequest,
         free: Sequence[Tensor],
+        change: Change | None,
     ) -> Iterator[SamplingProgress]:
-        """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
+        """The sampling loop of one stage.  free: the mask of every row, where the stage has any.
+        change: of every query, where there is one."""
         system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
@@ -463,7 +549,7 @@ class Model:
             denoise = upscale.tiled(denoise, system)
         with _naming_strength(request, steps):
             return sample(
-                denoise,
+                Changed(denoise=denoise, change=change) if change else denoise,
                 processes=system.processes,
                 clocks=system.clocks,
                 task=task,
@@ -501,11 +587,31 @@ class Model:
             null_contexts=nulls,
             processes=system.processes,
         )
+        if len(request.weights) > 1:
+            made = Changed(denoise=made, change=self._mixed(system, task, noise, request))
         if request.truncation == 1:
             return made
         if not system.tokens:
             raise RequestError("truncation is for models of tokens; leave --truncation out")
         return Truncated(denoise=made, rates=dict.fromkeys(system.tokens, request.truncation))
+
+    @staticmethod
+    def _mixed(
+        system: System, task: Task, noise: PerSampleNoise, request: GenerateRequest
+    ) -> Change:
+        """What mixes the contexts of a request in every query."""
+        own = {raw: system.contexts_of(raw) for raw in request.weights}
+        weights = {name: request.weights[raw] for raw, names in own.items() for name in names}
+        network: Any = system.network
+        match request.mix:
+            case "attention":
+                return attention_level(weights)
+            case "layer":
+                return layer_level_drawn(weights, network.context_layers, noise)
+            case "tokens":
+                return token_level(weights)
+        turns = [own[raw] for raw in alternating(request.weights, request.steps)]
+        return model_level(turns, task.generated[0])
 
     @staticmethod
     def _pin(system: System, known: Bundle, noise: PerSampleNoise, masks: Sequence[Tensor]):

@@ -136,14 +136,16 @@ class Guided:
             for clock, t in query.times.items()
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
-        nulls = {name: self._null(name, query.contexts.get(name)) for name in branch.without}
-        contexts = query.contexts | nulls
+        lost = [name for name in branch.without if name in query.contexts]
+        contexts = {  # what is said of a state's tokens goes with the state
+            name: replace(c, bias=None) if self.clocks.get(name) in branch.absent else c
+            for name, c in query.contexts.items()
+        } | {name: self._null(name, query.contexts[name]) for name in lost}
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
-    def _null(self, name: str, given: Context | None) -> Context:
+    def _null(self, name: str, given: Context) -> Context:
         """What stands for a context, with the weight of that."""
-        null = self.null_contexts[name]
-        return null if given is None else replace(null, weight=given.weight)
+        return replace(self.null_contexts[name], weight=given.weight)
 
     def asks(self, query: Query) -> list[Query]:
         """What the answer to `query` is made of: itself first, then every branch."""

@@ -6,7 +6,7 @@ settings -jobs-> jobs     request -opened-> job     job -read-> inputs     sampl
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,30 @@ import numpy as np
 import torch
 from PIL import Image
 
+from everyway.contracts import Context, Contexts, kind_of
 from everyway.controls.masks import put_back
+from everyway.controls.paint import Canvas
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
-from everyway.media import Medium, free_pixels, medium, picture_tensor, read_picture
-from everyway.request import GenerateRequest, RequestError, known, read_file, read_image
-from everyway.system import System
+from everyway.media import (
+    Medium,
+    free_pixels,
+    medium,
+    painted_shares,
+    picture_tensor,
+    read_numbers,
+    read_picture,
+    shown_pixels,
+)
+from everyway.request import (
+    GenerateRequest,
+    GivenContext,
+    RequestError,
+    known,
+    read_file,
+    read_image,
+)
+from everyway.system import Condition, System
 
 LISTS = ("text", "image", "label")
 """Settings that may be lists, one condition a job."""
@@ -55,6 +73,7 @@ def opened(
     """
     held = dict(files or {})
     names = [str(v) for k, v in request.given.items() if _input(k, system).in_file]
+    names += [c.embedding for c in request.contexts if c.embedding]
     for name in (*request.paths, *names):
         if name not in held:
             held[name] = read_file(name, "picture" if name in request.paths else "file")
@@ -95,11 +114,39 @@ def _job(settings: Mapping[str, Any], system: System) -> Job:
         wanted["images"] = [wanted.pop("image")]
     if isinstance(wanted.get("images"), (list, tuple)):
         wanted["images"] = [named(given) for given in wanted["images"]]
+    if isinstance(wanted.get("contexts"), (list, tuple)):
+        wanted["contexts"] = [_named_in(context, named) for context in wanted["contexts"]]
     if isinstance(wanted.get("given"), Mapping):
         wanted["given"] = {name: named(given) for name, given in wanted["given"].items()}
-    if "mask" in wanted:
-        wanted["mask"] = named(wanted["mask"])
+    for name in {"mask", "paint"} & wanted.keys():
+        wanted[name] = named(wanted[name])
     return opened(GenerateRequest(**wanted), system, files)
+
+
+def _named_in(context: Any, named: Callable[[Any], Any]) -> Any:
+    """A context of a request with names for what it holds."""
+    held = dict(context) if isinstance(context, Mapping) else {}
+    return {key: named(value) for key, value in held.items()} if held else context
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blended:
+    """One context of a request, read.
+
+    value: a picture or a text, or the tokens (1, N, D) of an embedding.
+    mask: a picture of the same size, bright where the other one is seen.
+    """
+
+    value: Image.Image | str | torch.Tensor
+    mask: Image.Image | None = None
+
+    def contexts(self, name: str, system: System, side: int) -> Contexts:
+        """Of one sample, by their names.  side: of the system's pictures."""
+        if isinstance(self.value, torch.Tensor):
+            return {name: Context(tokens=self.value)}
+        raw = medium(kind_of(name), system.media).tensor([self.value], side)
+        seen = {name: shown_pixels(self.mask, side)} if self.mask else {}
+        return system.contexts({name: raw}, seen)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,13 +154,19 @@ class Inputs:
     """What a job is given, read.
 
     values: name -> what it is given under it, pictures as squares of the system's side.
+    contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
     picture: of inpainting and of upscaling, whole.  mask: of inpainting.
+    canvas: what words of the text are painted on.
+    reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
 
     values: Mapping[str, Sequence[Any]]
+    contexts: Mapping[str, Blended]
     picture: Image.Image | None
     mask: Image.Image | None
+    canvas: Canvas | None
+    reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
 
@@ -143,35 +196,90 @@ def read(job: Job, system: System, side: int) -> Inputs:
     Raises RequestError for what it cannot take.
     """
     request = job.request
-    held = {name: job.file(name) for name in request.paths}
+    embeddings = (c.embedding for c in request.contexts if c.embedding)
+    held = {name: job.file(name) for name in (*request.paths, *embeddings)}
     pictures = [read_picture(held[name], name) for name in request.images]
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
         _fits(mask, pictures[0], side)
     whole = bool(mask) or request.kind == "upscale"  # and not the square in its middle
     seen = [] if request.kind == "upscale" else pictures
-    values: dict[str, list[Any]] = {"image": seen, "text": [_completed(request.text, system)]}
+    text = _completed(request.text, system, placed=not request.paint)
+    values: dict[str, list[Any]] = {"image": seen, "text": [text]}
     values["label"] = [request.label]
     for name, value in request.given.items():
         kind = _input(name, system)
         if kind.in_file:
             held[str(value)] = value = job.file(str(value))
         values[name] = [kind.read(value, name)]
+    contexts = {
+        name: _blended(context, job, system, side)
+        for name, context in request.named_contexts
+        if name in request.weights
+    }
+    blended = [c.value for c in contexts.values() if isinstance(c.value, Image.Image)]
+    first = [*seen, *blended][:1]
     squares = [*zip(request.images, seen), *([(request.mask, mask)] if mask else [])]
+    canvas = None
+    if request.paint:
+        painted = read_picture(held[request.paint], request.paint)
+        squares.append((request.paint, painted))
+        canvas = Canvas(
+            text=text,
+            maps=painted_shares(painted, list(request.words), side, request.paint),
+            phrases=tuple(words.phrase for words in request.words.values()),
+            strengths=tuple(words.strength for words in request.words.values()),
+        )
     return Inputs(
         values={
             k: [_squared(v, side) for v in own]
             for k, own in values.items()
             if own and own[0] is not None
         },
+        contexts=contexts,
         picture=pictures[0] if whole else None,
         mask=mask,
+        canvas=canvas,
+        reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
             *(_seen(name, p.size, side) for name, p in squares if p.width != p.height),
-            *_unread(request.text, system),
+            *_unread(request.text, system, placed=not request.paint),
         ),
     )
+
+
+def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blended:
+    """Raises RequestError for what the system cannot be given so."""
+    conditions = system.conditions.values()
+    of = {c.name if context.embedding else c.asked: c for c in conditions}
+    own = of[known("context", context.kind, sorted(of))]
+    if own.leading is None and (context.mask or context.focus != 0.5):
+        raise RequestError(
+            f"this model sees no patches in its {own.name}; leave focus and mask of a context out"
+        )
+    if context.embedding is not None:
+        return Blended(value=_embedded(context, own, job))
+    if context.text is not None:
+        return Blended(value=_completed(context.text, system))
+    picture = read_picture(job.file(context.image), context.image)
+    if context.mask is None:
+        return Blended(value=square(picture, side))
+    mask = read_picture(job.file(context.mask), context.mask, "black")
+    _alike(mask, picture)
+    return Blended(value=square(picture, side), mask=square(mask, side))
+
+
+def _embedded(context: GivenContext, condition: Condition, job: Job) -> torch.Tensor:
+    """(1, N, D), of as many numbers a token as the condition's null has."""
+    found = torch.from_numpy(read_numbers(job.file(context.embedding), context.embedding))
+    wide = condition.null().context().tokens.shape[-1] if condition.nulls else found.shape[-1]
+    if found.ndim not in (1, 2) or found.shape[-1] != wide:
+        shape = " x ".join(map(str, found.shape))
+        raise RequestError(
+            f"{context.embedding!r} is {shape} numbers; {condition.name} takes N x {wide}"
+        )
+    return found.reshape(1, -1, wide)
 
 
 def _squared(value: Any, side: int) -> Any:
@@ -183,10 +291,13 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
-def _completed(text: str | None, system: System) -> str | None:
-    """A prompt as the codecs that know what it leaves unsaid complete it."""
+def _completed(text: str | None, system: System, placed: bool) -> str | None:
+    """A prompt as the codecs that know what it leaves unsaid complete it.
+
+    placed: False leaves open where things are, for a map to say it.
+    """
     for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "completed")):
-        return codec.completed(text)
+        return codec.completed(text, placed)
     return text
 
 
@@ -196,11 +307,12 @@ def _readers(system: System) -> Iterator[Any]:
     return (each for each in everything if each.source == "text")
 
 
-def _unread(text: str | None, system: System) -> Iterator[str]:
-    """What of a text the codecs that can tell will not read."""
+def _unread(text: str | None, system: System, placed: bool) -> Iterator[str]:
+    """What of a text the codecs that can tell will not read, and how it is `_completed`."""
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
-        yield from reader.remarks(text) if hasattr(reader, "remarks") else ()
+        told = (placed,) if hasattr(reader, "completed") else ()
+        yield from reader.remarks(text, *told) if hasattr(reader, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:
@@ -210,15 +322,20 @@ def _seen(name: str, size: tuple[int, int], side: int) -> str:
 
 def _fits(mask: Image.Image, picture: Image.Image, side: int) -> None:
     """RequestError for a mask of another shape than its picture, or that frees nothing."""
-    (w, h), (x, y) = mask.size, picture.size
-    if abs(w * y - h * x) > 0.02 * w * y:
-        raise RequestError(f"the mask is {w}x{h}, the picture {x}x{y}; give both the same shape")
+    _alike(mask, picture)
     if not free_pixels(mask, side).any():
-        least = min(x, y)
+        least = min(picture.size)
         raise RequestError(
             f"the mask frees nothing of the picture's middle {least}x{least}, which is what the "
             "model sees; its bright part has to reach into it"
         )
+
+
+def _alike(mask: Image.Image, picture: Image.Image) -> None:
+    """RequestError for a mask of another shape than its picture."""
+    (w, h), (x, y) = mask.size, picture.size
+    if abs(w * y - h * x) > 0.02 * w * y:
+        raise RequestError(f"the mask is {w}x{h}, the picture {x}x{y}; give both the same shape")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

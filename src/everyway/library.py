@@ -139,11 +139,11 @@ def load(
     if placed.sparing:
         _spare(system)
     if placed.memory == "disk":
-        placed = replace(placed, files=_in_files(system, opened, DTYPES[dtype]))
+        placed = replace(placed, files=_in_files(system, opened, path, DTYPES[dtype]))
     name = _named(path) if not source.startswith(HUB) else Path(source).name
     return Loaded(
         name=name,
-        hash=_hash(path, opened, system, bool(parts or settings)),
+        hash=_hash(path, opened, system, bool(parts or settings), DTYPES[dtype]),
         system=replace(system.placed(placed), config=opened.config["config"]),
         metadata=opened.metadata,
         load_options=_plain(dtype=dtype, parts=parts, settings=settings),
@@ -178,17 +178,19 @@ def _opened(path: Path, parts: Mapping[str, str], settings: Mapping[str, str]) -
 
 
 def _in_files(
-    system: System, opened: convert.Opened, dtype: torch.dtype
+    system: System, opened: convert.Opened, path: Path, dtype: torch.dtype
 ) -> dict[torch.nn.Module, InFile]:
-    """The networks of several, each to be filled when it is used."""
+    """The networks of several, each to be filled when it is used.  path: what was opened."""
     parts = {name: m for name, m in system.components.items() if one_of_several(name)}
-    if not parts or opened.folder is None:
-        raise ModelError("memory='disk' is for a model folder with experts; choose low")
-    sums = store.document(opened.folder)["sha256"]
+    if not parts:
+        raise ModelError("memory='disk' is for a network of several; choose low")
+    folder = opened.folder
+    sums = store.document(folder)["sha256"] if folder else {}
+    files = {n: store.component(folder, n, sums[n]) for n in parts} if folder else {}
     return {
         module: InFile(
             fill=partial(store.fill, module, opened.components[name], dtype),
-            path=store.component(opened.folder, name, sums[name]),
+            path=files.get(name, path),
         )
         for name, module in parts.items()
     }
@@ -316,7 +318,9 @@ def _note(placed: Placement, dtype: str, bytes_: Mapping[str, int], free: int) -
     )
 
 
-def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> str:
+def _hash(
+    path: Path, opened: convert.Opened, system: System, changed: bool, dtype: torch.dtype
+) -> str:
     """Twelve hex digits that name what was loaded: the fingerprint of a folder of ours, else of
     the config and a thousand numbers of every tensor, in which other weights differ."""
     if convert.is_ours(path) and not changed:
@@ -324,6 +328,8 @@ def _hash(path: Path, opened: convert.Opened, system: System, changed: bool) -> 
     digest = hashlib.sha256(json.dumps(opened.config, sort_keys=True).encode())
     for component, module in sorted(system.components.items()):
         for name, tensor in module.state_dict().items():
+            if tensor.is_meta:  # it lies in its file
+                tensor = opened.components[component][name].read(dtype)
             few = tensor.flatten()[:: max(1, tensor.numel() // 1000)].cpu().to(torch.bfloat16)
             digest.update(f"{component}.{name}".encode() + few.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:12]

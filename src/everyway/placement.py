@@ -43,7 +43,7 @@ class InFile:
 
     def prefetch(self) -> None:
         """Asks the system to read the file ahead, into memory that it can take back."""
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise") and self.path.is_file():
             with open(self.path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import io
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -35,6 +37,7 @@ KINDS = (
     "class-to-image",
     "inpaint",
     "image-to-image",
+    "edit-image",
     "vary-image",
     "vary-text",
     "interpolate",
@@ -62,16 +65,24 @@ SAMPLER_NAMES = (
     "euler",
     "ancestral",
 )
+PAINT_FORMS = ("max", "std", "max-square", "std-square")
+PAINTED = ("text-to-image", "image-to-image", "inpaint")
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
-READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "upscale")
+READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "edit-image", "upscale")
 NEEDS_IMAGES = {
     "image-to-text": 1,
     "vary-image": 1,
     "inpaint": 1,
     "image-to-image": 1,
+    "edit-image": 1,
     "interpolate": 2,
     "upscale": 1,
 }
+ONCE = ("image", "text", "image-to-image", "inpaint")
+"""Kinds that may be made out of contexts; the states of the others are given one by one."""
+MIXES = ("attention", "layer", "model", "tokens")
+"""How contexts are mixed (`controls.blend`)."""
+FOCUS = {"semantic": 0.0, "style": 1.0}
 OWN_STAGES, NO_STAGES = "", "none"
 """Values of `upscale`: the model's own stages enlarge its pictures, or none do."""
 MAX_TEXT = 1000
@@ -102,6 +113,66 @@ def _name(given: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_name)]
 """Of a file.  In Python and on the command line it is a path; a server gives its own files."""
 Time = Annotated[Number, Field(ge=0, le=1)]
+Colour = Annotated[str, StringConstraints(pattern="^#[0-9A-Fa-f]{6}$", to_lower=True)]
+"""As #ff0000."""
+
+
+class Words(NamedTuple):
+    """Painted words.  strength: below 0 keeps them out of their region."""
+
+    phrase: Annotated[str, Field(min_length=1, max_length=200)]
+    strength: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+def _words(given: Any) -> Any:
+    """ "a fox" or "a fox:0.5" as Words has it."""
+    return tuple(part.strip() for part in given.rsplit(":", 1)) if isinstance(given, str) else given
+
+
+def _focus(given: Any) -> Any:
+    """Its name as the number that it is."""
+    return FOCUS.get(given, given) if isinstance(given, str) else given
+
+
+class GivenContext(BaseModel):
+    """One of the things that a result is made out of: a picture, a text, or an embedding."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    image: Name | None = None
+    """A picture's path."""
+    text: str | None = None
+    """A text."""
+    embedding: Name | None = None
+    """A .npy file of tokens (N, D) in place of what an encoder makes."""
+    condition: str = ""
+    """The condition that an embedding is for, as image."""
+    weight: Annotated[Number, Field(ge=0, le=1000)] = 1.0
+    """Its share among all; alone, in [0, 1], how much of it is given."""
+    mask: Name | None = None
+    """A picture's path; the bright places of the image are seen, the others are not."""
+    focus: Annotated[Time, BeforeValidator(_focus)] = 0.5
+    """On the semantics of the image (0, "semantic"), or on its style (1, "style")."""
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> GivenContext:
+        given = [v for v in (self.image, self.text, self.embedding) if v is not None]
+        if len(given) != 1:
+            raise ValueError("give one image, one text or one embedding a context")
+        if (self.embedding is None) != (not self.condition):
+            raise ValueError("an embedding goes with the condition that it is for; give both")
+        if self.mask is not None and self.image is None:
+            raise ValueError("a mask is of an image; leave it out")
+        if self.focus != 0.5 and self.text is not None:
+            raise ValueError("a text has no focus; leave it out")
+        if self.text is not None:
+            said(self.text)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The raw data that it is, or the condition that it is an embedding for."""
+        return self.condition or ("text" if self.image is None else "image")
 
 
 class GenerateRequest(BaseModel):
@@ -131,6 +202,16 @@ class GenerateRequest(BaseModel):
     """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
     blend: Annotated[Whole, Field(ge=0, le=64)] = 0
     """Within so many pixels of those that stay, what is drawn passes over into them (inpaint)."""
+    paint: Name | None = None
+    """A picture's path, in whose colours words of the text are painted."""
+    words: dict[Colour, Annotated[Words, BeforeValidator(_words)]] = {}
+    """Colour of that picture -> the words that are drawn there, and how strongly (1 by default;
+    below 0 they are kept out of it), as "#ff0000=a fox" or "#00ff00=a teapot:0.5"."""
+    paint_weight: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    """How strongly words are painted, 0 is off; by default the model's own."""
+    paint_form: Annotated[str | None, Field(examples=PAINT_FORMS)] = None
+    """What the weight is a multiple of, and square if it falls faster with the noise; by default
+    the model's own."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -150,6 +231,14 @@ class GenerateRequest(BaseModel):
     """What stands for no text in guidance, learned or empty; by default the model's first."""
     language: str = ""
     """Of the text that is made, as en or ko; by default the prompt's, else the model's first."""
+    negative: str | None = None
+    """A text whose meaning is taken out of the picture, as the text's is put in (edit-image)."""
+    contexts: tuple[GivenContext, ...] = ()
+    """What it is made out of, where that is more than one text: pictures, texts and embeddings."""
+    mix: Literal[MIXES] | None = None
+    """How the contexts are mixed: attention, layer, model or tokens; by default the model's own."""
+    colours: Time = 0.0
+    """How far the colours go to those of the first picture given, in [0, 1]; by default nowhere."""
     given: dict[str, int | Name] = {}
     """What a model reads that has no field here, by name: a text, a number, or a file's path."""
     context_weights: dict[str, Time] = {}
@@ -185,10 +274,29 @@ class GenerateRequest(BaseModel):
             raise ValueError("a mask goes with the kind inpaint; give both or neither")
         if self.blend and self.kind != "inpaint":
             raise ValueError("a blend goes with the kind inpaint; leave it out")
-        if self.text is not None:
-            said(self.text)
+        for text in (self.text, self.negative):
+            if text is not None:
+                said(text)
+        if (self.paint is None) != (not self.words):
+            raise ValueError("a map to paint goes with words for its colours; give both or neither")
+        if self.paint and (self.text is None or self.kind not in PAINTED):
+            raise ValueError(f"words of a text are painted in {', '.join(PAINTED)}; give a text")
+        if (self.paint_weight, self.paint_form) != (None, None) and not self.paint:
+            raise ValueError("how words are painted goes with a map to paint; leave it out")
+        if self.paint_form is not None:
+            known("paint form", self.paint_form, PAINT_FORMS)
+        if self.negative is not None and self.kind != "edit-image":
+            raise ValueError("a negative text goes with the kind edit-image; leave it out")
+        if self.contexts:
+            self._is_made_of_contexts()
+        elif self.mix:
+            raise ValueError("a mix is of contexts; give some, or leave it out")
+        if self.colours and not (self.images or any(c.image for c in self.contexts)):
+            raise ValueError("colours go to those of a picture; give one, or leave them out")
         if self.kind in KINDS:
             self._has_what_it_reads()
+        if self.kind == "edit-image" and self.text is None and self.negative is None:
+            raise ValueError("edit-image needs a text, a negative one, or both")
         if self.kind == "interpolate" and self.n > 1:
             raise ValueError("an interpolation is one row of frames; leave n out")
         if self.guidance_interval[0] > self.guidance_interval[1]:
@@ -208,6 +316,16 @@ class GenerateRequest(BaseModel):
         if len(self.images) != needed:
             raise ValueError(f"{self.kind} takes {needed} image(s), got {len(self.images)}")
 
+    def _is_made_of_contexts(self) -> None:
+        if self.kind in KINDS and self.kind not in ONCE:
+            raise ValueError(f"{self.kind} takes no contexts; give its kind as {', '.join(ONCE)}")
+        if self.text is not None:
+            raise ValueError("the text is one of the contexts; give it there")
+        if len(self.contexts) == 1 and self.contexts[0].weight > 1:
+            raise ValueError("one context alone has a weight of 0 to 1")
+        if len(self.contexts) > 1 and not any(context.weight for context in self.contexts):
+            raise ValueError("all weights are 0; give one context more")
+
     def needs_purity(self, sampler: str) -> None:
         """RequestError for settings of the sampler purity with another."""
         if (self.purity_weight, self.tokens_per_step) != (None, None) and sampler != "purity":
@@ -218,7 +336,28 @@ class GenerateRequest(BaseModel):
     @property
     def paths(self) -> tuple[str, ...]:
         """Of every picture that is read for it."""
-        return (*self.images, *filter(None, (self.mask,)))
+        blended = (path for context in self.contexts for path in (context.image, context.mask))
+        return (*self.images, *filter(None, (self.mask, self.paint, *blended)))
+
+    @property
+    def named_contexts(self) -> Iterator[tuple[str, GivenContext]]:
+        """By kind and number: "image", "image:2", "text"."""
+        seen = Counter[str]()
+        for context in self.contexts:
+            seen[context.kind] += 1
+            number = seen[context.kind]
+            yield f"{context.kind}:{number}" if number > 1 else context.kind, context
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name of a context -> its weight; of several those of 0 are left out."""
+        alone = len(self.contexts) == 1
+        return {name: c.weight for name, c in self.named_contexts if c.weight or alone}
+
+    @property
+    def focus(self) -> dict[str, float]:
+        """Name of a context -> its focus."""
+        return {name: c.focus for name, c in self.named_contexts}
 
     @property
     def parts(self) -> int:

@@ -8,7 +8,7 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,6 +28,7 @@ from everyway.contracts import (
     Query,
     Times,
     joined,
+    kind_of,
     placed,
     rows,
     together,
@@ -108,10 +109,12 @@ class Condition:
     """One named context of a system: what reads it, and what stands for it where it is not given.
 
     source: the raw data it reads ("text").
-    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.
+    codec: raw -> context tokens, (B, N, D) float or (B,) int64 labels, or a Context of them.  One
+    that sees patches takes a mask too: encode(raw, mask).
     nulls: by name, of which guidance and training take the first; none where the network cannot do
     without this condition.
     null_of: a prompt -> the null that it asks for, where a request names none.
+    leading: how many tokens stand before those of a picture's patches; None where it has none.
     given_as: the name that a request gives its raw data by, where that is not `source`, which
     training reads (the style of a picture, in training that of the picture itself).
     """
@@ -122,15 +125,17 @@ class Condition:
     nulls: Mapping[str, Null]
     null_of: Callable[[str], str] | None = None
     given_as: str = ""
+    leading: int | None = None
 
     @property
     def asked(self) -> str:
         """The name of its raw data in a request."""
         return self.given_as or self.source
 
-    def raw_in(self, raw: Mapping[str, Any]) -> Any:
-        """Its own of all raw data, or None."""
-        return raw.get(self.asked, raw.get(self.source))
+    def raw_in(self, names: Iterable[str]) -> list[str]:
+        """Those of its own raw data among names, as ["image", "image:2"]."""
+        own = [name for name in names if kind_of(name) == self.asked]
+        return own or [name for name in names if kind_of(name) == self.source]
 
     def null(self, name: str = "") -> Null:
         """By name; the first of them where there is none of that name."""
@@ -154,9 +159,10 @@ class System:
     after an "@" their sha256.
     deltas: component -> the one that it is stored as a difference from.
     placement: where its modules lie and compute; None leaves them where they are.
-    mixes: whether weights of contexts are their shares among those that the network is given; one
-    of weight 0 is not shown to it then, and one alone has all.
+    mixes: whether weights of several contexts are their shares, which the network reads; it is
+    shown none but those of a task, and of several none of weight 0.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
+    paint: settings of its `controls.paint.PaintWeight` that are not the paper's.
     """
 
     name: str
@@ -175,6 +181,7 @@ class System:
     guidance: float = 2.5
     steps: int = 25
     truncation: float = 1.0
+    paint: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shown = Counter(m.source for m in self.modalities.values() if m.decodes)
@@ -238,12 +245,17 @@ class System:
         """
         stored = {n: m.state_dict() for n, m in self.components.items() if n not in self.shared}
         if network is not None:
-            for name, module in self.networks.items():
-                start = next(p for p, m in self.network.named_modules() if m is module)
-                start = f"{start}." if start else ""
+            for name, start in self.network_places.items():
                 own = {k: v for k, v in network.items() if k.startswith(start)}
                 stored[name] = {k.removeprefix(start): v for k, v in own.items()}
         return stored
+
+    @property
+    def network_places(self) -> dict[str, str]:
+        """Component of the network -> how the network's own names of its tensors begin."""
+        names = {id(module): name for name, module in self.network.named_modules()}
+        found = {name: names[id(module)] for name, module in self.networks.items()}
+        return {name: f"{place}." if place else "" for name, place in found.items()}
 
     def placed(self, placement: Placement) -> System:
         """This system, and those within it, placed so."""
@@ -257,21 +269,24 @@ class System:
     def given(self, task: Task) -> tuple[str, ...]:
         """The raw data that a task is given, by name."""
         names = [m.source for clock in task.given for m in self.on(clock)]
-        names += [c.asked for c in self.conditions.values() if task.contexts.get(c.name)]
+        names += [_numbered(self.conditions[kind_of(n)].asked, n) for n in task.given_contexts]
         return tuple(dict.fromkeys(names))
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
 
     @torch.no_grad()
-    def encode(self, raw: Mapping[str, Any]) -> Bundle:
-        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
+    def encode(self, raw: Mapping[str, Any], clocks: Collection[str] | None = None) -> Bundle:
+        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings.
+
+        clocks: whose states are wanted, all of them where it is None.
+        """
         unknown = set(raw) - self.raws
         if unknown:
             raise UsageError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
-        own = self.modalities.values()
+        own = [m for m in self.modalities.values() if clocks is None or m.clock in clocks]
         return {m.name: self._encoded(m.codec, raw[m.source]) for m in own if m.source in raw}
 
     @property
@@ -292,45 +307,62 @@ class System:
             read([text])
 
     @torch.no_grad()
-    def contexts(self, raw: Mapping[str, Any]) -> Contexts:
-        """raw: source -> raw data.  Condition -> its context, where its source is given."""
-        own = {c: given for c in self.conditions.values() if (given := c.raw_in(raw)) is not None}
-        made = {c.name: self._encoded(c.codec, given) for c, given in own.items()}
+    def contexts(
+        self, raw: Mapping[str, Any], masks: Mapping[str, Tensor] | None = None
+    ) -> Contexts:
+        """raw: source -> raw data.  Condition -> its context, where its source is given.
+
+        Of "image:2" the context of a condition that reads "image" is NAME:2.
+        masks: the same names -> how much of each pixel is seen (B, 1, H, W), for conditions that
+        see patches.
+        """
+        shown = masks or {}
+        pairs = [(c, name) for c in self.conditions.values() for name in c.raw_in(raw)]
+        made = {
+            _numbered(c.name, n): self._encoded(c.codec, raw[n], shown.get(n)) for c, n in pairs
+        }
         return {n: c if isinstance(c, Context) else Context(tokens=c) for n, c in made.items()}
+
+    def contexts_of(self, raw: str) -> tuple[str, ...]:
+        """The names of the contexts that are made of raw data, or are embeddings, of this name."""
+        own = (c for c in self.conditions.values() if kind_of(raw) in (c.asked, c.name))
+        return tuple(_numbered(c.name, raw) for c in own)
 
     def null_contexts(self, batch: int, name: str = "", task: Task | None = None) -> Contexts:
         """What the network is given in place of every context that it can do without.
 
         name: of the null, for conditions that have one of that name.  task: of which they are
-        asked, where the network is shown no others (it `mixes` them).
+        asked: where it is given "text:2", that has the null of its kind, and where the network
+        `mixes` contexts it is shown no others.
         """
         own = [c for c in self.conditions.values() if c.nulls]
-        if task is not None and self.mixes:
-            own = [c for c in own if c.name in task.given_contexts]
-        return {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        given = task.contexts if task else ()
+        if task and self.mixes:
+            own = [c for c in own if c.name in map(kind_of, given)]
+        made = {c.name: c.null(name).context(self._using).expand(batch) for c in own}
+        return made | {n: made[kind_of(n)] for n in given if kind_of(n) in made}
 
     def weighed(
         self, contexts: Contexts, nulls: Contexts, weights: Mapping[str, float]
     ) -> Contexts:
         """Every context at its weight: 0 or missing is its null, 1 as given, between them blended;
-        where the network `mixes` them, as it is and with that share.
+        where the network `mixes` several, each as it is and with that share.
 
         What the network has a null of its own for, it blends itself.  Raises ValueError for a
         context that is missing.
         """
-        out = {}
-        for name in self.conditions:
+        out, own = {}, () if self.mixes else self.conditions
+        mixed = self.mixes and sum(map(bool, weights.values())) > 1
+        for name in dict.fromkeys([*own, *weights]):
             weight = weights.get(name, 0.0)
-            if self.mixes and not weight:
+            if mixed and not weight:
                 continue
             given = (contexts if weight else nulls).get(name)
             if given is None:
                 what = "" if weight else "null "
                 raise ValueError(f"the network needs a {what}context {name!r}, and there is none")
             if 0 < weight < 1:
-                given = (
-                    _shared(given, weight) if self.mixes else _blended(given, nulls[name], weight)
-                )
+                given = _shared(given, weight) if mixed else _blended(given, nulls[name], weight)
             out[name] = given
         return out
 
@@ -373,14 +405,15 @@ class System:
             for module in needed:
                 stays = (module,) if part is self.network else ()
                 stack.enter_context(placement.on_device(module, *idle, *stays))
-            if len(needed) < len(networks) and part is self.network and placement.files:
-                placement.ahead(networks[f"network.{self.network.after(times)}"])
+            if part is self.network and hasattr(part, "after"):
+                placement.ahead(networks[f"network.{part.after(times)}"])
             stack.enter_context(computing(needed[0]))
             yield next(chain(needed[0].parameters(), needed[0].buffers())).device
 
-    def _encoded(self, codec: Codec, raw: Any) -> Any:
+    def _encoded(self, codec: Any, raw: Any, mask: Tensor | None = None) -> Any:
         with self._using(codec) as device:
-            return codec.encode(raw.to(device) if isinstance(raw, Tensor) else raw)
+            raw = raw.to(device) if isinstance(raw, Tensor) else raw
+            return codec.encode(raw) if mask is None else codec.encode(raw, mask.to(device))
 
     def _decoded(self, codec: Codec, state: Tensor) -> Any:
         with self._using(codec) as device:
@@ -436,10 +469,10 @@ class System:
 
     def _turns(self, times: Times) -> list[Tensor]:
         """The samples (n,) of each network of several that cannot be on the device together."""
-        own: Any = self.network
-        if self.placement is None or not self.placement.sparing or len(self.networks) < 2:
+        chosen = getattr(self.network, "chosen", None)
+        if chosen is None or self.placement is None or not self.placement.sparing:
             return []
-        chosen = own.chosen(times)
+        chosen = chosen(times)
         names = dict.fromkeys(chosen)
         return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
 
@@ -459,6 +492,11 @@ class System:
             )
             for name in query.kept
         }
+
+
+def _numbered(name: str, like: str) -> str:
+    """The name with the number of another one, "text:2" of "image:2"."""
+    return f"{name}{like.removeprefix(kind_of(like))}"
 
 
 def nested(name: str, module: nn.Module) -> dict[str, nn.Module]:

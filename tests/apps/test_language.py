@@ -81,7 +81,7 @@ def helps(parser: argparse.ArgumentParser) -> set[str]:
             said.add(re.sub(r" \(default: .*\)$", "", " ".join(action.help.split())))
     settings = re.findall(r"^  \w+ {2,}(?:\S+ {2,})?(.+)$", parser.epilog or "", re.M)
     titles = re.findall(r"^\w.*:$", parser.epilog or "", re.M)
-    return said | {*settings, *titles}
+    return (said | {*settings, *titles}) - {""}
 
 
 def test_every_sentence_of_every_help_has_its_korean(speak):

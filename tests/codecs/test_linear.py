@@ -37,6 +37,19 @@ def test_cells_are_coded_apart():
     assert float((codec.decode(state) - pictures).square().mean()) < 4e-3
 
 
+def test_cells_may_be_of_smaller_pictures():
+    pictures = to_tensor([Lattice().sample(i).image for i in range(200)])
+    small = torch.nn.functional.avg_pool2d(pictures, 2)
+    codec, whole = CellPCA(cell=16, channels=64, side=48), CellPCA(cell=16, channels=64)
+    codec.fit(pictures)
+    whole.fit(small)
+    state = codec.encode(pictures)
+    assert state.shape == (200, 64, 3, 3)
+    torch.testing.assert_close(state, whole.encode(small), atol=1e-3, rtol=1e-3)
+    assert codec.decode(state).shape == (200, 3, 48, 48)
+    torch.testing.assert_close(codec.encode(small), state, atol=1e-3, rtol=1e-3)
+
+
 def test_thumbnails_are_one_white_vector():
     pictures = to_tensor([Lattice().sample(i).image for i in range(300)])
     codec = ThumbnailPCA(side=12, channels=16)

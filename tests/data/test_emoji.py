@@ -18,12 +18,12 @@ from everyway.data.emoji import (
     EmojiScenes,
     MissingFont,
     find_font,
-    heldout_pair,
     parse_caption,
     scene_of,
     targets,
 )
 from everyway.data.sample import Scene
+from everyway.data.scenes import heldout_pair
 
 
 def test_vocabulary_is_large_and_unique():

@@ -8,9 +8,10 @@ from PIL import Image
 
 from everyway.data import lattice
 from everyway.data.captions import plain
-from everyway.data.emoji import MissingFont, find_font, heldout_pair
+from everyway.data.emoji import MissingFont, find_font
 from everyway.data.lattice import LEXICON, OBJECTS, Lattice
 from everyway.data.sample import Scene, SceneObject
+from everyway.data.scenes import heldout_pair
 from everyway.errors import UsageError
 from everyway.metrics import lattice as judge
 

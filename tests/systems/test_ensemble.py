@@ -10,12 +10,12 @@ import torch
 import toy_system
 from everyway import library
 from everyway.checkpoints import store
-from everyway.generate import load
+from everyway.generate import Model, load
 from everyway.placement import Placement
 from everyway.process.intervals import named
 from everyway.process.training_times import Uniform
 from everyway.request import GenerateRequest
-from everyway.systems import ensemble
+from everyway.systems import ediffi, ensemble, versatile
 from everyway.systems.uvit import NANO, full
 from everyway.systems.uvit import build as uvit
 from everyway.train.config import remembered
@@ -68,6 +68,33 @@ def test_u_vit_becomes_an_ensemble(preset):
     assert ensemble.image_size(own.config) == 16 and ensemble.missing_parts(own.config) == []
     again = ensemble.build(own.config)
     assert [*again.components] == [*own.components] and again.sampler == system.sampler
+
+
+WORDS = ("a", "red", "blue", "circle")
+
+
+@pytest.mark.parametrize(
+    "system, kinds",
+    [
+        (lambda: versatile.build(versatile.nano(WORDS)), ("text-to-image", "text-variation")),
+        (lambda: ediffi.build(ediffi.nano(WORDS)), ("text-to-image",)),
+    ],
+    ids=["versatile", "ediffi"],
+)
+def test_systems_of_several_contexts_become_ensembles(system, kinds, tmp_path):
+    """Each flow by the clock that it has; from its folder, where networks of networks are whole."""
+    single = system()
+    single.network.eval()
+    own = ensemble.ensemble(single, named("edges-2"), Uniform())
+    library.save(tmp_path / "model", own, {"image_size": 16})
+    models = Model(name="one", hash="", system=single), load(tmp_path / "model", device="cpu")
+    for kind in kinds:
+        made = [m.generate(kind=kind, text="a red circle", steps=4, seed=2)[0] for m in models]
+        assert made[0].text == made[1].text
+        if made[0].image is not None:
+            assert made[0].image.tobytes() == made[1].image.tobytes()
+    clocks = own.network.clocks
+    assert ensemble.restricted(single) == "" and clocks[0] == "image"
 
 
 def test_bounds_are_where_training_draws_its_quantiles(nano):
@@ -143,7 +170,7 @@ def test_experts_in_their_files_are_read_when_they_are_asked(apart, tmp_path):
     }
     with pytest.raises(ValueError, match="load it without memory='disk' to save it"):
         little.save_pretrained(tmp_path / "again")
-    with pytest.raises(ValueError, match="memory='disk' is for a model folder with experts"):
+    with pytest.raises(ValueError, match="memory='disk' is for a network of several"):
         load("nano", "cpu", memory="disk")
 
 

@@ -93,7 +93,9 @@ def test_of_gaussian_data_the_student_is_taught_the_exact_map():
 
 def test_the_student_learns_and_draws_in_its_steps_without_guidance(tmp_path):
     own = {"steps": "60", "student_steps": "2", "teacher_steps": "4", "lr": "3e-3", "cache": "512"}
-    train(resolve("distill", SMALL | own, out=str(tmp_path)))
+    told = []
+    train(resolve("distill", SMALL | own, out=str(tmp_path)), note=told.append)
+    assert "encoded 512 of 512 samples" in told
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text("utf-8").splitlines()]
     first, last = ([r["image"] for r in part] for part in (log[:10], log[-10:]))
     assert sum(last) < 0.7 * sum(first)

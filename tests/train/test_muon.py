@@ -46,6 +46,17 @@ def test_hidden_matrices_and_nothing_else():
     assert len(picked) == 3 * 4 + 1
 
 
+def test_a_convolution_is_a_matrix_from_all_of_its_taps():
+    layer = torch.nn.Conv2d(4, 6, 3, bias=False)
+    before = layer.weight.detach().clone()
+    optimiser = Muon(layer.parameters(), [layer], lr=1.0, weight_decay=0.0)
+    layer(torch.randn(2, 4, 5, 5)).square().sum().backward()
+    optimiser.step()
+    moved = (before - layer.weight.detach()).flatten(1)
+    values = torch.linalg.svdvals(moved / (0.2 * 36**0.5))
+    assert moved.shape == (6, 36) and 0.6 < values.min() and values.max() < 1.3
+
+
 def test_it_trains_and_a_state_goes_on_exactly():
     def steps(network, optimiser, count):
         for k in range(count):

@@ -27,7 +27,7 @@ APART = 100
 """Added to the seed of what is drawn from nothing, so that no row repeats another's."""
 LEGEND = (
     "Framed: what the model was given.  Green: the judge sees in the picture what is said, and no "
-    "more.  Red: it does not.  Grey: nothing was asked."
+    "more.  Red: it does not.  Grey: nothing was asked.  [ko]: Korean, told by what it states."
 )
 
 

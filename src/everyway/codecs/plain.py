@@ -69,9 +69,14 @@ class PatchTokens:
     size: int
     patch: int
 
-    def encode(self, raw: Tensor) -> Tensor:
+    def encode(self, raw: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: (B, 1, H, W) in [0, 1], 1 is seen; each token times how much of its patch is."""
         pixels = F.interpolate(raw.float(), size=(self.size, self.size), mode="area")
-        return F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        tokens = F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        if mask is None:
+            return tokens
+        side = self.size // self.patch
+        return tokens * F.interpolate(mask, size=(side, side), mode="area").flatten(1)[..., None]
 
     def decode(self, state: Tensor) -> Tensor:
         size = (self.size, self.size)
@@ -107,6 +112,15 @@ class Words:
                     raise UsageError(f"this model has never read the word {word!r}")
                 ids[row, column] = index[word]
         return self.table[ids]
+
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the words of a phrase of the text."""
+        words, told = (re.findall(r"\w+", said.lower()) for said in (text, phrase))
+        out = torch.zeros(self.length, dtype=torch.bool)
+        for start in range(len(words) - len(told) + 1):
+            if words[start : start + len(told)] == told:
+                out[start : start + len(told)] = True
+        return out
 
     def decode(self, state: Tensor) -> list[str]:
         table = self.table.to(state.device)

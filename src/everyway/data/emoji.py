@@ -6,14 +6,12 @@ of (seed, i) alone.  About every tenth unordered pair of objects is held out and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -22,7 +20,8 @@ from everyway.atomic import atomic_write
 from everyway.data.captions import Lexicon, plain, say, some
 from everyway.data.reading import parse
 from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
-from everyway.errors import EverywayError, UsageError
+from everyway.data.scenes import BACKGROUNDS, COLOURS, LANGS, Scenes
+from everyway.errors import EverywayError
 
 FONT = "NotoColorEmoji.ttf"
 FONT_FOLDERS = (
@@ -99,19 +98,6 @@ _ROWS = [
 CHARACTERS = {en: character for character, en, _ in _ROWS}
 KOREAN = {en: ko for _, en, ko in _ROWS}
 OBJECTS = tuple(CHARACTERS)
-COLOURS = {
-    "red": (208, 46, 48),
-    "orange": (240, 138, 44),
-    "yellow": (247, 214, 84),
-    "green": (84, 174, 92),
-    "blue": (72, 126, 224),
-    "purple": (138, 80, 188),
-    "pink": (246, 170, 200),
-    "white": (247, 247, 247),
-    "gray": (148, 152, 158),
-    "black": (34, 34, 38),
-}
-BACKGROUNDS = tuple(COLOURS)
 LEXICON = Lexicon(
     objects=KOREAN,
     backgrounds={
@@ -173,62 +159,28 @@ class MissingFont(EverywayError, FileNotFoundError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmojiScenes:
+class EmojiScenes(Scenes):
     """Sample i is a function of (seed, i) alone.
 
-    size: side of the square pictures in pixels.  split: "train" never holds a held-out pair,
-    "heldout" has no other pairs.  count: 1 or 2 objects in every scene; None draws, 1 with the
-    probability `single`.
+    size: side of the square pictures in pixels.
     portraits: share of the samples that are portraits, whatever the scene would have been.
     whole: share of the captions that state everything; the others leave some of it unsaid.
     plain: share of the captions in one phrasing; the others have any.
     variants: English and Korean captions a sample.  font: a Noto Color Emoji file, None searches.
     """
 
-    seed: int = 0
     size: int = 64
-    split: str = "train"
-    count: int | None = None
-    single: float = 0.5
     portraits: float = 0.0
     whole: float = 0.0
     plain: float = 0.0
     variants: int = 1
     font: str | None = None
+    names: ClassVar[tuple[str, ...]] = OBJECTS
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "heldout"):
-            raise UsageError(f"split {self.split!r} is unknown; choose train or heldout")
-        if self.count not in (None, 1, 2):
-            raise UsageError(f"count is {self.count!r}; choose 1, 2 or None")
-        for name in ("single", "portraits", "whole", "plain"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; choose a share, 0 to 1")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; choose 0 or more")
-
-    def __iter__(self) -> Iterator[Sample]:
-        index = 0
-        while True:
-            yield self.sample(index)
-            index += 1
-
-    def scene(self, index: int) -> Scene:
-        """The whole ground truth of scene `index`, left or upper object first."""
-        rng = np.random.default_rng((self.seed, index, 0))
-        count = self.count or (1 if rng.random() < self.single else 2)
-        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-        sizes = [SIZES[i] for i in rng.integers(2, size=2)]
-        if count == 1:
-            name, place = OBJECTS[rng.integers(len(OBJECTS))], PLACES[rng.integers(len(PLACES))]
-            only = SceneObject(name=name, size=sizes[0], place=place)
-            return Scene(objects=(only,), background=background)
-        while True:
-            a, b = (OBJECTS[i] for i in rng.integers(len(OBJECTS), size=2))
-            if a != b and heldout_pair(a, b) == (self.split == "heldout"):
-                break
-        pair = (SceneObject(name=a, size=sizes[0]), SceneObject(name=b, size=sizes[1]))
-        return Scene(objects=pair, relation=RELATIONS[rng.integers(2)], background=background)
+        super().__post_init__()
+        for name in ("portraits", "whole", "plain"):
+            self._check_share(name)
 
     def render(self, scene: Scene, index: int = 0) -> np.ndarray:
         """The picture (size, size, 3) uint8; `index` seeds the jitter and whatever is unstated."""
@@ -336,9 +288,6 @@ class EmojiScenes:
         return min(max(x, 0), self.size - width), min(max(y, 0), self.size - height)
 
 
-LANGS = ("en", "ko")
-
-
 def caption(scene: Scene, rng: np.random.Generator, lang: str = "en") -> str:
     """One of several phrasings, which may leave attributes unsaid."""
     return say(some(scene, rng), rng, LEXICON, lang)
@@ -347,13 +296,6 @@ def caption(scene: Scene, rng: np.random.Generator, lang: str = "en") -> str:
 def parse_caption(text: str) -> Scene | None:
     """What a caption in either language states, or None if it names no object."""
     return parse(text, LEXICON)
-
-
-@cache
-def heldout_pair(a: str, b: str) -> bool:
-    """Whether the unordered pair of objects is one of every ten that are never trained on."""
-    digest = hashlib.sha256("|".join(sorted((a, b))).encode()).digest()
-    return int.from_bytes(digest[:4], "big") % 10 == 0
 
 
 def targets(scene: Scene) -> dict[str, int]:

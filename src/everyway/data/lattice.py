@@ -11,7 +11,6 @@ of FINE pixels draw the same scenes finer, for super-resolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +21,9 @@ from PIL import Image
 
 from everyway.data import emoji
 from everyway.data.captions import Lexicon, plain, some
-from everyway.data.emoji import BACKGROUNDS, COLOURS, LANGS, heldout_pair
 from everyway.data.reading import parse
-from everyway.data.sample import PLACES, RELATIONS, SIZES, Sample, Scene, SceneObject
+from everyway.data.sample import SIZES, Sample, Scene
+from everyway.data.scenes import COLOURS, LANGS, Scenes
 from everyway.errors import UsageError
 
 CELL, GRID = 32, 3
@@ -67,23 +66,25 @@ LEAST_COVER = 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
+class Lattice(Scenes):
     """Sample i is a function of (seed, i) alone.
 
-    split: "train" never holds a held-out pair, "heldout" has no other pairs.  count: 1 or 2 objects
-    in every scene; None draws, 1 with the probability `single`.
     partial: every sample has two captions more, which leave some of the scene unsaid.
     names: of the objects; others than OBJECTS are drawn from the emoji font.
     cell: side of a cell in pixels, CELL or FINE: the same scenes, 96 or 144 pixels wide.
     """
 
-    seed: int = 0
-    split: str = "train"
-    count: int | None = None
     single: float = 0.4
     partial: bool = False
     names: tuple[str, ...] = OBJECTS
     cell: int = CELL
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if odd := [name for name in self.names if name not in emoji.OBJECTS]:
+            raise UsageError(f"there is no object {odd[0]!r}; data.emoji.OBJECTS has all names")
+        if len({*self.names}) < 2:
+            raise UsageError("a lattice has two objects or more; give their names")
 
     @property
     def size(self) -> int:
@@ -95,28 +96,8 @@ class Lattice:
         """The share of a sample's captions, at their front, that state everything."""
         return 0.5 if self.partial else 1.0
 
-    def __iter__(self) -> Iterator[Sample]:
-        index = 0
-        while True:
-            yield self.sample(index)
-            index += 1
-
-    def scene(self, index: int) -> Scene:
-        """The whole ground truth of scene `index`, left or upper object first."""
-        rng = np.random.default_rng((self.seed, index, 0))
-        count = self.count or (1 if rng.random() < self.single else 2)
-        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-        sizes = [SIZES[i] for i in rng.integers(2, size=2)]
-        while True:
-            a, b = (self.names[i] for i in rng.integers(len(self.names), size=2))
-            if count == 1 or (a != b and heldout_pair(a, b) == (self.split == "heldout")):
-                break
-        if count == 1:
-            place = PLACES[rng.integers(len(PLACES))]
-            only = SceneObject(name=a, size=sizes[0], place=place)
-            return Scene(objects=(only,), background=background)
-        pair = (SceneObject(name=a, size=sizes[0]), SceneObject(name=b, size=sizes[1]))
-        return Scene(objects=pair, relation=RELATIONS[rng.integers(2)], background=background)
+    def _alone(self, rng: np.random.Generator) -> str:
+        return self.names[rng.integers(len(self.names), size=2)[0]]  # as it draws a pair
 
     def sample(self, index: int) -> Sample:
         """A picture with an English and a Korean caption that state everything, then, of partial

@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway.data.emoji import BACKGROUNDS, COLOURS, paste
+from everyway.data.emoji import paste
 from everyway.data.lattice import CELL, CELLS, GRID, OBJECTS, SIDE, SIDES, sprites
 from everyway.data.sample import SIZES, Scene, SceneObject
+from everyway.data.scenes import BACKGROUNDS, COLOURS
+from everyway.data.styles import STYLES
 
 Picture = Image.Image | np.ndarray
 
@@ -27,9 +29,22 @@ def crispness(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> li
     return [nearest(image, names)[1] for image in images]
 
 
-def nearest(image: Picture, names: tuple[str, ...] = OBJECTS) -> tuple[Scene, float]:
+def styled(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> list[tuple[Scene, str]]:
+    """(the scene, its style) of each picture: the nearest of all renderings in all styles."""
+    return [_in_a_style(image, names) for image in images]
+
+
+def _in_a_style(image: Picture, names: tuple[str, ...]) -> tuple[Scene, str]:
+    found = {style: nearest(image, names, style) for style in STYLES}
+    style = max(found, key=lambda each: found[each][1])
+    return found[style][0], style
+
+
+def nearest(
+    image: Picture, names: tuple[str, ...] = OBJECTS, style: str = "flat"
+) -> tuple[Scene, float]:
     """The scene whose rendering is at the least squared distance, and the PSNR to it in dB."""
-    empty, things = _errors(image, names)
+    empty, things = _errors(image, names, style)
     rest = empty.sum(0)  # (grounds,)
     gain = things - empty[..., None, None]  # of an object in place of an empty cell
     found = []
@@ -60,7 +75,7 @@ def _scene(which: int, names: tuple[str, ...], places: tuple[str, ...], backgrou
     return Scene(objects=pair, relation=relation, background=background)
 
 
-def _errors(image: Picture, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _errors(image: Picture, names: tuple[str, ...], style: str) -> tuple[Tensor, Tensor]:
     """Squared errors summed over a cell, of pixels in [0, 1]: of an empty one (cells, grounds), and
     with each object (cells, grounds, names, sizes)."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -70,23 +85,25 @@ def _errors(image: Picture, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     pixels = torch.from_numpy(np.array(picture)).double() / 255
     cells = pixels.unfold(0, CELL, CELL).unfold(1, CELL, CELL)  # (3, 3, channels, CELL, CELL)
     cells = cells.movedim(2, -1).flatten(2).flatten(0, 1)
-    templates, sizes = _templates(names)
+    templates, sizes = _templates(names, style)
     errors = cells.square().sum(1, keepdim=True) - 2 * cells @ templates.T + sizes
     errors = errors.clamp_min(0).unflatten(1, (len(BACKGROUNDS), -1))
     return errors[..., 0], errors[..., 1:].unflatten(-1, (len(names), len(SIZES)))
 
 
 @cache
-def _templates(names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def _templates(names: tuple[str, ...], style: str) -> tuple[Tensor, Tensor]:
     """Every cell there is, an empty one first on each background: (N, 3 CELL^2) float64 in [0, 1],
     and their squared norms (N,)."""
-    cells = []
+    cells, look = [], STYLES[style]
+    things = [look.sprite(sprite) for sprite in sprites(names).values()]
     for background in BACKGROUNDS:
         empty = np.full((CELL, CELL, 3), COLOURS[background], np.uint8)
         cells.append(empty)
-        for sprite in sprites(names).values():
+        for thing in things:
             cells.append(empty.copy())
-            paste(cells[-1], sprite, (0, 0))
+            paste(cells[-1], thing, (0, 0))
+    cells = [look.picture(cell) for cell in cells]
     table = torch.from_numpy(np.stack(cells)).double().flatten(1) / 255
     return table, table.square().sum(1)
 

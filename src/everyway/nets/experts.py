@@ -54,7 +54,7 @@ class Experts(nn.Module):
             raise ValueError(f"experts are chosen by {self.clocks}, and times are of {[*times]}")
         return [self.names[bisect_right(self.bounds, t)] for t in times[clock].tolist()]
 
-    def needed(self, times: Times) -> list[str]:
+    def needed(self, times: Times, contexts: Contexts | None = None) -> list[str]:
         """The networks that a call at these times asks, by name, each once."""
         return list(dict.fromkeys(self.chosen(times)))
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Context, Contexts, Times, like_rows
+from everyway.contracts import Bundle, Context, Contexts, Times, kind_of, like_rows
 from everyway.errors import UsageError
 from everyway.nets.gradient_checkpointing import run
 from everyway.nets.unet_blocks import (
@@ -281,11 +281,6 @@ def _of_vectors(data: Vectors, layer: Layer, time_dim: int) -> nn.Module:
 _MAKERS = {Maps: _of_maps, Vectors: _of_vectors, Sequences: _of_sequences}
 
 # -- mixing -----------------------------------------------------------------------------------
-
-
-def kind_of(context: str) -> str:
-    """Of the layers that a context takes: what its name begins with, "image" of "image:2"."""
-    return context.partition(":")[0]
 
 
 def shares(contexts: Contexts) -> Tensor:

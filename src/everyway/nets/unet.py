@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from everyway.nets.gradient_checkpointing import run
 from everyway.nets.unet_blocks import (
     Downsample,
     ResidualBlock,
+    SpatialTransformer,
     TimeEmbedding,
     Upsample,
     group_norm,
@@ -65,10 +67,14 @@ class ContextStream:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureStream:
-    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear."""
+    """A context (B, channels, h, w) that is shown beside the state: resized to it, bilinear.
+
+    residual: whether it is added to the output, of as many channels, which is then what it lacks.
+    """
 
     name: str
     channels: int
+    residual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,8 @@ class UNetConfig:
     attention at its levels.  width: channels of the first level.
     fold: so many places of the state and of the pictures, along a side, are one of the first level.
     kernel: of the residual blocks; 1 leaves it to attention that places know of each other.
+    feed_forward: attention is that of a spatial transformer, with a feed-forward layer after it, so
+    many times as wide; 0 is attention alone.
     multipliers: of `width`, a level each; the side halves from one level to the next.
     blocks: residual blocks of each level on the way down.
     self_attention, cross_attention: sides of the levels that have it; cross-attention comes after
@@ -103,6 +111,7 @@ class UNetConfig:
     efficient: bool = False
     fold: int = 1
     kernel: int = 3
+    feed_forward: int = 0
     positions: bool = False
     time_dim: int = 0
     dropout: float = 0.0
@@ -216,7 +225,12 @@ class Block(nn.Module):
         self.attended = None
         if attends and (alone or across):
             context_dim = config.context_dim if across else 0
-            self.attended = Attended(out, config.heads(level), context_dim, alone)
+            sizes = out, config.heads(level), context_dim
+            if config.feed_forward:
+                wide = {"self_attention": alone, "ratio": config.feed_forward}
+                self.attended = SpatialTransformer(*sizes, **wide)
+            else:
+                self.attended = Attended(*sizes, alone)
 
     def forward(self, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         """x (B, C, H, W), time (B, E) -> (B, the level's channels, H, W)."""
@@ -251,7 +265,7 @@ class UNet(nn.Module):
         self.nothing = nn.Parameter(torch.randn(1, 1, config.context_dim)) if own else None
         self.places = nn.ParameterDict(
             {
-                s.name: nn.Parameter(torch.randn(1, s.length, config.context_dim))
+                s.name: nn.Parameter(0.5 * torch.randn(1, s.length, config.context_dim))
                 for s in own
                 if s.positions
             }
@@ -259,7 +273,8 @@ class UNet(nn.Module):
         shown = config.channels + sum(p.channels for p in config.pictures)
         self.enter = nn.Conv2d(config.fold**2 * shown, width, 3, padding=1)
         first = config.sides[0]
-        self.grid = nn.Parameter(torch.randn(1, width, first, first)) if config.positions else None
+        places = 0.5 * torch.randn(1, width, first, first)
+        self.grid = nn.Parameter(places) if config.positions else None
 
         block, here, skips = partial(Block, config, time_dim=time_dim), width, []
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
@@ -318,7 +333,14 @@ class UNet(nn.Module):
             x = self.grow[n - 1](x) if n else x
             for block in blocks:
                 x = go(block, torch.cat([x, gain * skips.pop()], 1), time, context)
-        return {config.state: F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)}
+        made = F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)
+        shown = [p for own, p in zip(config.pictures, pictures) if own.residual]
+        return {config.state: sum(shown, made)}
+
+    def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
+        """Where cross-attention finds the tokens of each context."""
+        ends = list(accumulate(s.length for s in self.config.contexts))
+        return {s.name: slice(e - s.length, e) for s, e in zip(self.config.contexts, ends)}
 
     @property
     def blocks(self) -> list[nn.Module]:

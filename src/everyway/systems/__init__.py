@@ -20,7 +20,9 @@ and, where it is trained here,
                                       with `preset`, `init`, `times`, `drop`, where codecs have
                                       weights `codecs`, and two methods,
                                       system(data: TrainingData) -> System, with a fresh network,
-                                      and started(former: System) -> System, from that of `init`
+                                      and started(former: System) -> System, from that of `init`;
+                                      and, where a batch is not learned from as it is cached,
+                                      prepared(system, encoded, noise) -> what it is learned from
     DATA                              data sets of its own: name -> what makes one of a seed, with
                                       sample(index) -> data.sample.Sample
 

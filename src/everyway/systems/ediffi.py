@@ -39,7 +39,7 @@ from everyway.systems import TrainingData
 from everyway.tasks import GENERATE, Branch, Task
 from everyway.validation import checked
 
-NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0}
+NOISE_LEVELS = {"ln/4": 0.25, "ln": 1.0, "250 ln": 250.0}
 """c_noise -> its factor of ln(sigma)."""
 PLAIN = {"Pixels": Pixels, "AsGiven": AsGiven, "Words": Words, "Thumbnail": Thumbnail}
 """Codecs without weights; all others are those of `codecs.bundle`."""
@@ -56,6 +56,7 @@ class EDiffIConfig:
     A context that reads "image" is given in a request by its own name, as a style.
     image_size: side in pixels of the pictures that it reads; 0 is the network's.
     sigma_min, sigma_max, sigma_data: of the noise and the data.
+    predicts: what the network does, of `process.config.PREDICTIONS`; "edm" is the paper's.
     ts_order: the power of the grid that it is sampled on.  c_noise: a name in NOISE_LEVELS.
     shared, sampler, guidance, steps: of a `System`.
     """
@@ -67,6 +68,7 @@ class EDiffIConfig:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+    predicts: str = "edm"
     ts_order: float = 6.0
     c_noise: str = "ln/4"
     shared: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +94,8 @@ class EDiffIConfig:
                 "sigma_min": self.sigma_min,
                 "sigma_max": self.sigma_max,
                 "rho": self.ts_order,
-                "sigma_data": self.sigma_data,
+                "predicts": self.predicts,
+                **({"sigma_data": self.sigma_data} if self.predicts == "edm" else {}),
             }
         )
 
@@ -265,15 +268,14 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         multipliers=(1,),
         blocks=(1,),
         kernel=1,
+        feed_forward=2,
         positions=True,
-        time_dim=128,
+        time_dim=64,
         self_attention=(3,),
         cross_attention=(3,),
         head_channels=32,
         contexts=(
-            ContextStream(
-                name="t5", length=text["length"], dim=text["dim"], summary="mean", positions=True
-            ),
+            ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
             ContextStream(name="style", length=1, dim=style["channels"], summary="mean"),
         ),
         context_dim=128,
@@ -288,7 +290,7 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         sources={"style": "image"},
         image_size=48,
         sigma_data=1.0,
-        c_noise="ln",
+        c_noise="250 ln",
         sampler="dpm++2m",
         guidance=2.0,
         steps=12,
@@ -298,6 +300,8 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
 def mini_sr(text: Mapping[str, Any]) -> EDiffIConfig:
     """The super-resolution network of `mini-ediffi`: pictures of 128x128 pixels.
 
+    It predicts what the picture that it is shown lacks: its first level is narrower than the pixels
+    that are folded into a place of it, so it could not tell their noise.
     text: settings of the text codec of `MINI`.
     """
     network = UNetConfig(
@@ -316,7 +320,7 @@ def mini_sr(text: Mapping[str, Any]) -> EDiffIConfig:
             ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
         ),
         context_dim=80,
-        pictures=_LOW_RES,
+        pictures=(PictureStream(name="low_res", channels=3, residual=True),),
     )
     return EDiffIConfig(
         network=network.to_json(),
@@ -326,11 +330,13 @@ def mini_sr(text: Mapping[str, Any]) -> EDiffIConfig:
             "low_res": {"kind": "AsGiven"},
         },
         sources={"low_res": "low_res"},
+        sigma_max=5.0,
+        predicts="x0-faded",
         c_noise="ln",
         ts_order=3.0,
         sampler="dpm++2m",
         guidance=1.0,
-        steps=8,
+        steps=6,
     )
 
 
@@ -537,6 +543,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "mini-ediffi-sr": dict(
         preset="mini-ediffi-sr", data="lattice-fine", cache=3000, steps=100_000, batch=32,
         optimiser="adamw", lr=2e-3, weight_decay=0.0, ema=0.997, patch=64, t5=0.1, cooldown=0.4,
-        out="runs/mini-ediffi-sr",
+        times={"distribution": "lognormal", "mean": -1.0, "std": 1.5}, out="runs/mini-ediffi-sr",
     ),
 }  # fmt: skip

@@ -36,6 +36,8 @@ from everyway.validation import checked
 CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
+PAINT = {"value": 1.5}
+"""Of joint attention, where the text is a few tokens among many (docs/paint-with-words.md)."""
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" by default."""
 NEEDED = {
@@ -273,6 +275,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
+        paint=PAINT,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import product
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,6 +199,9 @@ def build(config: Mapping[str, Any] | VersatileConfig) -> System:
             source=name,
             codec=(codec := codecs[f"{name}_condition"]),
             nulls=nulls[name](codec, config),
+            leading=config.image_tokens - isqrt(config.image_tokens) ** 2
+            if name == "image"
+            else None,
         )
         for name in flows.contexts
     }
@@ -233,7 +237,7 @@ def assembled(
         if differing := [k for k, v in network.items() if k not in ("data", "contexts")
                          and had[k] != v]:  # fmt: skip
             raise UsageError(f"the layers are of networks of different {', '.join(differing)}")
-    return asdict(VersatileConfig(network=network, codec_config=codecs))
+    return asdict(VersatileConfig(**{**settings, "network": network}, codec_config=codecs))
 
 
 def image_size(config: Mapping[str, Any] | VersatileConfig) -> int:

@@ -19,6 +19,7 @@ from everyway.data.sample import to_tensor
 from everyway.layouts import convert
 from everyway.nets.classifier import Classifier
 from everyway.settings import ConfigError, Settings
+from everyway.train import sources
 from everyway.train.codec import SETTINGS
 from everyway.train.config import TrainConfig
 from everyway.train.learner import Learner, Share
@@ -31,7 +32,7 @@ class Training(Settings):
 
     test: int = Field(2000, ge=0)
 
-    def learner(self, config: TrainConfig) -> RecogniserLearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> RecogniserLearner:
         return RecogniserLearner(config)
 
 

@@ -31,7 +31,7 @@ class Training(Settings):
     codecs: str = "runs/codecs"
     decoder: bool = False
 
-    def learner(self, config: TrainConfig) -> ImageLearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> ImageLearner:
         return ImageLearner(config)
 
 

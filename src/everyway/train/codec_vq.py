@@ -37,7 +37,7 @@ class Training(Settings):
     adversarial_from: int = Field(2000, ge=0)
     codec: dict[str, Any] = SMALL
 
-    def learner(self, config: TrainConfig) -> VQLearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> VQLearner:
         return VQLearner(config)
 
 

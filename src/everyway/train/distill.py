@@ -85,13 +85,13 @@ class Training(Settings):
         """The student's name."""
         return f"{Path(self.teacher).name}-{self.student_steps}"
 
-    def learner(self, config: TrainConfig) -> Student:
+    def learner(self, config: TrainConfig, note: sources.Note) -> Student:
         device = PartialState().device
         teacher = library.load(self.teacher, device=str(device), dtype="fp32", memory="full").system
         if self.guidance is not None:
             teacher = replace(teacher, guidance=self.guidance)
         student = untaught(teacher, self.student_steps)
-        return Student(student, sources.cached(student, config), config, teacher)
+        return Student(student, sources.cached(student, config, note), config, teacher)
 
 
 TRAININGS: dict[str, dict[str, Any]] = {

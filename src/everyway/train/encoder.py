@@ -23,7 +23,7 @@ class Training(Settings):
 
     codecs: str = "runs/codecs"
 
-    def learner(self, config: TrainConfig) -> EncoderLearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> EncoderLearner:
         return EncoderLearner(config)
 
 

@@ -87,6 +87,7 @@ def _run(config: TrainConfig, progress: Progress, note: Note, main: bool) -> dic
         if summary["stopped"]:
             return summary
         model = summary["model"]
+        config = config.model_copy(update={"budget_s": config.budget_s / 2})
     root = opened(model, config)
     plan = _plan(root, config, note)
     stages, models = plan.stages, {"": root.model}
@@ -198,11 +199,16 @@ def write(
     base = REST if plan.leaves and REST in {c.name for c in cells} else cells[0].name
     base = base if config.model.deltas and len(cells) > 1 else ""
     experts = ensemble.experts_of(root.loaded.system, plan, root.times, config.model.clock, base)
-    components = {name: part for name, part in own.components.items() if name != "network"}
+    places = root.loaded.system.network_places
+    components = {name: part for name, part in own.components.items() if name not in places}
     rows = []
     for cell in cells:
         made = convert.open_model(models.get(cell.name, models[""]))
-        components[f"network.{cell.name}"] = made.components["network"]
+        components[f"network.{cell.name}"] = {
+            place + key: entry
+            for name, place in places.items()
+            for key, entry in made.components[name].items()
+        }
         rows.append(asdict(cell) | {"losses": made.metadata.get("losses", {})})
     lines = [(name, convert.open_model(m).metadata["history"][-1]) for name, m in models.items()]
     metadata = {k: v for k, v in own.metadata.items() if k not in ("scores", "losses")}

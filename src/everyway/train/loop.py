@@ -68,7 +68,7 @@ def _silent(line: str) -> None:
 def _builder(config: TrainConfig, note: Callable[[str], None]) -> Callable[[], Learner]:
     """What makes the learner once the run folder is locked; settings are refused before."""
     if config.system not in SYSTEMS:
-        return lambda: config.model.learner(config)
+        return lambda: config.model.learner(config, note)
     system = prepared(config)
     sources.data_of(system, config)
     source = composed if config.source.compose else sources.cached

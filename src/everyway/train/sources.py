@@ -21,6 +21,7 @@ from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import are_shards
 from everyway.data.sample import Sample, to_tensor
+from everyway.data.styles import Styled
 from everyway.layouts import convert
 from everyway.media import medium
 from everyway.system import System
@@ -38,7 +39,7 @@ TEST_SEED = 700_001
 """Of the samples that codecs are measured on, used for nothing else."""
 KEPT = 20_000
 """Pictures of a folder that stay in memory while a codec trains on it."""
-BUILT_IN = ("shapes", *LATTICES, *CURRICULUM)
+BUILT_IN = ("shapes", *LATTICES, "lattice-styled", *CURRICULUM)
 Note = Callable[[str], None]
 
 
@@ -85,6 +86,8 @@ def open_data(
         return Shapes(seed=seed, languages=("en",))
     if name in LATTICES:
         return Lattice(seed=seed, **LATTICES[name])
+    if name == "lattice-styled":
+        return Styled(scenes=Lattice(seed=seed))
     if name in CURRICULUM:
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):

@@ -48,7 +48,7 @@ class Training(Settings):
     scenes: int = 12_000
     decoder: bool = False
 
-    def learner(self, config: TrainConfig) -> TextLearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> TextLearner:
         return TextLearner(config)
 
 

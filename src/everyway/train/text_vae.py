@@ -16,6 +16,7 @@ from torch import Tensor
 from everyway.codecs.text_latent import exact_share
 from everyway.codecs.text_vae import SequenceText, TextVAE, VectorText
 from everyway.settings import Settings
+from everyway.train import sources
 from everyway.train.codec import MEASURED, SETTINGS, CodecLearner, in_turn, tokenizer
 from everyway.train.config import TrainConfig
 from everyway.train.learner import RowNoise, Share
@@ -41,7 +42,7 @@ class Training(Settings):
     anneal: int = Field(1000, ge=1)
     free: float = Field(0.1, ge=0)
 
-    def learner(self, config: TrainConfig) -> TextVAELearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> TextVAELearner:
         return TextVAELearner(config)
 
 

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from everyway.apps.cli.flags import Parser, folder, natural, seconds
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import add_loading, load, show_json
 from everyway.apps.cli.train import settings, trained
 from everyway.errors import UsageError
 
 
 def add_flags(p: Parser) -> None:
-    commands = p.add_subparsers(dest="what", metavar="WHAT", required=True)
-    split = commands.add_parser("split", help="branch a trained model, and train every expert")
+    commands = p.add_subparsers(
+        dest="what", metavar="WHAT", required=True, help=spoken("split, measure or report")
+    )
+    said = spoken("branch a trained model, and train every expert")
+    split = commands.add_parser("split", help=said)
     split.add_argument("base", help="a model, by name or folder; or a preset, trained first")
     said = "edges-L, level-L, measured-N, ediffi-a to -d, or intervals such as E1_0,E3_7"
     split.add_argument("--plan", default="edges-1", help=said)
@@ -25,7 +29,8 @@ def add_flags(p: Parser) -> None:
     split.add_argument("--quiet", action="store_true", help="show no progress")
     split.set_defaults(do=_split)
 
-    measure = commands.add_parser("measure", help="where experts would help a trained model")
+    said = spoken("where experts would help a trained model")
+    measure = commands.add_parser("measure", help=said)
     measure.add_argument("base", help="a model, by name or folder")
     measure.add_argument("--level", type=natural, default=3, help="the deepest intervals")
     measure.add_argument("--batches", type=natural, default=32, help="for each of those, even")
@@ -35,7 +40,8 @@ def add_flags(p: Parser) -> None:
     measure.add_argument("--json", action="store_true", help="one JSON object")
     measure.set_defaults(do=_measure)
 
-    report = commands.add_parser("report", help="what each expert of an ensemble does")
+    said = spoken("what each expert of an ensemble does")
+    report = commands.add_parser("report", help=said)
     report.add_argument("model", help="a folder with experts")
     add_loading(report)
     report.add_argument("--root", help="what stands in for an expert; by default its neighbour")

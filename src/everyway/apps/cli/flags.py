@@ -107,6 +107,35 @@ class Entry(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **values})
 
 
+class Thing(argparse.Action):
+    """One of the things that a result is made out of, in the order in which they stand."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        made = dict(zip(("condition", "embedding"), values)) if self.dest == "embedding" else {}
+        namespace.things = [*namespace.things, made or {self.dest: values}]
+
+
+class OfThing(argparse.Action):
+    """What is told of the thing before it."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if not namespace.things:
+            parser.error(f"{option_string} is of the --image, --text or --embedding before it")
+        namespace.things = [*namespace.things[:-1], {**namespace.things[-1], self.dest: values}]
+
+
+class OfPicture(OfThing):
+    """What is told of the picture before it, whatever stands between."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        places = [k for k, thing in enumerate(namespace.things) if "text" not in thing]
+        if not places:
+            parser.error(f"{option_string} is of the --image or --embedding before it")
+        things = [*namespace.things]
+        things[places[-1]] = {**things[places[-1]], self.dest: values}
+        namespace.things = things
+
+
 def _default(settings: dict[str, Any]) -> str:
     if settings.get("action") == "store_true":
         return "off"
