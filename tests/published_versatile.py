@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from everyway.checkpoints.tensor_files import held
@@ -147,10 +148,9 @@ def write_tiny_files(folder: Path) -> tuple[Path, dict[str, str]]:
             shapes = row.expected(settings[row.name])
             entries = row.to_theirs({k: held(torch.zeros(s)) for k, s in shapes.items()})
             released[row.part] = {k: filled(k, e.shape) for k, e in entries.items()}
+    released["text"].pop("decoder.lm_head.weight")  # tied
     for part, tensors in released.items():
-        if part == "text":
-            tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"]
-        torch.save(tensors, folder / f"{part}.pth")
+        save_file(tensors, folder / f"{part}.safetensors")
     tables = {
         "tokenizer": own_tokens(99, ("<|startoftext|>", "<|endoftext|>")),
         "word_pieces": own_tokens(61, ("[CLS]", "[SEP]")),
@@ -158,5 +158,5 @@ def write_tiny_files(folder: Path) -> tuple[Path, dict[str, str]]:
     }
     for name, spec in tables.items():
         (folder / f"{name}.json").write_text(spec, encoding="utf-8")
-    parts = {part: str(folder / f"{part}.pth") for part in released if part != "network"}
-    return folder / "network.pth", parts | {n: str(folder / f"{n}.json") for n in tables}
+    parts = {part: str(folder / f"{part}.safetensors") for part in released if part != "network"}
+    return folder / "network.safetensors", parts | {n: str(folder / f"{n}.json") for n in tables}
