@@ -148,6 +148,25 @@ def _variations_of_a_text(show: _Show) -> list[Cell]:
     return [Cell(text=show.words(text), given=True), *said]
 
 
+def _blended(show: _Show) -> list[Cell]:
+    """A picture and another one's text, by the share of the text."""
+    picture, text, cells = str(show.drawn[0]), show.judge.prompts[1], [show.given(0)]
+    for share in (0.3, 0.6, 0.9):
+        contexts = [{"image": picture, "weight": 1 - share}, {"text": text, "weight": share}]
+        (made,) = show.make("image", contexts=contexts)
+        cells.append(Cell(image=made.image, text=f"{share:.0%} {show.words(text)}"))
+    return cells
+
+
+def _focused(show: _Show) -> list[Cell]:
+    """Of a picture what it shows, all of it, or its style."""
+    picture, cells = str(show.drawn[0]), [show.given(0)]
+    for name, focus in (("semantic", 0.0), ("neither", 0.5), ("style", 1.0)):
+        (made,) = show.make("image", contexts=[{"image": picture, "focus": focus}])
+        cells.append(Cell(image=made.image, text=name))
+    return cells
+
+
 def _joint(show: _Show) -> list[Cell]:
     made = show.make("joint", n=4)
     seen = show.judge.read([r.image for r in made])
@@ -233,6 +252,8 @@ USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "a part drawn anew, for other texts": (DRAWN, _redrawn),
     "variations of a picture": ({"image-variation"}, _variations_of_an_image),
     "variations of a text": ({"text-variation"}, _variations_of_a_text),
+    "a picture and a text, blended": ({"image-variation", "text-to-image"}, _blended),
+    "a picture's focus: what it shows, or its style": ({"image-variation"}, _focused),
     "a picture and its caption, from nothing": ({"joint"}, _joint),
     "a picture from nothing": ({"image"}, _image),
     "a text from nothing": ({"text"}, _text),

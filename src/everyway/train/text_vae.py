@@ -1,8 +1,8 @@
 """`everyway train text-vae`: a text latent of a variational autoencoder, one vector or a sequence.
 
-The weight of the divergence rises from 0 (Bowman et al., "Generating Sentences from a Continuous
-Space", 2015, arXiv 1511.06349), and the first nats of each number are free: without both, a strong
-writer learns to do without its latent.
+The divergence from the prior counts nothing at first (Bowman et al., "Generating Sentences from a
+Continuous Space", 2015, arXiv 1511.06349), and the first nats of each number are free: without
+both, a strong writer learns to do without its latent.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Training(Settings):
 
     length: vectors of a latent; 1 is the published form, of the whole sentence's state.  dim: of
     each.
-    divergence: weight of the divergence from the prior, reached in `anneal` steps.  free: nats of
-    each number of a latent that cost nothing.
+    divergence: weight of the divergence from the prior: 0 in the first half of `anneal` steps, in
+    which the latent learns to tell the text, and reached in the second.  free: nats of each number
+    of a latent that cost nothing.
     """
 
     codecs: str = "runs/codecs"
@@ -70,11 +71,14 @@ class TextVAELearner(CodecLearner):
         return {"tokenizer": self.spec, "longest": LONGEST, **length, "dim": own.dim}
 
     def batch(self, share: Share) -> tuple[Tensor, float, RowNoise]:
-        own = self.config.model
         ids = self.text.tokens.encode(in_turn(self.seen(share.samples), share.samples))
-        longest = max(own.length, int(self.text.tokens.mask(ids).sum(1).max()))
-        weight = own.divergence * min(1.0, share.step / own.anneal)
-        return ids[:, :longest].to(share.device), weight, share.noise()
+        longest = max(self.text.length, int(self.text.tokens.mask(ids).sum(1).max()))
+        return ids[:, :longest].to(share.device), self.weight(share.step), share.noise()
+
+    def weight(self, step: int) -> float:
+        """Of the divergence in that step."""
+        own = self.config.model
+        return own.divergence * min(1.0, max(0.0, 2 * step / own.anneal - 1))
 
     def forward(self, batch: tuple[Tensor, float, RowNoise]) -> tuple[Tensor, dict[str, Tensor]]:
         ids, weight, noise = batch
