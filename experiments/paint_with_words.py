@@ -1,7 +1,7 @@
 """How many objects land where they are painted, with and without paint: 500 random canvases of two
 objects of Emoji Lattice.
 
-    python experiments/paint_with_words.py [MODEL] [--n 500] [--weight W] [--out FILE]
+    python experiments/paint_with_words.py [MODEL] [--n 500] [--weight W] [--form F] [--out FILE]
 
 A canvas has a rectangle for each object, about a place where the world can have it: left and right,
 or top and bottom, drawn at random and so mostly against what the prompt says; the rest of it is
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from everyway.apps.files import append_line
-from everyway.controls.paint import Canvas, PaintWeight, painting
+from everyway.controls.paint import FORMS, Canvas, PaintWeight, painting
 from everyway.data.captions import plain
 from everyway.data.lattice import CELL, CELLS, LEXICON, SIDE, SIDES, Lattice
 from everyway.data.sample import Scene
@@ -77,8 +77,8 @@ def _inside(place: str, region: tuple[int, int, int, int]) -> bool:
 
 
 def drawn(index: int) -> Drawn:
-    """Scene `index` and its regions: each about a cell, its edges up to 8 pixels inside of the
-    cell's or up to 16 outside."""
+    """Scene `index` and its regions: each about a cell, its edges up to 4 pixels inside of the
+    cell's or up to 12 outside."""
     rng = np.random.default_rng((SEED, index))
     scene = Lattice(seed=SEED, count=2).scene(index)
     names = [scene.names[k] for k in rng.permutation(2)]
@@ -86,8 +86,8 @@ def drawn(index: int) -> Drawn:
     regions = {}
     for name, place in zip(names, places):
         row, column = CELLS[place]
-        top, left = (k * CELL - int(rng.integers(-8, 17)) for k in (row, column))
-        bottom, right = ((k + 1) * CELL + int(rng.integers(-8, 17)) for k in (row, column))
+        top, left = (k * CELL - int(rng.integers(-4, 13)) for k in (row, column))
+        bottom, right = ((k + 1) * CELL + int(rng.integers(-4, 13)) for k in (row, column))
         regions[name] = (max(top, 0), min(bottom, SIDE), max(left, 0), min(right, SIDE))
     return Drawn(scene=scene, regions=regions)
 
@@ -135,9 +135,8 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="mini")
     parser.add_argument("--n", type=int, default=500)
     parser.add_argument("--prompts", nargs="*", default=PROMPTS, choices=PROMPTS)
-    parser.add_argument("--weight", type=float, nargs="*", default=[PaintWeight().value])
-    parser.add_argument("--statistic", default=PaintWeight().statistic)
-    parser.add_argument("--growth", default=PaintWeight().growth)
+    parser.add_argument("--weight", type=float, nargs="*", help="by default the model's own")
+    parser.add_argument("--form", choices=FORMS, help="by default the model's own")
     parser.add_argument("--out", type=Path, default=Path("runs/paint_with_words.jsonl"))
     args = parser.parse_args()
     model = load(args.model)
@@ -146,9 +145,9 @@ def main() -> None:
     made = [json.loads(text) for text in former]
     print("| prompt | paint | lands | objects | sizes | background | crispness dB | n |")
     print("|---|---|---|---|---|---|---|---|")
-    weights = [
-        PaintWeight(value=w, statistic=args.statistic, growth=args.growth) for w in args.weight
-    ]
+    own = {**model.system.paint, **FORMS.get(args.form, {})}
+    values = [PaintWeight(**own).value] if args.weight is None else args.weight
+    weights = [PaintWeight(**{**own, "value": value}) for value in values]
     for prompt in args.prompts:
         for weight in (None, *weights):
             paint = f"{weight.value:g} {weight.statistic} {weight.growth}" if weight else "none"

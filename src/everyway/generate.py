@@ -140,9 +140,10 @@ def sampler_of(request: GenerateRequest) -> Sampler:
     return replace(chosen, tokens=purity(weight, request.tokens_per_step))
 
 
-def paint_weight_of(request: GenerateRequest) -> PaintWeight:
-    """That of a settled request."""
-    return PaintWeight(value=request.paint_weight, **FORMS[request.paint_form])
+def paint_weight_of(request: GenerateRequest, system: System) -> PaintWeight:
+    """That of a settled request on a system."""
+    asked = {"value": request.paint_weight, **FORMS[request.paint_form]}
+    return PaintWeight(**{**system.paint, **asked})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -373,7 +374,9 @@ class Model:
                 change = None
                 if request.paint and not number:  # the first stage lays the picture out
                     canvases = [row.inputs.canvas for row in rows[cut]]
-                    change = painting(canvases, system, stage.task, paint_weight_of(request))
+                    change = painting(
+                        canvases, system, stage.task, paint_weight_of(request, system)
+                    )
                 for progress in self._sample(stage, own, noise, asked, free[cut], change):
                     share = (start + (cut.stop - start) * progress.step / progress.steps) / size
                     done = (number + share) / len(stages)

@@ -291,7 +291,7 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
-def _completed(text: str | None, system: System, placed: bool) -> str | None:
+def _completed(text: str | None, system: System, placed: bool = True) -> str | None:
     """A prompt as the codecs that know what it leaves unsaid complete it.
 
     placed: False leaves open where things are, for a map to say it.

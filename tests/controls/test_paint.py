@@ -102,6 +102,15 @@ def test_the_forms_of_the_weight():
         PaintWeight(growth="cubic")
 
 
+def test_few_places_are_painted_whole():
+    maps = torch.tensor([[[[1.0, 0.5], [0.4, 0]]]])
+    told = {"maps": maps, "words": torch.ones(1, 1, 1), "weight": torch.ones(1)}
+    scores = torch.ones(1, 1, 4, 1)
+    soft, whole = (PaintBias(**told, statistic="max", whole=w)(scores) for w in (False, True))
+    assert soft.flatten().tolist() == pytest.approx([1, 0.5, 0.4, 0])
+    assert whole.flatten().tolist() == [1, 1, 0, 0]
+
+
 def test_strengths_overlaps_and_batches():
     scores = torch.randn(1, 2, 4, 3).abs()
     maps = torch.tensor([[[[1.0, 0], [0, 0]], [[1.0, 1], [0, 0]]]])
@@ -257,8 +266,8 @@ def test_a_painted_request_is_plain_data(mini):
     own = mini.settled(request)
     assert (own.paint_weight, own.paint_form) == (1.5, "max")
     asked = GenerateRequest(**ASKED, paint="map.png", paint_form="std-square", paint_weight=0.5)
-    assert paint_weight_of(mini.settled(asked)) == PaintWeight(
-        value=0.5, growth="log-square", statistic="std"
+    assert paint_weight_of(mini.settled(asked), mini.system) == PaintWeight(
+        value=0.5, growth="log-square", statistic="std", whole=True
     )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from everyway.tasks import Task
 
 MOST_NOISE = 80.0
 """The sigma at which eDiff-I starts; more, as where no signal is left, counts as so much."""
+FEW = 8
+"""Places in a row, up to which each is painted as a whole."""
 GROWTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log1p,
     "log-square": lambda sigma: torch.log1p(sigma**2),
@@ -59,11 +62,14 @@ class PaintWeight:
     """w = value * growth(sigma) * statistic(Q K^T).
 
     value: w', 0 is off.  growth: a name in GROWTHS.  statistic: a name in STATISTICS.
+    whole: where places are few, each is of a phrase that covers half of it or more, and of no
+    other; False, as in the paper, is of each by its share.
     """
 
     value: float = 0.4
     growth: str = "log"
     statistic: str = "max"
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for what, table in (("growth", GROWTHS), ("statistic", STATISTICS)):
@@ -75,6 +81,16 @@ class PaintWeight:
     def at(self, sigma: Tensor) -> Tensor:
         """w without its statistic: float32, of sigma's shape."""
         return (self.value * GROWTHS[self.growth](sigma.clamp(max=MOST_NOISE))).float()
+
+
+def cross_paint(side: int) -> dict[str, Any]:
+    """Settings of a PaintWeight for cross-attention, where a picture has at most side^2 places."""
+    return {"whole": True} if side <= FEW else {}
+
+
+def joint_paint(side: int) -> dict[str, Any]:
+    """The same for joint attention, as measured (docs/paint-with-words.md)."""
+    return {"value": 1.5} | cross_paint(side)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,23 +126,25 @@ class PaintBias:
     """A contracts.ScoreBias: w A / sqrt(d), as scores are divided by sqrt(d) already.
 
     maps: (B, P, height, width).  words: (B, P, N).  weight: (B,), that of `PaintWeight.at`.
-    statistic: of a PaintWeight.  Overlapping phrases add up.
+    statistic, whole: of a PaintWeight.  Overlapping phrases add up.
     """
 
     maps: Tensor
     words: Tensor
     weight: Tensor
     statistic: str
+    whole: bool = False
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(B, H, L, N) -> (B, H or 1, L, N)."""
         size = _grid(scores.shape[2], self.maps.shape[-2:])
         shares = F.adaptive_avg_pool2d(self.maps, size).flatten(2)  # (B, P, L)
+        shares = (shares >= 0.5).float() if self.whole else shares
         told = torch.einsum("bpl,bpn->bln", shares, self.words)[:, None]
         return self.weight[:, None, None, None] * STATISTICS[self.statistic](scores) * told
 
 
-register(PaintBias, aside=("statistic",))
+register(PaintBias, aside=("statistic", "whole"))
 
 
 def painting(
@@ -155,7 +173,11 @@ def painting(
             given = contexts.get(name) or Context(tokens=query.states[name])
             on = given.tokens.device
             bias = PaintBias(
-                maps=maps.to(on), words=own.to(on), weight=now.to(on), statistic=weight.statistic
+                maps=maps.to(on),
+                words=own.to(on),
+                weight=now.to(on),
+                statistic=weight.statistic,
+                whole=weight.whole,
             )
             contexts[name] = replace(given, bias=bias)
         return replace(query, contexts=contexts)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from everyway.checkpoints import codec_folder
 from everyway.codecs.plain import Pixels, Thumbnail, Words
+from everyway.controls.paint import joint_paint
 from everyway.data.captions import language
 from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
@@ -36,8 +37,6 @@ from everyway.validation import checked
 CODECS = ("plain", "trained")
 PLAIN = 64
 """Side of the pictures that plain codecs make their pixels and thumbnails of."""
-PAINT = {"value": 1.5}
-"""Of joint attention, where the text is a few tokens among many (docs/paint-with-words.md)."""
 DATA_TYPES = ("web", "clean")
 """The kinds of data that v1 was trained on, by number; "clean" by default."""
 NEEDED = {
@@ -275,7 +274,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
-        paint=PAINT,
+        paint=joint_paint(config.side // config.patch),
     )
 
 
