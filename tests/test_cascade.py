@@ -204,3 +204,16 @@ def test_training_is_of_patches_that_lost_something(alone, model):
         own.prepared(model.system, {"image": pictures}, PerSampleNoise([1, 2, 3]))["image"]
         is pictures
     )
+
+
+def test_what_enlarges_is_trained_alone_and_resumed(tmp_path, run, picture):
+    settings = ("--set", "cache=64", "--set", "batch=8", "--set", "share=1", "--quiet")
+    more = ("--out", tmp_path / "sr", *settings)
+    assert run("train", "ediffi-nano-sr", "--set", "steps=2", *more)[0] == 0
+    assert run("train", "ediffi-nano-sr", "--set", "steps=4", *more)[0] == 0
+    picture.save("a.png")
+    made = ("--model", tmp_path / "sr", "--steps", 1, "--sampler", "ddim", "--out", "o")
+    assert run("upscale", "a.png", *made)[0] == 0
+    assert Image.open("o/00000.png").size == (32, 32)
+    code, _, err = run("train", "ediffi-nano-sr", "--set", "patch=64", "--out", "x", *settings)
+    assert code == 2 and "larger than the pictures" in err

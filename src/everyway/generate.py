@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -348,7 +348,7 @@ class Model:
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
         seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
-        carried = self._carried(batch, self.system)
+        carried = self._carried(batch, self.system, stages)
         began, shown, calls = time.monotonic(), 0, 0
         noises: dict[tuple[int, int], PerSampleNoise] = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
@@ -360,7 +360,7 @@ class Model:
                 given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
-                given = carried | self._carried(batch, system)
+                given = carried | self._carried(batch, system, stages)
             if stage.prepare:
                 given = stage.prepare(given, system, request)
             size = next(iter(given.values())).shape[0] if given else len(rows)
@@ -463,11 +463,16 @@ class Model:
             raise RequestError("nothing enlarges pictures here; leave --scale out")
         return cascaded(self._plan(request), enlargers, request.text)
 
-    def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
-        """The encoded inputs of all samples; those that samples share are encoded once."""
+    def _carried(self, batch: Sequence[Sample], system: System, stages: Sequence[Stage]) -> Carry:
+        """The encoded inputs of all samples; those that samples share are encoded once.
+
+        Of states only those that a stage of this system may read.
+        """
+        clocks = {c for s in stages if self._of(s.system) is system for c in s.reads}
         inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
         encoded = {
-            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            key: self._encoded(own.values, system, clocks)
+            | self._blended(own.contexts, system, focus)
             for key, own in inputs.items()
         }
         parts = [encoded[id(s.inputs)] for s in batch]
@@ -484,14 +489,16 @@ class Model:
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
-    def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
+    def _encoded(
+        self, values: Mapping[str, Sequence[Any]], system: System, clocks: Collection[str]
+    ) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         side, raws = self.image_size, system.raws
         raw = {k: medium(k, system.media).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
         for i in range(max(map(len, raw.values()), default=0)):
             one = {name: v[i : i + 1] for name, v in raw.items()}
-            rows.append(system.encode(one) | flat(system.contexts(one)))
+            rows.append(system.encode(one, clocks) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
 

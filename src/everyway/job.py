@@ -261,7 +261,7 @@ def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blen
     if context.embedding is not None:
         return Blended(value=_embedded(context, own, job))
     if context.text is not None:
-        return Blended(value=_completed(context.text, system))
+        return Blended(value=_completed(context.text, system, placed=True))
     picture = read_picture(job.file(context.image), context.image)
     if context.mask is None:
         return Blended(value=square(picture, side))

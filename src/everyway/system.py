@@ -8,7 +8,7 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -276,14 +276,17 @@ class System:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
 
     @torch.no_grad()
-    def encode(self, raw: Mapping[str, Any]) -> Bundle:
-        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
+    def encode(self, raw: Mapping[str, Any], clocks: Collection[str] | None = None) -> Bundle:
+        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings.
+
+        clocks: whose states are wanted, all of them where it is None.
+        """
         unknown = set(raw) - self.raws
         if unknown:
             raise UsageError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
-        own = self.modalities.values()
+        own = [m for m in self.modalities.values() if clocks is None or m.clock in clocks]
         return {m.name: self._encoded(m.codec, raw[m.source]) for m in own if m.source in raw}
 
     @property

@@ -85,7 +85,8 @@ class UNetConfig:
     attention at its levels.  width: channels of the first level.
     fold: so many places of the state and of the pictures, along a side, are one of the first level.
     kernel: of the residual blocks; 1 leaves it to attention that places know of each other.
-    feed_forward: attention is that of a spatial transformer, with a feed-forward layer after it.
+    feed_forward: attention is that of a spatial transformer, with a feed-forward layer after it, so
+    many times as wide; 0 is attention alone.
     multipliers: of `width`, a level each; the side halves from one level to the next.
     blocks: residual blocks of each level on the way down.
     self_attention, cross_attention: sides of the levels that have it; cross-attention comes after
@@ -110,7 +111,7 @@ class UNetConfig:
     efficient: bool = False
     fold: int = 1
     kernel: int = 3
-    feed_forward: bool = False
+    feed_forward: int = 0
     positions: bool = False
     time_dim: int = 0
     dropout: float = 0.0
@@ -224,8 +225,12 @@ class Block(nn.Module):
         self.attended = None
         if attends and (alone or across):
             context_dim = config.context_dim if across else 0
-            kind = SpatialTransformer if config.feed_forward else Attended
-            self.attended = kind(out, config.heads(level), context_dim, self_attention=alone)
+            sizes = out, config.heads(level), context_dim
+            if config.feed_forward:
+                wide = {"self_attention": alone, "ratio": config.feed_forward}
+                self.attended = SpatialTransformer(*sizes, **wide)
+            else:
+                self.attended = Attended(*sizes, alone)
 
     def forward(self, x: Tensor, time: Tensor, context: Context | None) -> Tensor:
         """x (B, C, H, W), time (B, E) -> (B, the level's channels, H, W)."""
@@ -260,7 +265,7 @@ class UNet(nn.Module):
         self.nothing = nn.Parameter(torch.randn(1, 1, config.context_dim)) if own else None
         self.places = nn.ParameterDict(
             {
-                s.name: nn.Parameter(torch.randn(1, s.length, config.context_dim))
+                s.name: nn.Parameter(0.5 * torch.randn(1, s.length, config.context_dim))
                 for s in own
                 if s.positions
             }
@@ -268,7 +273,8 @@ class UNet(nn.Module):
         shown = config.channels + sum(p.channels for p in config.pictures)
         self.enter = nn.Conv2d(config.fold**2 * shown, width, 3, padding=1)
         first = config.sides[0]
-        self.grid = nn.Parameter(torch.randn(1, width, first, first)) if config.positions else None
+        places = 0.5 * torch.randn(1, width, first, first)
+        self.grid = nn.Parameter(places) if config.positions else None
 
         block, here, skips = partial(Block, config, time_dim=time_dim), width, []
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()

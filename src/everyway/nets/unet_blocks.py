@@ -137,6 +137,7 @@ class TransformerBlock(nn.Module):
     them only where it is wanted.
 
     context_dim: width of the context's tokens; 0 is no attention to one.
+    ratio: of the feed-forward layer's width to its own.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class TransformerBlock(nn.Module):
         *,
         self_attention: bool = True,
         feed_forward: bool = True,
+        ratio: int = 4,
     ) -> None:
         super().__init__()
         if self_attention:
@@ -157,7 +159,7 @@ class TransformerBlock(nn.Module):
             self.cross = CrossAttention(dim, heads, context_dim, qkv_bias=False)
         if feed_forward:
             self.norm_mlp = nn.LayerNorm(dim)
-            self.mlp = GEGLU(dim)
+            self.mlp = GEGLU(dim, ratio)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """x (B, N, D), context: of tokens (B, M, context_dim) -> (B, N, D).
@@ -197,11 +199,13 @@ class SpatialTransformer(nn.Module):
         depth: int = 1,
         self_attention: bool = True,
         feed_forward: bool = True,
+        ratio: int = 4,
     ) -> None:
         super().__init__()
         self.norm = group_norm(channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        parts = {"self_attention": self_attention, "feed_forward": feed_forward}
+        parts: dict = {"self_attention": self_attention, "feed_forward": feed_forward}
+        parts |= {"ratio": ratio}
         self.layers = nn.ModuleList(
             TransformerBlock(channels, heads, context_dim, **parts) for _ in range(depth)
         )

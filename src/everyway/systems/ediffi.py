@@ -266,13 +266,13 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
     network = UNetConfig(
         size=3,
         channels=96,
-        width=96,
+        width=128,
         multipliers=(1,),
         blocks=(1,),
         kernel=1,
-        feed_forward=True,
+        feed_forward=2,
         positions=True,
-        time_dim=192,
+        time_dim=64,
         self_attention=(3,),
         cross_attention=(3,),
         head_channels=32,
@@ -280,7 +280,7 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
             ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
             ContextStream(name="style", length=1, dim=style["channels"], summary="mean"),
         ),
-        context_dim=96,
+        context_dim=128,
     )
     return EDiffIConfig(
         network=network.to_json(),
