@@ -21,6 +21,8 @@ from everyway.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+KERNELS = ("area", "bilinear", "bicubic")
+"""What makes pictures smaller; a sample has one of them."""
 BLOCK = 8
 """Side of a block of a JPEG in pixels."""
 
@@ -60,7 +62,8 @@ def degraded(pictures: Tensor, noise: Noise, how: Degradation) -> Tensor:
     import torch
 
     batch = len(pictures)
-    factor, blur, grain, step, kept = noise.uniform("degrade", (batch, 5)).to(pictures).unbind(1)
+    drawn = noise.uniform("degrade", (batch, 6)).to(pictures)
+    factor, blur, grain, step, kept, kernel = drawn.unbind(1)
     lossy = how.level * (kept < how.share)
     least, most = how.factor
     factors = least * (most / least) ** factor
@@ -71,18 +74,25 @@ def degraded(pictures: Tensor, noise: Noise, how: Degradation) -> Tensor:
         (how.blur * lossy * blur).tolist(),
         (how.noise * lossy * grain).tolist(),
         (how.jpeg * lossy * step).tolist(),
+        [KERNELS[int(k)] for k in (len(KERNELS) * kernel).tolist()],
         grains.split(1),
     )
     return torch.cat([_degraded(*row) for row in rows])
 
 
 def _degraded(
-    picture: Tensor, factor: float, blur: float, noise: float, jpeg: float, grain: Tensor
+    picture: Tensor,
+    factor: float,
+    blur: float,
+    noise: float,
+    jpeg: float,
+    kernel: str,
+    grain: Tensor,
 ) -> Tensor:
-    """One picture (1, 3, H, W).  grain: standard normal, of its shape."""
+    """One picture (1, 3, H, W).  kernel: of KERNELS.  grain: standard normal, of its shape."""
     side = picture.shape[-2:]
     size = [max(1, round(pixels / factor)) for pixels in side]
-    small = resized(blurred(picture, blur * factor), size)
+    small = resized(blurred(picture, blur * factor), size, kernel)
     small = small + noise * grain[..., : size[0], : size[1]]
     return resized(blocky(small, jpeg), side).clamp(-1, 1)
 
@@ -104,14 +114,15 @@ def cut(pictures: Tensor, side: int, noise: Noise) -> Tensor:
     return torch.stack([p[..., y : y + side, x : x + side] for p, (y, x) in rows])
 
 
-def resized(pictures: Tensor, size: list[int] | tuple[int, ...]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size), bilinear; a smaller picture is made of means, without
-    aliases."""
+def resized(
+    pictures: Tensor, size: list[int] | tuple[int, ...], kernel: str = "bilinear"
+) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), by a name in KERNELS; a smaller picture has no aliases."""
     from torch.nn.functional import interpolate
 
     if tuple(pictures.shape[-2:]) == tuple(size):
         return pictures
-    return interpolate(pictures, tuple(size), mode="bilinear", antialias=True)
+    return interpolate(pictures, tuple(size), mode=kernel, antialias=kernel != "area")
 
 
 def blurred(pictures: Tensor, sigma: float) -> Tensor:
