@@ -466,6 +466,7 @@ WHOLES = (
     Whole(
         origin="authors-2022",
         system="versatile",
+        also=("autoencoder-kl", "optimus", "clip-image-context", "clip-text-context"),
         split=partial(split, starts=_2022, bare=True),
         join=join,
         file="vd-four-flow-v1-0-deprecated.pth",
