@@ -25,6 +25,7 @@ from everyway.nets.attention import attention
 from everyway.request import PAINT_FORMS, GenerateRequest, RequestError
 from everyway.sampling.loop import absent_states
 from everyway.sampling.noise import PerSampleNoise
+from small_t5 import T5_TOKENS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ediffi" / "i_ediffi.npz"
 
@@ -140,6 +141,14 @@ def test_the_tokens_of_a_phrase():
     clip = ClipTokens(level.to_str(), 10)  # a mark first; the last cat is cut
     assert clip.places(CAPTION, "cat").nonzero().flatten().tolist() == [3]
     assert clip.encode([CAPTION])[0, 3] == level.token_to_id("cat")
+
+
+def test_tokens_of_t5():
+    from everyway.codecs.context_encoders import T5Tokens
+
+    tokens = T5Tokens(T5_TOKENS, 4)
+    assert tokens.places("a red fox", "Red Fox").tolist() == [False, True, True, False]
+    assert not tokens.places("a red a fox", "fox").any()  # cut for the end mark
 
 
 def test_plain_words():
