@@ -4,7 +4,7 @@ Both are trained from nothing for the same steps on the same captions; one table
 captions come back exactly, through noise too, and of how many words come back that were not said
 so often.
 
-    python experiments/text_latents.py [--steps 3000] [--out out/text_latents]
+    python experiments/text_latents.py [--steps 600] [--out out/text_latents]
 
 Source of the comparison: one vector as of Li et al., "Optimus", 2020, arXiv 2004.04092, whose
 repeated words Xu et al., "Versatile Diffusion", 2022, arXiv 2211.08332, name as a weakness.
@@ -95,7 +95,7 @@ def line(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--out", type=Path, default=Path("out/text_latents"))
     args = parser.parse_args()
     torch.set_num_threads(1)
