@@ -7,8 +7,8 @@ Frechet distance; then the means with their intervals over seeds.
 
     python experiments/experts.py [--base MODEL] [--steps 360] [--seeds 3] [--plans level-1,level-2]
 
-Source of the claim: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324, figure 5: four experts
-trained for 600,000 steps are better than one network trained for 800,000.
+Source of the claim: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324: four experts of 600,000 steps
+are better than one network of 800,000, which has seen as many samples.
 """
 
 from __future__ import annotations

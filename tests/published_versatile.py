@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from everyway.checkpoints.tensor_files import held
 from everyway.contracts import Context
 from everyway.layouts import versatile
+from everyway.layouts.table import LAYOUTS
 from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Vectors
 from formula import filled, normal
 
@@ -102,3 +105,58 @@ def own_tokens(count: int, marks: tuple[str, ...]) -> str:
         ],
     }
     return json.dumps(spec)
+
+
+AUTOENCODER = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [32, 32],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 16,
+}
+_TOWER = {
+    "intermediate_size": 64,
+    "num_attention_heads": 1,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "projection_dim": 48,
+}
+VISION = {**_TOWER, "image_size": 28, "patch_size": 14}
+TEXT = {**_TOWER, "vocab_size": 99, "max_position_embeddings": 77}
+BERT = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 61}
+BERT |= {"intermediate_size": 64, "max_position_embeddings": 128}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 1, "n_positions": 40, "vocab_size": 67}
+
+
+def write_tiny_files(folder: Path) -> tuple[Path, dict[str, str]]:
+    """(the network's file, part -> path of what it lacks), as they were released, of a small
+    network: for 16x16 pictures with heads=4 and drawn_size=8."""
+    settings = {
+        "autoencoder-kl": {"autoencoder": AUTOENCODER},
+        "optimus": {"encoder": BERT, "decoder": GPT2, "dim": 40},
+        "clip-image-context": {"vision": VISION},
+        "clip-text-context": {"text": TEXT},
+    }
+    network = versatile.to_file(own(MultiFlow(SMALL)), versatile.RELEASED)
+    released = {"network": {k: filled(k, tuple(v.shape)) for k, v in network.items()}}
+    for row in LAYOUTS:
+        if row.name in settings:
+            shapes = row.expected(settings[row.name])
+            entries = row.to_theirs({k: held(torch.zeros(s)) for k, s in shapes.items()})
+            released[row.part] = {k: filled(k, e.shape) for k, e in entries.items()}
+    released["text"].pop("decoder.lm_head.weight")  # tied
+    for part, tensors in released.items():
+        save_file(tensors, folder / f"{part}.safetensors")
+    tables = {
+        "tokenizer": own_tokens(99, ("<|startoftext|>", "<|endoftext|>")),
+        "word_pieces": own_tokens(61, ("[CLS]", "[SEP]")),
+        "reader": own_tokens(64, ()),
+    }
+    for name, spec in tables.items():
+        (folder / f"{name}.json").write_text(spec, encoding="utf-8")
+    parts = {part: str(folder / f"{part}.safetensors") for part in released if part != "network"}
+    return folder / "network.safetensors", parts | {n: str(folder / f"{n}.json") for n in tables}

@@ -33,12 +33,16 @@ Times = dict[str, Tensor]
 
 ScoreBias = Tensor | Callable[[Tensor], Tensor]
 """What is added to attention scores (B, H, L, N): a tensor of their shape, or one that is broadcast
-to it, or a function of the scores (paint-with-words needs their maximum)."""
+to it, or a function of the scores (paint-with-words needs their maximum).  In joint attention a
+function is of the scores between the picture's L places and the bias's N tokens, either way."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Context:
     """What a network is conditioned on without a process: encoder outputs, or a class label.
+
+    A context that has the name of a state is the state's own tokens: its mask and bias count in
+    joint attention, where those tokens stand already.
 
     tokens: (B, N, D) float states, or (B,) int64 class labels.
     mask: (B, N) bool, True where a token may be attended to; None is everywhere.
@@ -120,7 +124,7 @@ class Query:
         return (*self.times, *((name, x.shape[1:], x.dtype) for name, x in seen.items()))
 
 
-def _register(cls: type, aside: tuple[str, ...] = ()) -> None:
+def register(cls: type, aside: tuple[str, ...] = ()) -> None:
     """A dataclass as a pytree of its fields, those of `aside` excepted."""
     names = [f.name for f in fields(cls) if f.name not in aside]
     register_pytree_node(
@@ -130,8 +134,8 @@ def _register(cls: type, aside: tuple[str, ...] = ()) -> None:
     )
 
 
-_register(Context)
-_register(Query, aside=("keep",))
+register(Context)
+register(Query, aside=("keep",))
 
 
 def placed(tree: T, device: torch.device | str) -> T:

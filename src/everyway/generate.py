@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -30,6 +30,7 @@ from everyway.controls.blend import (
 from everyway.controls.colour import adjusted
 from everyway.controls.focus import focused
 from everyway.controls.masks import free_places, pinned
+from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
 from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
@@ -49,6 +50,8 @@ from everyway.tasks import Task, times_for
 BATCH = 16  # samples in flight; results stream out batch by batch
 UPSCALER = "upscaler."
 """What the names of another model's stages begin with."""
+Noises = dict[tuple[int, int], PerSampleNoise]
+"""(rows of a stage, first row of a part) -> the noise of that part."""
 log = logging.getLogger("everyway")
 
 
@@ -130,6 +133,21 @@ class Result:
         self.media[name].write(path, self.outputs[name], self.row)
 
 
+def _finished(stage: Stage, rows: Sequence[Sample], pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Decoded pictures (3, H, W) with what of a reference's colours is asked for, and with what a
+    mask keeps put back."""
+    if rows[0].request.colours:
+        pictures = [
+            adjusted(picture, row.inputs.reference, row.request.colours)
+            for row, picture in zip(rows, pictures)
+        ]
+    if stage.masked:
+        pictures = [
+            row.inputs.put_back(picture, row.request.blend) for row, picture in zip(rows, pictures)
+        ]
+    return [*pictures]
+
+
 def sampler_of(request: GenerateRequest) -> Sampler:
     """The sampler that a settled request names, with the settings it gives for it."""
     chosen = named_sampler(request.sampler)
@@ -137,6 +155,12 @@ def sampler_of(request: GenerateRequest) -> Sampler:
         return chosen
     weight = 1.0 if request.purity_weight is None else request.purity_weight
     return replace(chosen, tokens=purity(weight, request.tokens_per_step))
+
+
+def paint_weight_of(request: GenerateRequest, system: System) -> PaintWeight:
+    """That of a settled request on a system."""
+    asked = {"value": request.paint_weight, **FORMS[request.paint_form]}
+    return PaintWeight(**{**system.paint, **asked})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,7 +256,10 @@ class Model:
         return next(r for r in results if r.part == part)
 
     def settled(self, request: GenerateRequest) -> GenerateRequest:
-        """The request with this system's own settings where it leaves them open."""
+        """The request with this system's own settings where it leaves them open.
+
+        Raises RequestError for what this system cannot do.
+        """
         settings = ("steps", "guidance", "sampler", "truncation")
         first = self._of(self._stages(request)[0].system)
         own = {n: getattr(first, n) for n in settings}
@@ -240,33 +267,50 @@ class Model:
             update={n: v for n, v in own.items() if getattr(request, n) is None}
         )
         settled.needs_purity(settled.sampler)
-        if len(settled.weights) > 1:
-            mixes = MIXES if self.system.mixes else ("model",)
-            mix = settled.mix or mixes[0]
-            if mix not in mixes:
-                raise RequestError(
-                    f"this model mixes contexts step by step; give mix model, not {mix}"
-                )
-            settled = settled.model_copy(update={"mix": mix})
-        conditions = self.system.conditions.values()
-        nulls = [name for c in conditions for name in c.nulls]
-        load_options = [c for c in conditions if c.null_of]  # by the language of a text
-        if settled.language and not load_options:
-            raise RequestError("this model has no choice of language; leave --language out")
-        if settled.language:
-            known("language", settled.language, load_options[0].nulls)
-        if load_options and not settled.null:
-            null = load_options[0].null_of(settled.text) if settled.text else settled.language
-            settled = settled.model_copy(update={"null": null})
         odd = sorted(settled.thresholds.keys() - self.system.modalities.keys())
         if odd or settled.thresholds.keys() & self.system.tokens.keys():
             drawn = sorted(self.system.modalities.keys() - self.system.tokens.keys())
             raise RequestError(f"thresholds are of {', '.join(drawn) or 'no state'} here")
-        if settled.null and not nulls:
-            raise RequestError(f"this model knows no null; leave out null={settled.null}")
-        if settled.null:
-            known("null", settled.null, nulls)
-        return settled
+        settled = self._with_paint(settled) if settled.paint else settled
+        return self._with_null(self._with_mix(settled))
+
+    def _with_mix(self, request: GenerateRequest) -> GenerateRequest:
+        """How its contexts are mixed, where it has several."""
+        if len(request.weights) < 2:
+            return request
+        mixes = MIXES if self.system.mixes else ("model",)
+        mix = request.mix or mixes[0]
+        if mix not in mixes:
+            raise RequestError(f"this model mixes contexts step by step; give mix model, not {mix}")
+        return request.model_copy(update={"mix": mix})
+
+    def _with_null(self, request: GenerateRequest) -> GenerateRequest:
+        """The null that it names; where its language chooses one, that of its text by default."""
+        conditions = self.system.conditions.values()
+        chosen_by_language = next((c for c in conditions if c.null_of), None)
+        if chosen_by_language is None and request.language:
+            raise RequestError("this model has no choice of language; leave --language out")
+        if chosen_by_language is not None:
+            if request.language:
+                known("language", request.language, chosen_by_language.nulls)
+            text = request.text
+            null = request.null or (chosen_by_language.null_of(text) if text else request.language)
+            request = request.model_copy(update={"null": null})
+        nulls = [name for condition in conditions for name in condition.nulls]
+        if request.null and not nulls:
+            raise RequestError(f"this model knows no null; leave out null={request.null}")
+        if request.null:
+            known("null", request.null, nulls)
+        return request
+
+    def _with_paint(self, request: GenerateRequest) -> GenerateRequest:
+        """A painted request with this system's own settings where it leaves them open."""
+        own = PaintWeight(**self.system.paint)
+        (form,) = (n for n, f in FORMS.items() if f == {k: getattr(own, k) for k in f})
+        settings = {"paint_weight": own.value, "paint_form": form}
+        return request.model_copy(
+            update={n: v for n, v in settings.items() if getattr(request, n) is None}
+        )
 
     @property
     def image_size(self) -> int:
@@ -315,6 +359,8 @@ class Model:
             needed -= {upscale.LOW_RES}
         if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        if inputs.canvas:
+            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
         for note in inputs.notes:
             log.warning(note)
         for k in range(request.n):
@@ -322,15 +368,13 @@ class Model:
             yield Sample(job=number, request=own, inputs=inputs)
 
     def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage; a stage of more rows than BATCH,
-        as of many frames, runs in parts."""
+        """Samples of equal settings, together through every stage."""
         request = batch[0].request
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
-        seeds, places = [s.request.seed for s in rows], tuple(s.job for s in rows)
-        carried = self._carried(batch, self.system)
+        carried = self._carried(batch, self.system, stages)
         began, shown, calls = time.monotonic(), 0, 0
-        noises: dict[tuple[int, int], PerSampleNoise] = {}
+        noises: Noises = {}
         decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
         for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
             system, given, asked = self._of(stage.system), carried, request
@@ -340,37 +384,18 @@ class Model:
                 given = self._low(stage, rows, decoded["image"])
                 asked = request if number == 0 else upscale.request_of(system)
             elif system is not self.system:
-                given = carried | self._carried(batch, system)
+                given = carried | self._carried(batch, system, stages)
             if stage.prepare:
                 given = stage.prepare(given, system, request)
-            size = next(iter(given.values())).shape[0] if given else len(rows)
-            free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
-            generated = [m.name for c in stage.task.generated for m in system.on(c)]
-            parts = []
-            for start in range(0, size, BATCH):
-                cut = slice(start, min(start + BATCH, size))
-                noise = noises.setdefault((size, start), PerSampleNoise(seeds[cut]))
-                own = {name: value[cut] for name, value in given.items()}
-                for progress in self._sample(stage, own, noise, asked, free[cut]):
-                    share = (start + (cut.stop - start) * progress.step / progress.steps) / size
-                    done = (number + share) / len(stages)
-                    where = number + 1, len(stages), progress.step, progress.steps
-                    yield Preview(*where, done, places[cut], stage.system, progress)
-                parts.append(progress.states)
-                calls += progress.calls
-            made = {name: torch.cat([states[name] for states in parts]) for name in generated}
+            made, asks = yield from self._made(stages, number, given, asked, rows, noises)
+            calls += asks
             if not stage.enlarges:
                 carried, decoded = given | made, {}
             if not stage.shown:
                 continue
             decoded |= self._decode(system, made)
-            if request.colours and "image" in decoded:
-                pairs = zip(rows, decoded["image"])
-                rate = request.colours
-                decoded["image"] = [adjusted(x, r.inputs.reference, rate) for r, x in pairs]
-            if stage.masked:
-                pairs = zip(rows, decoded["image"])
-                decoded["image"] = [r.inputs.put_back(x, r.request.blend) for r, x in pairs]
+            if "image" in decoded:
+                decoded["image"] = _finished(stage, rows, decoded["image"])
             if after and after.enlarges:
                 continue
             metadata = self._record(stage.task, time.monotonic() - began, calls)
@@ -379,6 +404,44 @@ class Model:
                 part = k if row.rows > 1 else shown
                 yield self._result(row, one, part, metadata)
             shown += 1
+
+    def _made(
+        self,
+        stages: Sequence[Stage],
+        number: int,
+        given: Carry,
+        request: GenerateRequest,
+        rows: Sequence[Sample],
+        noises: Noises,
+    ) -> Generator[Preview, None, tuple[Bundle, int]]:
+        """What one stage generates, and the calls of the network that it took.
+
+        More rows than BATCH, as of many frames, run in parts, each with the noise that it had in
+        the stages before.
+        """
+        stage = stages[number]
+        system = self._of(stage.system)
+        size = next(iter(given.values())).shape[0] if given else len(rows)
+        free = [s.inputs.free(self.image_size) for s in rows if stage.masked]
+        parts, calls = list[Bundle](), 0
+        for start in range(0, size, BATCH):
+            cut = slice(start, min(start + BATCH, size))
+            seeds, jobs = zip(*((s.request.seed, s.job) for s in rows[cut]))
+            noise = noises.setdefault((size, start), PerSampleNoise([*seeds]))
+            own = {name: value[cut] for name, value in given.items()}
+            change = None
+            if request.paint and not number:  # the first stage lays the picture out
+                canvases = [row.inputs.canvas for row in rows[cut]]
+                change = painting(canvases, system, stage.task, paint_weight_of(request, system))
+            for progress in self._sample(stage, own, noise, request, free[cut], change):
+                share = (start + (cut.stop - start) * progress.step / progress.steps) / size
+                done = (number + share) / len(stages)
+                where = number + 1, len(stages), progress.step, progress.steps
+                yield Preview(*where, done, jobs, stage.system, progress)
+            parts.append(progress.states)
+            calls += progress.calls
+        generated = [m.name for c in stage.task.generated for m in system.on(c)]
+        return {name: torch.cat([part[name] for part in parts]) for name in generated}, calls
 
     def _plan(self, request: GenerateRequest) -> tuple[Stage, ...]:
         """The stages of a request's plan, given its contexts where it has some."""
@@ -437,11 +500,16 @@ class Model:
             raise RequestError("nothing enlarges pictures here; leave --scale out")
         return cascaded(self._plan(request), enlargers, request.text)
 
-    def _carried(self, batch: Sequence[Sample], system: System) -> Carry:
-        """The encoded inputs of all samples; those that samples share are encoded once."""
+    def _carried(self, batch: Sequence[Sample], system: System, stages: Sequence[Stage]) -> Carry:
+        """The encoded inputs of all samples; those that samples share are encoded once.
+
+        Of states only those that a stage of this system may read.
+        """
+        clocks = {c for s in stages if self._of(s.system) is system for c in s.reads}
         inputs, focus = {id(s.inputs): s.inputs for s in batch}, batch[0].request.focus
         encoded = {
-            key: self._encoded(own.values, system) | self._blended(own.contexts, system, focus)
+            key: self._encoded(own.values, system, clocks)
+            | self._blended(own.contexts, system, focus)
             for key, own in inputs.items()
         }
         parts = [encoded[id(s.inputs)] for s in batch]
@@ -458,14 +526,16 @@ class Model:
             given.append(flat(system.contexts(raw)))
         return {k: torch.cat([one[k] for one in given]).to(system.device) for k in given[0]}
 
-    def _encoded(self, values: Mapping[str, Sequence[Any]], system: System) -> Carry:
+    def _encoded(
+        self, values: Mapping[str, Sequence[Any]], system: System, clocks: Collection[str]
+    ) -> Carry:
         """Row by row, so that a condition's state does not depend on its batch."""
         side, raws = self.image_size, system.raws
         raw = {k: medium(k, system.media).tensor(v, side) for k, v in values.items() if k in raws}
         rows = []
         for i in range(max(map(len, raw.values()), default=0)):
             one = {name: v[i : i + 1] for name, v in raw.items()}
-            rows.append(system.encode(one) | flat(system.contexts(one)))
+            rows.append(system.encode(one, clocks) | flat(system.contexts(one)))
         names = rows[0] if rows else ()
         return {k: torch.cat([row[k] for row in rows]).to(system.device) for k in names}
 
@@ -491,8 +561,10 @@ class Model:
         noise: PerSampleNoise,
         request: GenerateRequest,
         free: Sequence[Tensor],
+        change: Change | None,
     ) -> Iterator[SamplingProgress]:
-        """The sampling loop of one stage.  free: the mask of every row, where the stage has any."""
+        """The sampling loop of one stage.  free: the mask of every row, where the stage has any.
+        change: of every query, where there is one."""
         system, task, batch = self._of(stage.system), stage.task, len(noise.seeds)
         roles = {
             n: task.roles[m.clock] for n, m in system.modalities.items() if m.clock in task.roles
@@ -517,7 +589,7 @@ class Model:
             denoise = upscale.tiled(denoise, system)
         with _naming_strength(request, steps):
             return sample(
-                denoise,
+                Changed(denoise=denoise, change=change) if change else denoise,
                 processes=system.processes,
                 clocks=system.clocks,
                 task=task,

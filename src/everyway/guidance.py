@@ -137,7 +137,10 @@ class Guided:
         }
         keep = tuple(name for name in query.keep if self.clocks[name] in branch.keep)
         lost = [name for name in branch.without if name in query.contexts]
-        contexts = query.contexts | {name: self._null(name, query.contexts[name]) for name in lost}
+        contexts = {  # what is said of a state's tokens goes with the state
+            name: replace(c, bias=None) if self.clocks.get(name) in branch.absent else c
+            for name, c in query.contexts.items()
+        } | {name: self._null(name, query.contexts[name]) for name in lost}
         return replace(query, states=states, times=times, keep=keep, contexts=contexts)
 
     def _null(self, name: str, given: Context) -> Context:

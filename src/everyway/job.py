@@ -16,12 +16,14 @@ from PIL import Image
 
 from everyway.contracts import Context, Contexts, kind_of
 from everyway.controls.masks import put_back
+from everyway.controls.paint import Canvas
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
 from everyway.media import (
     Medium,
     free_pixels,
     medium,
+    painted_shares,
     picture_tensor,
     read_numbers,
     read_picture,
@@ -116,8 +118,8 @@ def _job(settings: Mapping[str, Any], system: System) -> Job:
         wanted["contexts"] = [_named_in(context, named) for context in wanted["contexts"]]
     if isinstance(wanted.get("given"), Mapping):
         wanted["given"] = {name: named(given) for name, given in wanted["given"].items()}
-    if "mask" in wanted:
-        wanted["mask"] = named(wanted["mask"])
+    for name in {"mask", "paint"} & wanted.keys():
+        wanted[name] = named(wanted[name])
     return opened(GenerateRequest(**wanted), system, files)
 
 
@@ -154,6 +156,7 @@ class Inputs:
     values: name -> what it is given under it, pictures as squares of the system's side.
     contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
     picture: of inpainting and of upscaling, whole.  mask: of inpainting.
+    canvas: what words of the text are painted on.
     reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
@@ -162,6 +165,7 @@ class Inputs:
     contexts: Mapping[str, Blended]
     picture: Image.Image | None
     mask: Image.Image | None
+    canvas: Canvas | None
     reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
@@ -200,7 +204,8 @@ def read(job: Job, system: System, side: int) -> Inputs:
         _fits(mask, pictures[0], side)
     whole = bool(mask) or request.kind == "upscale"  # and not the square in its middle
     seen = [] if request.kind == "upscale" else pictures
-    values: dict[str, list[Any]] = {"image": seen, "text": [_completed(request.text, system)]}
+    text = _completed(request.text, system, placed=not request.paint)
+    values: dict[str, list[Any]] = {"image": seen, "text": [text]}
     values["label"] = [request.label]
     for name, value in request.given.items():
         kind = _input(name, system)
@@ -215,6 +220,16 @@ def read(job: Job, system: System, side: int) -> Inputs:
     blended = [c.value for c in contexts.values() if isinstance(c.value, Image.Image)]
     first = [*seen, *blended][:1]
     squares = [*zip(request.images, seen), *([(request.mask, mask)] if mask else [])]
+    canvas = None
+    if request.paint:
+        painted = read_picture(held[request.paint], request.paint)
+        squares.append((request.paint, painted))
+        canvas = Canvas(
+            text=text,
+            maps=painted_shares(painted, list(request.words), side, request.paint),
+            phrases=tuple(words.phrase for words in request.words.values()),
+            strengths=tuple(words.strength for words in request.words.values()),
+        )
     return Inputs(
         values={
             k: [_squared(v, side) for v in own]
@@ -224,11 +239,12 @@ def read(job: Job, system: System, side: int) -> Inputs:
         contexts=contexts,
         picture=pictures[0] if whole else None,
         mask=mask,
+        canvas=canvas,
         reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
             *(_seen(name, p.size, side) for name, p in squares if p.width != p.height),
-            *_unread(request.text, system),
+            *_unread(request.text, system, placed=not request.paint),
         ),
     )
 
@@ -245,7 +261,7 @@ def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blen
     if context.embedding is not None:
         return Blended(value=_embedded(context, own, job))
     if context.text is not None:
-        return Blended(value=_completed(context.text, system))
+        return Blended(value=_completed(context.text, system, placed=True))
     picture = read_picture(job.file(context.image), context.image)
     if context.mask is None:
         return Blended(value=square(picture, side))
@@ -275,10 +291,13 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
-def _completed(text: str | None, system: System) -> str | None:
-    """A prompt as the codecs that know what it leaves unsaid complete it."""
+def _completed(text: str | None, system: System, placed: bool = True) -> str | None:
+    """A prompt as the codecs that know what it leaves unsaid complete it.
+
+    placed: False leaves open where things are, for a map to say it.
+    """
     for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "completed")):
-        return codec.completed(text)
+        return codec.completed(text, placed)
     return text
 
 
@@ -288,11 +307,12 @@ def _readers(system: System) -> Iterator[Any]:
     return (each for each in everything if each.source == "text")
 
 
-def _unread(text: str | None, system: System) -> Iterator[str]:
-    """What of a text the codecs that can tell will not read."""
+def _unread(text: str | None, system: System, placed: bool) -> Iterator[str]:
+    """What of a text the codecs that can tell will not read, and how it is `_completed`."""
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
-        yield from reader.remarks(text) if hasattr(reader, "remarks") else ()
+        told = (placed,) if hasattr(reader, "completed") else ()
+        yield from reader.remarks(text, *told) if hasattr(reader, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from everyway.atomic import atomic_write
@@ -22,6 +22,9 @@ from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
 from everyway.record import Row, write_png
 from everyway.request import RequestError, read_image, said
+
+NEAR = 16
+"""How far a channel of a painted pixel may be from its colour, of 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,29 @@ def free_pixels(mask: Image.Image, side: int) -> Tensor:
 def shown_pixels(mask: Image.Image, side: int) -> Tensor:
     """(1, 1, side, side) in [0, 1], how bright the mask is."""
     return picture_tensor([mask], side, Image.Resampling.BOX).mean(1, keepdim=True) / 2 + 0.5
+
+
+def painted_shares(picture: Image.Image, colours: Sequence[str], side: int, name: str) -> Tensor:
+    """(P, side, side) in [0, 1]: how much of each pixel of the square has each colour, "#rrggbb".
+
+    Pixels within NEAR of a colour, a channel, have it.  Raises RequestError for one that none has.
+    """
+    pixels = np.asarray(picture, dtype=int)
+    maps = []
+    for colour in colours:
+        here = (np.abs(pixels - ImageColor.getrgb(colour)) <= NEAR).all(-1)
+        if not here.any():
+            raise RequestError(f"nothing of {name} is {colour}; it has {_colours(picture)}")
+        mask = square(Image.fromarray(here.astype(np.uint8) * 255), side, Image.Resampling.BOX)
+        maps.append(torch.from_numpy(np.asarray(mask) / np.float32(255)))
+    return torch.stack(maps)
+
+
+def _colours(picture: Image.Image) -> str:
+    """The commonest colours of a picture."""
+    counted = picture.getcolors(picture.width * picture.height)
+    most = [colour for _, colour in sorted(counted, reverse=True)[:6]]
+    return ", ".join("#" + bytes(colour).hex() for colour in most)
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

@@ -44,6 +44,12 @@ class Stage:
     begin: float = 1.0
     masked: bool = False
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The clocks whose states it may take from what is carried."""
+        held = self.begin < 1 or self.masked or self.prepare
+        return tuple(self.task.roles) if held else self.task.given
+
 
 def plan(request: GenerateRequest, tasks: Mapping[str, Task]) -> tuple[Stage, ...]:
     """The stages of a request, out of a system's own tasks.

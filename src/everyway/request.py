@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -64,6 +65,8 @@ SAMPLER_NAMES = (
     "euler",
     "ancestral",
 )
+PAINT_FORMS = ("max", "std", "max-square", "std-square")
+PAINTED = ("text-to-image", "image-to-image", "inpaint")
 NEEDS_TEXT = ("text-to-image", "vary-text", "chain")
 READS_TEXT = (*NEEDS_TEXT, "inpaint", "image-to-image", "edit-image", "upscale")
 NEEDS_IMAGES = {
@@ -110,6 +113,20 @@ def _name(given: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_name)]
 """Of a file.  In Python and on the command line it is a path; a server gives its own files."""
 Time = Annotated[Number, Field(ge=0, le=1)]
+Colour = Annotated[str, StringConstraints(pattern="^#[0-9A-Fa-f]{6}$", to_lower=True)]
+"""As #ff0000."""
+
+
+class Words(NamedTuple):
+    """Painted words.  strength: below 0 keeps them out of their region."""
+
+    phrase: Annotated[str, Field(min_length=1, max_length=200)]
+    strength: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+def _words(given: Any) -> Any:
+    """ "a fox" or "a fox:0.5" as Words has it."""
+    return tuple(part.strip() for part in given.rsplit(":", 1)) if isinstance(given, str) else given
 
 
 def _focus(given: Any) -> Any:
@@ -185,6 +202,16 @@ class GenerateRequest(BaseModel):
     """A picture's path; its bright places are drawn anew, the others stay (inpaint)."""
     blend: Annotated[Whole, Field(ge=0, le=64)] = 0
     """Within so many pixels of those that stay, what is drawn passes over into them (inpaint)."""
+    paint: Name | None = None
+    """A picture's path, in whose colours words of the text are painted."""
+    words: dict[Colour, Annotated[Words, BeforeValidator(_words)]] = {}
+    """Colour of that picture -> the words that are drawn there, and how strongly (1 by default;
+    below 0 they are kept out of it), as "#ff0000=a fox" or "#00ff00=a teapot:0.5"."""
+    paint_weight: Annotated[Number, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    """How strongly words are painted, 0 is off; by default the model's own."""
+    paint_form: Annotated[str | None, Field(examples=PAINT_FORMS)] = None
+    """What the weight is a multiple of, and square if it falls faster with the noise; by default
+    the model's own."""
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     """How much of a picture is forgotten, in (0, 1] (image-to-image); by default all of it."""
     truncation: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -250,6 +277,14 @@ class GenerateRequest(BaseModel):
         for text in (self.text, self.negative):
             if text is not None:
                 said(text)
+        if (self.paint is None) != (not self.words):
+            raise ValueError("a map to paint goes with words for its colours; give both or neither")
+        if self.paint and (self.text is None or self.kind not in PAINTED):
+            raise ValueError(f"words of a text are painted in {', '.join(PAINTED)}; give a text")
+        if (self.paint_weight, self.paint_form) != (None, None) and not self.paint:
+            raise ValueError("how words are painted goes with a map to paint; leave it out")
+        if self.paint_form is not None:
+            known("paint form", self.paint_form, PAINT_FORMS)
         if self.negative is not None and self.kind != "edit-image":
             raise ValueError("a negative text goes with the kind edit-image; leave it out")
         if self.contexts:
@@ -302,7 +337,7 @@ class GenerateRequest(BaseModel):
     def paths(self) -> tuple[str, ...]:
         """Of every picture that is read for it."""
         blended = (path for context in self.contexts for path in (context.image, context.mask))
-        return (*self.images, *filter(None, (self.mask, *blended)))
+        return (*self.images, *filter(None, (self.mask, self.paint, *blended)))
 
     @property
     def named_contexts(self) -> Iterator[tuple[str, GivenContext]]:

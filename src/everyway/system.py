@@ -8,7 +8,7 @@ samplers, guidance and metrics ever see.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -162,6 +162,7 @@ class System:
     mixes: whether weights of several contexts are their shares, which the network reads; it is
     shown none but those of a task, and of several none of weight 0.
     sampler, guidance, steps, truncation: what this system is sampled with by default.
+    paint: settings of its `controls.paint.PaintWeight` that are not the paper's.
     """
 
     name: str
@@ -180,6 +181,7 @@ class System:
     guidance: float = 2.5
     steps: int = 25
     truncation: float = 1.0
+    paint: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shown = Counter(m.source for m in self.modalities.values() if m.decodes)
@@ -274,14 +276,17 @@ class System:
         return {name: (batch, *m.shape) for name, m in self.modalities.items()}
 
     @torch.no_grad()
-    def encode(self, raw: Mapping[str, Any]) -> Bundle:
-        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings."""
+    def encode(self, raw: Mapping[str, Any], clocks: Collection[str] | None = None) -> Bundle:
+        """raw: name -> raw data, e.g. image (B, 3, H, W) in [-1, 1], text a list of B strings.
+
+        clocks: whose states are wanted, all of them where it is None.
+        """
         unknown = set(raw) - self.raws
         if unknown:
             raise UsageError(
                 f"{self.name} knows no {sorted(unknown)}; it takes {sorted(self.raws)}"
             )
-        own = self.modalities.values()
+        own = [m for m in self.modalities.values() if clocks is None or m.clock in clocks]
         return {m.name: self._encoded(m.codec, raw[m.source]) for m in own if m.source in raw}
 
     @property

@@ -72,13 +72,14 @@ def test_the_released_way_of_finding_components(gaussian, structured, level):
 
 def test_semantic_and_style_focus_share_the_components_out(structured):
     """What semantic focus takes away is the start of what style focus keeps."""
-    strength = strengths(structured)
+    some = structured[:, :64]
+    strength = strengths(some)
     for focus, alive in ((0.0, slice(2, None)), (1.0, slice(0, 5))):
-        left = strengths(focused(structured, focus, leading=0))[: len(strength[alive])]
+        left = strengths(focused(some, focus, leading=0))[: len(strength[alive])]
         kept = strength[alive] / strength[alive][0]
         torch.testing.assert_close(left / left[0], kept, atol=1e-4, rtol=0)
-    with_all = focused(structured, 0.5, leading=0)
-    assert with_all is structured
+    with_all = focused(some, 0.5, leading=0)
+    assert with_all is some
 
 
 def test_focus_leaves_global_tokens_and_size_and_knows_no_batch(structured):

@@ -16,7 +16,7 @@ from everyway.layouts.table import LAYOUTS, WHOLES
 from everyway.nets.multiflow import MultiFlow, MultiFlowConfig
 from everyway.systems import versatile as system
 from formula import filled
-from published_versatile import FOLDER, SMALL, context, fill, given, own, time
+from published_versatile import FOLDER, SMALL, context, fill, given, own, time, write_tiny_files
 
 DIGESTS = json.loads((FOLDER / "layouts.json").read_text(encoding="utf-8"))
 ROWS = {row.name: row for row in LAYOUTS}
@@ -237,6 +237,47 @@ def test_diffusers_two_networks_are_one(tiny, tmp_path):
 
 def part_of(ours, kind):
     return {k: v for k, v in ours.items() if k.startswith((f"{kind}_", "time."))}
+
+
+def test_a_pipeline_of_diffusers_lacks_the_codec_of_texts_alone(tmp_path):
+    file, parts = write_tiny_files(tmp_path)
+    model = convert.open_model(str(file), parts=parts, hints={"heads": "4", "drawn_size": "8"})
+    assert convert.missing_parts(model) == []
+    written = convert.write_back(model, "diffusers", tmp_path / "pipeline")
+    assert {p.parent.name for p in written} == {
+        "image_unet", "text_unet", "vae", "image_encoder", "text_encoder"
+    }  # fmt: skip
+    (tmp_path / "pipeline/tokenizer").mkdir()
+    spec = Path(parts["tokenizer"]).read_text(encoding="utf-8")
+    (tmp_path / "pipeline/tokenizer/tokenizer.json").write_text(spec, encoding="utf-8")
+    (tmp_path / "pipeline/model_index.json").write_text("{}", encoding="utf-8")
+    again = convert.open_model(str(tmp_path / "pipeline"))
+    assert [p.partition("=")[0] for p in convert.missing_parts(again)] == [
+        "text", "word_pieces", "reader"
+    ]  # fmt: skip
+    rest = {name: parts[name] for name in ("text", "word_pieces", "reader")}
+    whole = convert.open_model(str(tmp_path / "pipeline"), parts=rest)
+    assert whole.config["config"]["network"] == model.config["config"]["network"]
+    for name, entries in model.components.items():
+        assert whole.components[name].keys() == entries.keys()
+        assert all(
+            torch.equal(whole.components[name][k].read(), e.read()) for k, e in entries.items()
+        )
+
+
+def test_the_file_of_2022_holds_a_whole_model(tmp_path):
+    file, parts = write_tiny_files(tmp_path)
+    hints = {"heads": "4", "drawn_size": "8"}
+    model = convert.open_model(str(file), parts=parts, hints=hints)
+    (written,) = convert.write_back(model, "authors-2022", tmp_path / "2022")
+    names = torch.load(written, weights_only=True).keys()
+    assert {n.partition(".")[0] for n in names} == {"model", "autokl", "optimus", "clip"}
+    tables = {name: parts[name] for name in ("tokenizer", "word_pieces", "reader")}
+    again = convert.open_model(str(written), parts=tables, hints=hints)
+    assert convert.missing_parts(again) == []
+    for name, entries in model.components.items():
+        own = again.components[name]
+        assert all(torch.equal(own[k].read(), e.read()) for k, e in entries.items())
 
 
 @pytest.mark.parametrize("lost", ["diffuser.text.data_blocks.6.0.skip_connection.weight", "all"])

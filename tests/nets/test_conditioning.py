@@ -9,7 +9,7 @@ from everyway.contracts import Context
 from everyway.nets.attention import attention
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
-from everyway.nets.uvit import UViT, UViTConfig
+from everyway.nets.uvit import UViT, UViTConfig, _joint_bias
 
 TEXT = dict(length=5, dim=6)
 TIMES = {"image": torch.tensor([0.3, 0.8], dtype=torch.float64)}
@@ -87,13 +87,34 @@ def test_a_bias_is_how_strongly_a_token_is_attended_to(name):
     torch.testing.assert_close(ask(name, masked), ask(name, biased))
 
 
-def test_a_function_of_the_scores_is_for_cross_attention():
-    stronger = Context(tokens=text(0), bias=lambda scores: scores)
-    assert not torch.allclose(
-        ask("transformer", stronger), ask("transformer", Context(tokens=text(0)))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_bias_may_be_a_function_of_the_scores(name):
+    """Of those between the picture's four places and the five tokens."""
+    seen = []
+
+    def ask_with(bias):
+        return ask(name, Context(tokens=text(0), bias=bias))
+
+    stronger = ask_with(lambda scores: seen.append(scores.shape) or scores)
+    blocks = 3 if name == "uvit" else 2  # joint attention asks for both directions
+    assert seen == [(2, 2, 4, 5)] * (2 * blocks if name == "uvit" else blocks)
+    plain = ask(name, Context(tokens=text(0)))
+    assert not torch.allclose(stronger, plain)
+    torch.testing.assert_close(ask_with(torch.zeros_like), plain)
+
+
+def test_a_function_bears_on_both_directions_of_joint_attention():
+    scores, ones = torch.randn(1, 1, 4, 4), torch.ones(1, 1, 1, 1)
+    added = _joint_bias(
+        scores,
+        [0 * ones, lambda s: 10 + s, 3 * ones],
+        lengths=[1, 1, 2],
+        pictures=[False] * 2 + [True],
     )
-    with pytest.raises(ValueError, match="cross-attention"):
-        ask("uvit", stronger)
+    expected = torch.zeros(4, 4)
+    expected[:, 2:] = 3
+    expected[2:, 1], expected[1, 2:] = 10 + scores[0, 0, 2:, 1], 13 + scores[0, 0, 1, 2:]
+    torch.testing.assert_close(added[0, 0], expected)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

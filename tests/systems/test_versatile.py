@@ -22,7 +22,7 @@ from everyway.sampling.solvers import ddim, stride_steps
 from everyway.systems import MissingParts, builder, versatile
 from everyway.tasks import GENERATE, Task
 from formula import normal
-from published_versatile import SMALL, arrays, context, fill, time
+from published_versatile import SMALL, arrays, context, fill, time, write_tiny_files
 
 PROCESS = gaussian("discrete")
 WORDS = ("a", "red", "blue", "circle")
@@ -322,3 +322,55 @@ def test_a_flow_reads_the_layers_that_it_uses(model, system, tmp_path):
         (given,) = spare.system.tasks[kind].contexts
         (data,) = spare.system.tasks[kind].generated
         assert in_memory(spare.system) == {"time", f"{data}_data", f"{given}_context"}
+
+
+# -- published files --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    return write_tiny_files(tmp_path_factory.mktemp("published"))
+
+
+TOLD = {"heads": "4", "drawn_size": "8"}
+WORDED = {kind: {**given, **({"text": "w1 w2"} if "text" in given else {})}
+          for kind, given in REQUESTS.items()}  # fmt: skip
+
+
+def test_a_published_file_with_its_parts_makes_every_flow(published):
+    file, parts = published
+    whole = load(file, parts=parts, settings=TOLD)
+    assert whole.image_size == 16 and whole.system.sampler == "ddim-stride"
+    assert whole.system.codecs.keys() == {"image", "text", "image_condition", "text_condition"}
+    spare = load(file, parts=parts, settings=TOLD, memory="disk")
+    assert spare.hash == whole.hash
+    for kind, given in WORDED.items():
+        (one,), (other,) = (m.generate(kind=kind, steps=2, **given) for m in (whole, spare))
+        assert one.outputs == other.outputs and one.metadata["forwards"] == 4
+
+
+def test_the_command_draws_from_a_published_file(published, run):
+    file, parts = published
+    words = [w for part in parts.items() for w in ("--part", "=".join(part))]
+    words += [w for told in TOLD.items() for w in ("--set", "=".join(told))]
+    code, _, err = run(
+        "generate", "image", "--text", "w3 w4", "--model", file, *words,
+        "--steps", 2, "--dtype", "bf16",
+    )  # fmt: skip
+    assert code == 0, err
+    code, _, err = run("generate", "image", "--text", "w3", "--model", file, *words[2:])
+    assert code == 2 and len(err.strip().splitlines()) == 1 and "--part" in err
+
+
+def test_only_states_that_a_task_reads_are_encoded(model, monkeypatch):
+    asked = []
+    for name, modality in model.system.modalities.items():
+        kind = type(modality.codec)
+        encode = kind.encode
+        monkeypatch.setattr(
+            kind, "encode", lambda self, raw, n=name, e=encode: asked.append(n) or e(self, raw)
+        )
+    model.generate(kind="image-variation", steps=1, image=PICTURE)
+    assert asked == []
+    model.generate(kind="image-to-image", steps=2, strength=0.5, image=PICTURE, text="a circle")
+    assert "image" in asked

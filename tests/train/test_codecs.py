@@ -12,7 +12,7 @@ from everyway.checkpoints.store import StoreError
 from everyway.codecs import bundle
 from everyway.codecs.text_tokens import train_tokens
 from everyway.data.emoji import EmojiScenes
-from everyway.train import codec, codec_image, encoder, text, train
+from everyway.train import codec, codec_image, encoder, text, text_vae, train
 from everyway.train.config import CODECS, names, resolve
 
 
@@ -25,7 +25,7 @@ def quick(monkeypatch, tmp_path):
         at = seen(*numbers)
         return at if len(at) <= 40 else at[:40]
 
-    for module in (codec, codec_image, encoder, text):
+    for module in (codec, codec_image, encoder, text, text_vae):
         monkeypatch.setattr(module, "range", few, raising=False)
     monkeypatch.setattr(  # that is tests/train/test_looks.py
         text, "codes_of_words", lambda effects, counts, dim, seed: torch.randn(len(effects), dim)
@@ -37,9 +37,32 @@ def quick(monkeypatch, tmp_path):
 
 
 def test_every_training_is_a_preset():
-    assert {*CODECS, "nano", "mini", "mini-vq"} == set(names())
+    versatile = {"nano-versatile", "mini-versatile"}
+    ediffi = {"ediffi-nano", "ediffi-nano-root", "ediffi-nano-sr", "mini-ediffi", "mini-ediffi-sr"}
+    assert {*CODECS, "nano", "mini", "mini-vq"} | versatile | ediffi == set(names())
     for name in CODECS:
         assert resolve(name).system == name
+
+
+def test_a_text_is_one_vector_or_a_sequence(quick, tmp_path):
+    for length in (1, 6):
+        own = {**quick, "length": length, "dim": 12}
+        train("text-vae", **own, out=str(tmp_path / f"text-vae-{length}"))
+        folder = tmp_path / "codecs"
+        found = codec_folder.metadata(folder)["text"]
+        assert found.keys() >= {"exact_at_0.0", "exact_at_0.3", "wrong", "divergence"}
+        made = bundle.codec("text", codec_folder.settings(folder, "text"), "TextLatent")
+        codec_folder.fill(folder, "text", made)
+        state = made.encode(["a fox", "a small rocket on blue"])
+        assert state.shape == (2, length, 12) and len(made.decode(state)) == 2
+
+
+def test_the_divergence_counts_nothing_at_first():
+    config = resolve("text-vae", {"anneal": "100", "divergence": "0.5"})
+    learner = text_vae.TextVAELearner.__new__(text_vae.TextVAELearner)
+    learner.config = config
+    found = [learner.weight(step) for step in (0, 50, 75, 100, 1000)]
+    assert found == [0.0, 0.0, 0.25, 0.5, 0.5]
 
 
 def test_each_codec_trains_and_a_system_reads_them(quick, tmp_path):

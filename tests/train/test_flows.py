@@ -111,7 +111,24 @@ def test_samples_are_shared_out_evenly_and_alike_by_any_number_of_processes(begu
         assert torch.equal(rows, torch.cat([part[name] for part in parts]))
         assert all(part[name].sum() >= 5 for part in parts)
     with pytest.raises(ConfigError, match="has no sample for"):
-        learner.samples_of(replace(whole, rows=slice(0, 2)))
+        learner.samples_of(replace(whole, size=2, rows=slice(0, 2)))
+
+
+def test_parts_of_a_batch_make_the_whole_also_where_a_flow_has_no_sample(begun):
+    learner = a_learner(begun, batch=16, text_variation=0.3)
+    whole = Share(seed=0, step=2, **SHAPE)
+    parts = [replace(whole, rows=slice(k, k + 4)) for k in (0, 4, 8, 12)]
+    assert not all(learner.samples_of(part)["text-variation"].any() for part in parts)
+    loss, losses = learner(learner.batch(whole))
+    found = [learner(learner.batch(part)) for part in parts]
+    torch.testing.assert_close(sum(own for own, _ in found) / 4, loss, rtol=1e-4, atol=1e-5)
+    for name, values in losses.items():
+        seen = torch.cat([own[name] for _, own in found])
+        torch.testing.assert_close(seen, values, rtol=1e-3, atol=1e-4)
+        mine = learner.samples_of(whole)[name]
+        assert not values[~mine].any()
+        share = mine.float().mean()
+        torch.testing.assert_close(values.mean(), (share * values)[mine].mean())
 
 
 def test_layers_learn_at_their_part_of_the_rate(begun):

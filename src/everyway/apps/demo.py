@@ -27,7 +27,7 @@ APART = 100
 """Added to the seed of what is drawn from nothing, so that no row repeats another's."""
 LEGEND = (
     "Framed: what the model was given.  Green: the judge sees in the picture what is said, and no "
-    "more.  Red: it does not.  Grey: nothing was asked."
+    "more.  Red: it does not.  Grey: nothing was asked.  [ko]: Korean, told by what it states."
 )
 
 
@@ -136,6 +136,37 @@ def _image_to_text(show: _Show) -> list[Cell]:
     return cells
 
 
+def _variations_of_an_image(show: _Show) -> list[Cell]:
+    made = show.make("image-variation", n=3, images=(str(show.drawn[0]),))
+    return [show.given(0), *(Cell(image=r.image) for r in made)]
+
+
+def _variations_of_a_text(show: _Show) -> list[Cell]:
+    text = show.judge.prompts[2]
+    made = show.make("text-variation", n=3, text=text)
+    said = [Cell(text=show.words(r.text)) for r in made]
+    return [Cell(text=show.words(text), given=True), *said]
+
+
+def _blended(show: _Show) -> list[Cell]:
+    """A picture and another one's text, by the share of the text."""
+    picture, text, cells = str(show.drawn[0]), show.judge.prompts[1], [show.given(0)]
+    for share in (0.3, 0.6, 0.9):
+        contexts = [{"image": picture, "weight": 1 - share}, {"text": text, "weight": share}]
+        (made,) = show.make("image", contexts=contexts)
+        cells.append(Cell(image=made.image, text=f"{share:.0%} {show.words(text)}"))
+    return cells
+
+
+def _focused(show: _Show) -> list[Cell]:
+    """Of a picture what it shows, all of it, or its style."""
+    picture, cells = str(show.drawn[0]), [show.given(0)]
+    for name, focus in (("semantic", 0.0), ("neither", 0.5), ("style", 1.0)):
+        (made,) = show.make("image", contexts=[{"image": picture, "focus": focus}])
+        cells.append(Cell(image=made.image, text=name))
+    return cells
+
+
 def _joint(show: _Show) -> list[Cell]:
     made = show.make("joint", n=4)
     seen = show.judge.read([r.image for r in made])
@@ -210,6 +241,8 @@ def _from_noised(show: _Show) -> list[Cell]:
 
 
 DRAWN, BOTH_WAYS = {"text-to-image"}, {"text-to-image", "image-to-text"}
+AS_STATES = {*BOTH_WAYS, "joint"}
+"""Of models in which what one task makes is what another is given."""
 USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "text to image": (DRAWN, _text_to_image),
     "image to text": (BOTH_WAYS, _image_to_text),
@@ -217,13 +250,17 @@ USES: dict[str, tuple[set[str], Callable[[_Show], list[Cell]]]] = {
     "in Korean": (DRAWN, _more("in Korean")),
     "in anybody's words": (DRAWN, _more("in anybody's words")),
     "a part drawn anew, for other texts": (DRAWN, _redrawn),
+    "variations of a picture": ({"image-variation"}, _variations_of_an_image),
+    "variations of a text": ({"text-variation"}, _variations_of_a_text),
+    "a picture and a text, blended": ({"image-variation", "text-to-image"}, _blended),
+    "a picture's focus: what it shows, or its style": ({"image-variation"}, _focused),
     "a picture and its caption, from nothing": ({"joint"}, _joint),
     "a picture from nothing": ({"image"}, _image),
     "a text from nothing": ({"text"}, _text),
-    "there and back: a picture by its text, a text by its picture": (BOTH_WAYS, _there_and_back),
+    "there and back: a picture by its text, a text by its picture": (AS_STATES, _there_and_back),
     "from a text that is on its way to noise": ({"text-to-image", "joint"}, _noisy_condition),
-    "a Gibbs chain: text, picture, text, ...": (BOTH_WAYS, _chain),
-    "from one picture to another": (BOTH_WAYS, _interpolation),
+    "a Gibbs chain: text, picture, text, ...": (AS_STATES, _chain),
+    "from one picture to another": (AS_STATES, _interpolation),
     "partly forgotten, then drawn for another text": (DRAWN, _from_noised),
 }
 """Title -> the tasks that a model must have for it, and what is shown."""

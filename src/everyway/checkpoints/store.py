@@ -290,14 +290,16 @@ def fill(
 
 
 def _count_positions(module: nn.Module) -> None:
-    """Buffers that no file holds: transformers counts positions in them."""
+    """Buffers that no file holds: transformers counts positions in them, and has BERT's tokens all
+    of one type."""
     for name, buffer in list(module.named_buffers()):
         if not buffer.is_meta:
             continue
         parent, _, leaf = name.rpartition(".")
-        if leaf != "position_ids":
+        if leaf not in ("position_ids", "token_type_ids"):
             raise StoreError(f"{name} of {type(module).__name__} is in no file")
         counted = torch.arange(buffer.shape[-1], device="cpu").expand(buffer.shape)
+        counted = counted if leaf == "position_ids" else torch.zeros_like(counted)
         module.get_submodule(parent).register_buffer(leaf, counted, persistent=False)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from everyway.codecs.encoders import CLIP_L14_TEXT, ImageEmbedding, configured
 from everyway.codecs.published_tokens import ClipTokens
-from everyway.codecs.text_tokens import tokenizer_of
+from everyway.codecs.text_tokens import phrase_tokens, tokenizer_of
 from everyway.contracts import Context
 from everyway.errors import UsageError
 
@@ -60,6 +60,13 @@ class T5Tokens:
         for row, text in zip(out, texts, strict=True):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids[: self.length - 1]
             row[: len(ids) + 1] = torch.tensor([*ids, self.end])
+        return out
+
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the tokens of a phrase of the text."""
+        found = phrase_tokens(self.tokenizer, text, phrase)
+        out = torch.zeros(self.length, dtype=torch.bool)
+        out[[k for k in found if k < self.length - 1]] = True
         return out
 
 

@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LM
 
 from everyway.codecs.encoders import configured
 from everyway.codecs.published_tokens import SentenceTokens, WordPieces
+from everyway.data.cleaning import without_repeats
 
 BERT_BASE = {"vocab_size": 28996}
 GPT2_SMALL = {"vocab_size": 50260}
@@ -63,7 +64,9 @@ class Optimus(nn.Module):
 
     @torch.no_grad()
     def decode(self, state: Tensor) -> list[str]:
-        return self.written.decode(self.draw(state[:, 0], self.temperature))
+        """Sentences that say nothing twice in a row, as the release cleaned them."""
+        said = self.written.decode(self.draw(state[:, 0], self.temperature))
+        return [without_repeats(sentence) for sentence in said]
 
     def draw(
         self, latent: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None

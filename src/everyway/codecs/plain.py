@@ -113,6 +113,15 @@ class Words:
                 ids[row, column] = index[word]
         return self.table[ids]
 
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the words of a phrase of the text."""
+        words, told = (re.findall(r"\w+", said.lower()) for said in (text, phrase))
+        out = torch.zeros(self.length, dtype=torch.bool)
+        for start in range(len(words) - len(told) + 1):
+            if words[start : start + len(told)] == told:
+                out[start : start + len(told)] = True
+        return out
+
     def decode(self, state: Tensor) -> list[str]:
         table = self.table.to(state.device)
         ids = (state @ table.T).argmax(-1).tolist()  # equal norms: nearest = largest product

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from everyway.codecs.text_tokens import tokenizer_of
+from everyway.codecs.text_tokens import phrase_tokens, tokenizer_of
 from everyway.errors import UsageError
 
 START, STOP = "<|startoftext|>", "<|endoftext|>"
@@ -52,6 +52,13 @@ class ClipTokens:
             return []
         end = self.tokenizer.decode(ids[:most]).strip()[-30:]
         return [f"the text has {len(ids)} tokens and {most} are read, up to {end!r}"]
+
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the tokens of a phrase of the text."""
+        found = [1 + k for k in phrase_tokens(self.tokenizer, text, phrase)]
+        out = torch.zeros(self.length, dtype=torch.bool)
+        out[[k for k in found if k < self.length - 1]] = True
+        return out
 
     def nothing(self, batch: int) -> Tensor:
         """The empty sentence, `batch` times."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterable, Sequence
 
@@ -25,6 +26,20 @@ def tokenizer_of(spec: str) -> Tokenizer:
         return Tokenizer.from_str(spec)
     except Exception as error:  # tokenizers raises nothing more precise
         raise UsageError(f"the tokenizer cannot be read ({error})") from None
+
+
+def phrase_tokens(tokenizer: Tokenizer, text: str, phrase: str) -> list[int]:
+    """The numbers of a text's tokens that a phrase is told by, wherever it stands in it.
+
+    Case and the width of white space do not matter; "cat" is not in "caterpillar", but a Korean
+    particle may follow a word.
+    """
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    other = "[^\\W가-힣]"
+    found = re.finditer(rf"(?<!{other}){words}(?!{other})", text, re.IGNORECASE)
+    spans = [match.span() for match in found if words]
+    tokens = enumerate(tokenizer.encode(text, add_special_tokens=False).offsets)
+    return [k for k, (a, b) in tokens if any(a < end and start < b for start, end in spans)]
 
 
 class Tokens:
@@ -59,6 +74,12 @@ class Tokens:
                 raise PromptError(f"this model knows no character of {text[:40]!r}")
             row[: len(ids)] = torch.tensor(ids)
             row[len(ids)] = self.end
+        return out
+
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) bool, True where `encode` has the tokens of a phrase of the text."""
+        out = torch.zeros(self.length, dtype=torch.bool)
+        out[phrase_tokens(self.tokenizer, text, phrase)] = True
         return out
 
     def nothing(self, batch: int) -> Tensor:

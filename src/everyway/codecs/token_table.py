@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 from everyway.codecs.text_tokens import PromptError, Tokens
 from everyway.data.captions import Lexicon, completed, language, plain
 from everyway.data.reading import parse, read
+from everyway.data.sample import Scene, SceneObject
+
+QUALIFYING = 0.95
+"""How much a size tells of an object, beside its name.  Where attention is all but hard the larger
+score has everything: at 1 sizes took it from names, at 0 all objects became large (docs/LOG.md)."""
 
 
 class TokenTable(nn.Module):
@@ -63,23 +69,44 @@ class TokenTable(nn.Module):
             raise PromptError(self._nothing_known(text))
         return plain(stated, self.lexicon, self.spoken or language(text))
 
-    def completed(self, text: str) -> str:
+    def completed(self, text: str, placed: bool = True) -> str:
         """A prompt with what it leaves unsaid as it usually is; any text where there is no lexicon.
 
-        Raises PromptError as `phrased` does.
+        placed: False leaves open where objects are.  Raises PromptError as `phrased` does.
         """
         if self.lexicon is None or not text.strip():
             return text
         stated = parse(self.phrased(text), self.lexicon)
-        return plain(completed(stated), self.lexicon, self.spoken or language(text))
+        return plain(completed(stated, placed), self.lexicon, self.spoken or language(text))
 
-    def remarks(self, text: str) -> list[str]:
-        """How a prompt is taken, where it leaves something unsaid, and what of it is not drawn,
-        each in one line, with the nearest words that are known."""
+    def places(self, text: str, phrase: str) -> Tensor:
+        """(length,) in [0, 1]: how much each of the tokens that `encode` has tells a phrase of the
+        text, or all of it.
+
+        Of a phrase that names objects of the lexicon, in any words, that is 1 of their names and
+        QUALIFYING of their sizes: a vector is the same wherever its token stands, so that "large"
+        alone is nobody's.
+        """
+        caption = self.phrased(text)
+        meant = parse(phrase, self.lexicon) if self.lexicon and phrase != text else None
+        if meant is None:
+            return self.tokens.places(caption, caption if phrase == text else phrase)
+        out = torch.zeros(self.tokens.length)
+        for thing in parse(caption, self.lexicon).objects:
+            if thing.name in meant.names:
+                sized, named = replace(thing, place=None), SceneObject(name=thing.name)
+                for noun, share in ((sized, QUALIFYING), (named, 1.0)):
+                    words = plain(Scene(objects=(noun,)), self.lexicon, language(caption))
+                    out[self.tokens.places(caption, re.sub("^an? ", "", words))] = share
+        return out
+
+    def remarks(self, text: str, placed: bool = True) -> list[str]:
+        """How a prompt is `completed`, where it leaves something unsaid, and what of it is not
+        drawn, each in one line, with the nearest words that are known."""
         if self.lexicon is None:
             return []
         reading, made = read(text, self.lexicon), []
-        if (taken := self.completed(text)) != self.phrased(text):
+        if (taken := self.completed(text, placed)) != self.phrased(text):
             made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")

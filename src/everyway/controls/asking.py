@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from everyway.contracts import Bundle, Denoise, Query
+from everyway.contracts import Bundle, Contexts, Denoise, Query
 
 Change = Callable[[Query], Query]
 """A query at its times -> what is asked in its place."""
@@ -28,3 +28,17 @@ class Changed:
 
     def __call__(self, queries: Sequence[Query]) -> list[Bundle]:
         return self.denoise([self.change(query) for query in queries])
+
+
+def switching(states: Bundle, contexts: Contexts, clock: str, at: float) -> Change:
+    """What puts these states and contexts in place of others once `clock` is at time `at` or below:
+    another prompt for the rest of a run."""
+
+    def switch(query: Query) -> Query:
+        if float(query.times[clock][0]) > at:
+            return query
+        return replace(
+            query, states={**query.states, **states}, contexts={**query.contexts, **contexts}
+        )
+
+    return switch

@@ -97,16 +97,17 @@ def plain(scene: Scene, lexicon: Lexicon, lang: str = "en") -> str:
     return f"{lexicon.backgrounds[ground]} 배경, {body}" if ground else body
 
 
-def completed(scene: Scene) -> Scene:
+def completed(scene: Scene, placed: bool = True) -> Scene:
     """The scene with what it leaves unsaid as it usually is: large, in the middle, the first left
-    of the second, on white."""
+    of the second, on white.  placed: False leaves open where objects are."""
     two = len(scene.objects) == 2
+    place, relation = ("middle", "left of") if placed else (None, None)
     return Scene(
         objects=tuple(
-            replace(o, size=o.size or "large", place=None if two else o.place or "middle")
+            replace(o, size=o.size or "large", place=None if two else o.place or place)
             for o in scene.objects
         ),
-        relation=(scene.relation or "left of") if two else None,
+        relation=(scene.relation or relation) if two else None,
         background=scene.background or "white",
     )
 

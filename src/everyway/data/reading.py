@@ -191,35 +191,42 @@ SIZE_OF = {word: size for size, words in SIZES.items() for word in words.split()
 
 @lru_cache(maxsize=16)
 def _words(lexicon: Lexicon, korean: bool) -> _Words:
-    grounds, size = lexicon.backgrounds, f"(?:{_any(SIZE_OF)})"
-    if not korean:
-        tints = {t: t for t in grounds} | {k: t for k, t in TINTS.items() if t in grounds}
-        tint = f"({_any(tints)})"
-        plurals = {plural: name for name in lexicon.objects for plural in _plurals(name)}
-        names = _singulars(lexicon.objects) | plurals | {name: name for name in lexicon.objects}
-        noun = r"(?:background|backdrop|back ground|bg)(?!\w)"
-        sheet = r"(?:picture|image|photo|drawing|canvas|page|paper|scene|card|wall)(?!\w)"
-        plain, colour = r"(?:(?:an?|the|its|plain|solid|all|simple) )*", r"(?:[ -]colou?red)?"
-        return _Words(
-            names=names,
-            tints=tints,
-            plurals=frozenset(plurals) - set(lexicon.objects),
-            objects=re.compile(
-                rf"(?<!\w)(?:((?:{NUMBERS}|{AMOUNTS}) (?:(?:of )?the )?(?:{size}[ -])?|{size}[ -])"
-                rf"((?:(?!and\b|or\b|of\b|on\b)[a-z]+ ){{0,2}}?))?({_any(names)})(?!\w)"
-            ),
-            backgrounds=(
-                rf"(?<!\w){tint}{colour} {noun}",
-                rf"(?<!\w){tint}{colour} {sheet}",
-                rf"(?<!\w){noun}(?: colou?r)?(?: ?[:=,]| is| of| in| being| should be)? {plain}"
-                rf"{tint}(?!\w)",
-                rf"(?<!\w){tint} in {plain}{noun}",
-                rf"(?<!\w)(?:on|against|over|upon|in front of) {plain}{tint}{colour}"
-                rf"(?! ?[A-Z])(?! \w+ [A-Z])(?!\w)",
-                rf"(?<!\w){tint}{colour} behind(?: it| them)?(?!\w)",
-                rf"(?:^|[,;:.] ?)(?:all )?{tint}{colour}(?=[,;:.!]|$)",
-            ),
-        )
+    return (_words_ko if korean else _words_en)(lexicon, f"(?:{_any(SIZE_OF)})")
+
+
+def _words_en(lexicon: Lexicon, size: str) -> _Words:
+    grounds = lexicon.backgrounds
+    tints = {t: t for t in grounds} | {k: t for k, t in TINTS.items() if t in grounds}
+    tint = f"({_any(tints)})"
+    plurals = {plural: name for name in lexicon.objects for plural in _plurals(name)}
+    names = _singulars(lexicon.objects) | plurals | {name: name for name in lexicon.objects}
+    noun = r"(?:background|backdrop|back ground|bg)(?!\w)"
+    sheet = r"(?:picture|image|photo|drawing|canvas|page|paper|scene|card|wall)(?!\w)"
+    plain, colour = r"(?:(?:an?|the|its|plain|solid|all|simple) )*", r"(?:[ -]colou?red)?"
+    return _Words(
+        names=names,
+        tints=tints,
+        plurals=frozenset(plurals) - set(lexicon.objects),
+        objects=re.compile(
+            rf"(?<!\w)(?:((?:{NUMBERS}|{AMOUNTS}) (?:(?:of )?the )?(?:{size}[ -])?|{size}[ -])"
+            rf"((?:(?!and\b|or\b|of\b|on\b)[a-z]+ ){{0,2}}?))?({_any(names)})(?!\w)"
+        ),
+        backgrounds=(
+            rf"(?<!\w){tint}{colour} {noun}",
+            rf"(?<!\w){tint}{colour} {sheet}",
+            rf"(?<!\w){noun}(?: colou?r)?(?: ?[:=,]| is| of| in| being| should be)? {plain}"
+            rf"{tint}(?!\w)",
+            rf"(?<!\w){tint} in {plain}{noun}",
+            rf"(?<!\w)(?:on|against|over|upon|in front of) {plain}{tint}{colour}"
+            rf"(?! ?[A-Z])(?! \w+ [A-Z])(?!\w)",
+            rf"(?<!\w){tint}{colour} behind(?: it| them)?(?!\w)",
+            rf"(?:^|[,;:.] ?)(?:all )?{tint}{colour}(?=[,;:.!]|$)",
+        ),
+    )
+
+
+def _words_ko(lexicon: Lexicon, size: str) -> _Words:
+    grounds = lexicon.backgrounds
     own = ((ko, en) for en, ko in grounds.items())
     more = ((word, en) for en in grounds for word in TINTS_KO.get(en, "").split())
     tints = {word.removesuffix("색"): en for word, en in chain(own, more)}

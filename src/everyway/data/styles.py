@@ -119,6 +119,14 @@ class Styled:
         drawn = np.random.default_rng((self.scenes.seed, index, 2)).integers(len(STYLES))
         return self.style or [*STYLES][drawn]
 
+    def scene(self, index: int) -> Scene:
+        """As of its lattice."""
+        return self.scenes.scene(index)
+
+    def described(self, index: int) -> tuple[Scene, tuple[str, ...]]:
+        """As of its lattice."""
+        return self.scenes.described(index)
+
     def sample(self, index: int) -> Sample:
         plain, style = self.scenes.sample(index), self.style_of(index)
         picture = draw(Scene.from_json(plain.record), style, self.scenes.names)

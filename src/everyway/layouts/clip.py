@@ -237,43 +237,6 @@ def _text_context_config(settings: Settings) -> dict[str, Any]:
     return own | dict(settings["text"])
 
 
-def contexts(origin: str) -> tuple[FileLayout, FileLayout]:
-    """Of the picture and of the text that Versatile Diffusion is given."""
-    shared: dict[str, Any] = {
-        "origin": origin,
-        "system": "versatile",
-        "to_ours": partial(within, "model."),
-        "to_theirs": partial(without, "model."),
-        "aside": _COUNTED,
-        "preset": _preset,
-    }
-    image = FileLayout(
-        name="clip-image-context",
-        part="image_condition",
-        component="image_condition",
-        marks=("vision_model.embeddings.class_embedding", "visual_projection.weight"),
-        settings=_image_settings,
-        expected=_image_context_shapes,
-        dropped=_OF_TEXTS,
-        file="image_encoder/model.safetensors",
-        their_config=_image_config,
-        **shared,
-    )
-    text = FileLayout(
-        name="clip-text-context",
-        part="text_condition",
-        component="text_condition",
-        marks=("text_model.embeddings.token_embedding.weight", "text_projection.weight"),
-        settings=_context_settings,
-        expected=_context_shapes,
-        dropped=_OF_IMAGES,
-        file="text_encoder/model.safetensors",
-        their_config=_text_context_config,
-        **shared,
-    )
-    return image, text
-
-
 # -- the layouts ------------------------------------------------------------------------------
 
 OPENAI = FileLayout(
@@ -328,3 +291,39 @@ LAYOUTS = (
         their_config=_text_config,
     ),
 )
+
+_CONTEXT: dict[str, Any] = {
+    "origin": "diffusers",
+    "system": "versatile",
+    "to_ours": partial(within, "model."),
+    "to_theirs": partial(without, "model."),
+    "aside": _COUNTED,
+    "preset": _preset,
+}
+CONTEXTS = (
+    FileLayout(
+        name="clip-image-context",
+        part="image_condition",
+        component="image_condition",
+        marks=("vision_model.embeddings.class_embedding", "visual_projection.weight"),
+        settings=_image_settings,
+        expected=_image_context_shapes,
+        dropped=_OF_TEXTS,
+        file="image_encoder/model.safetensors",
+        their_config=_image_config,
+        **_CONTEXT,
+    ),
+    FileLayout(
+        name="clip-text-context",
+        part="text_condition",
+        component="text_condition",
+        marks=("text_model.embeddings.token_embedding.weight", "text_projection.weight"),
+        settings=_context_settings,
+        expected=_context_shapes,
+        dropped=_OF_IMAGES,
+        file="text_encoder/model.safetensors",
+        their_config=_text_context_config,
+        **_CONTEXT,
+    ),
+)
+"""A picture and a text as Versatile Diffusion is given them."""

@@ -21,7 +21,7 @@ from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, LayoutError, Stored, StoreError
 from everyway.errors import UsageError
 from everyway.layouts import file_layout, files
-from everyway.layouts.file_layout import FileLayout, Part
+from everyway.layouts.file_layout import FileLayout, Part, Whole
 from everyway.placement import CPU, NOWHERE
 from everyway.system import System
 from everyway.systems import HUB, MissingParts, system_module
@@ -529,21 +529,27 @@ def write_back(model: Opened, origin: str, folder: Path) -> list[Path]:
     with _sound(model, LayoutError):
         parts = _held_by(model, origin)
         configs = {layout: file_layout.beside(layout, own) for layout, (own, _) in parts.items()}
-    for whole in _table().WHOLES:
-        if (whole.origin, whole.system) == (origin, model.config["system"]):
-            made = {layout.part: entries for layout, (_, entries) in parts.items()}
-            return [file_layout.write_whole(folder, whole, made)]
+    if whole := _whole(model, origin):
+        made = {layout.part: entries for layout, (_, entries) in parts.items()}
+        return [file_layout.write_whole(folder, whole, made)]
     return [
         file_layout.write(folder, layout, v, configs[layout]) for layout, (_, v) in parts.items()
     ]
 
 
+def _whole(model: Opened, origin: str) -> Whole | None:
+    """The file of that origin that holds all of a model, where there is one."""
+    wanted = origin, model.config["system"]
+    return next((w for w in _table().WHOLES if (w.origin, w.system) == wanted), None)
+
+
 def _held_by(model: Opened, origin: str) -> dict[FileLayout, tuple[Mapping[str, Any], Entries]]:
     """Layout of an origin -> settings and tensors of the part of a model that it holds."""
     system, parts, refused = model.config["system"], {}, {}
+    whole = _whole(model, origin)
     for layout in _table().LAYOUTS:
-        own = _of(model, layout)
-        if layout.origin != origin or layout.system not in ("", system):
+        own, there = _of(model, layout), whole is not None and layout.name in whole.also
+        if not (there or layout.origin == origin) or layout.system not in ("", system):
             continue
         if not any(name.startswith(layout.places[0]) for name in own):
             continue

@@ -115,7 +115,8 @@ class FileLayout:
 class Whole:
     """A file that holds all parts of a model, each of which has a layout of its own.
 
-    origin, system, file: as of a FileLayout.
+    origin, system, file: as of a FileLayout.  also: names of the layouts of other origins that some
+    of its parts have.
     split: its tensors -> part -> those of the part, as a file of its own names them; {} for the
     tensors of any other file.  join: undoes it.
     averaged: how the names begin that the file holds a second time, without this, as averages; ""
@@ -128,6 +129,7 @@ class Whole:
     join: Callable[[Mapping[str, Entries]], Entries]
     file: str
     averaged: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -76,9 +76,10 @@ def _preset(settings: Settings) -> str:
     return "BERT base and GPT-2 small" if sizes == (768, 768, 768) else ""
 
 
-def of(origin: str, **options: Any) -> FileLayout:
-    return FileLayout(
-        origin=origin,
+LAYOUTS = (
+    FileLayout(
+        name="optimus",
+        origin="authors",
         part="text",
         component="text",
         system="versatile",
@@ -88,11 +89,12 @@ def of(origin: str, **options: Any) -> FileLayout:
         settings=_settings,
         expected=_expected,
         fits=lambda settings: "encoder" in settings,
-        aside=(r"decoder\.transformer\.h\.\d+\.attn\.bias", r"encoder\.embeddings\.position_ids"),
+        aside=(
+            r"decoder\.transformer\.h\.\d+\.attn\.bias",
+            r"encoder\.embeddings\.position_ids",
+        ),
         optional=(r"decoder\.lm_head\.weight",),
         preset=_preset,
-        **options,
-    )
-
-
-LAYOUTS = (of("authors", name="optimus", file="optimus-vae.pth"),)
+        file="optimus-vae.pth",
+    ),
+)

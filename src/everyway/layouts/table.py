@@ -6,8 +6,6 @@ them, since the text latent is published in two files.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from everyway.layouts import (
     autoencoder,
     caption,
@@ -22,8 +20,6 @@ from everyway.layouts import (
 from everyway.layouts.file_layout import FileLayout, Whole
 from everyway.layouts.vq_diffusion import WHOLE
 
-_IN_2022 = (autoencoder.LAYOUTS[0], *optimus.LAYOUTS, *clip.contexts("authors-2022"))
-"""What Versatile Diffusion's file of 2022 holds beside its network."""
 LAYOUTS: tuple[FileLayout, ...] = (
     *versatile.LAYOUTS,
     *vq_network.LAYOUTS,
@@ -35,8 +31,7 @@ LAYOUTS: tuple[FileLayout, ...] = (
     *caption.LAYOUTS,
     *clip.LAYOUTS,
     *optimus.LAYOUTS,
-    *clip.contexts("diffusers"),
-    *(replace(row, name=f"{row.name}-2022", origin="authors-2022") for row in _IN_2022),
+    *clip.CONTEXTS,
 )
 """The first whose marks a file has is its layout; explicit names and parts choose among them."""
 

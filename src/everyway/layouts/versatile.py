@@ -276,8 +276,9 @@ def kinds_of(names: Collection[str], pattern: str = r"(\w+)_data\.") -> list[str
 def inferred(shapes: Shapes, given: Settings) -> dict[str, Any]:
     """The network's config by our names and shapes of its layers.
 
-    given: heads, of the attention; 8 as published where it is not told.  LayoutError for kinds of
-    different sizes.
+    given: heads (diffusers: attention_head_dim, which is their number there), 8 as published where
+    it is not told; drawn_size, the side of the image states.  LayoutError for kinds of different
+    sizes.
     """
     kinds = kinds_of(shapes)
     dim = shapes["time.0.weight"][1]
@@ -292,9 +293,10 @@ def inferred(shapes: Shapes, given: Settings) -> dict[str, Any]:
         multipliers=tuple(_widths(kinds[0], shapes, next(iter(sizes.values())), dim)),
         depth=depth,
         attending=attending,
-        heads=int(given.get("heads", 8)),
+        heads=int(given.get("heads", given.get("attention_head_dim", 8))),
     )
-    return {"network": config.to_json()}
+    drawn = {"image_size": int(given["drawn_size"])} if "drawn_size" in given else {}
+    return {"network": config.to_json(), **drawn}
 
 
 def _data(kind: str, shapes: Shapes, dim: int) -> Maps | Vectors:
@@ -346,7 +348,7 @@ _NETWORK: Mapping[str, Any] = {
     "nested": True,
     "system": "versatile",
     "settings": inferred,
-    "hints": ("heads",),
+    "hints": ("heads", "drawn_size"),
     "fits": _fits,
     "preset": _preset,
 }
@@ -464,6 +466,7 @@ WHOLES = (
     Whole(
         origin="authors-2022",
         system="versatile",
+        also=("autoencoder-kl", "optimus", "clip-image-context", "clip-text-context"),
         split=partial(split, starts=_2022, bare=True),
         join=join,
         file="vd-four-flow-v1-0-deprecated.pth",

@@ -48,6 +48,18 @@ def _added(mask: Tensor | None, bias: Tensor | None, q: Tensor) -> Tensor:
     return bias if mask is None else torch.where(mask, bias, -torch.inf)
 
 
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, bias: ScoreBias | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(Dh) + bias), float32 (B, H, N, M): what `attention` weighs v with."""
+    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
+    if callable(bias):
+        bias = bias(scores)
+    if bias is not None:
+        scores = scores + bias
+    return (scores if mask is None else scores.where(mask, -torch.inf)).softmax(-1)
+
+
 class SelfAttention(nn.Module):
     """Fused qkv: rows ordered q, k, v outermost, then head, then head dimension."""
 
@@ -65,10 +77,15 @@ class SelfAttention(nn.Module):
         bias: ScoreBias | None = None,
     ) -> Tensor:
         """x (B, N, D) -> (B, N, D), or only the tokens of `read`; mask, bias: as in `attention`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.heads_of(x)
         if read is not None:
             q = q[:, :, read]
         return self.proj(attention(q, k, v, mask, bias).transpose(1, 2).flatten(2))  # (B, N, D)
+
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, each (B, H, N, Dh)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 class CrossAttention(nn.Module):
@@ -93,6 +110,11 @@ class CrossAttention(nn.Module):
         bias: ScoreBias | None = None,
     ) -> Tensor:
         """x (B, N, D), context (B, M, C) -> (B, N, D); mask, bias: as in `attention`."""
+        q, k, v = self.heads_of(x, context)
+        return self.proj(attention(q, k, v, mask, bias).transpose(1, 2).flatten(2))  # (B, N, D)
+
+    def heads_of(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, N, Dh), k and v (B, H, M, Dh)."""
         parts = self.q(x), self.k(context), self.v(context)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)
-        return self.proj(attention(q, k, v, mask, bias).transpose(1, 2).flatten(2))  # (B, N, D)
+        return q, k, v

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -335,6 +336,11 @@ class UNet(nn.Module):
         made = F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.fold)
         shown = [p for own, p in zip(config.pictures, pictures) if own.residual]
         return {config.state: sum(shown, made)}
+
+    def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
+        """Where cross-attention finds the tokens of each context."""
+        ends = list(accumulate(s.length for s in self.config.contexts))
+        return {s.name: slice(e - s.length, e) for s, e in zip(self.config.contexts, ends)}
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everyway.contracts import Bundle, Contexts, Times
+from everyway.contracts import Bundle, Contexts, ScoreBias, Times
 from everyway.errors import UsageError
 from everyway.nets.attention import SelfAttention
 from everyway.nets.embed import resize_positions, sinusoid, with_null
@@ -133,7 +134,7 @@ class Block(nn.Module):
         skip: Tensor | None = None,
         time: Tensor | None = None,
         mask: Tensor | None = None,
-        bias: Tensor | None = None,
+        bias: ScoreBias | None = None,
     ) -> Tensor:
         """x, skip (B, N, D), time (B, 1, D) where norms read it -> (B, N, D).
 
@@ -229,6 +230,13 @@ class UViT(nn.Module):
             for s, piece in zip(layout, pieces)
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
+
+    def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
+        """Where attention finds the tokens of each stream, for queries of such states and times."""
+        layout = [s for s in self.config.tokens if _shown(s, states, times)]
+        drawn = {s: states[s.name][0, 0].numel() for s in layout if isinstance(s, Patches)}
+        lengths = [drawn[s] // s.patch**2 if s in drawn else s.length for s in layout]
+        return dict(zip(map(_key, layout), _slices(lengths)))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -333,14 +341,15 @@ def _shown(stream: Stream, states: Bundle, times: Times) -> bool:
 
 def _attended(
     layout: list[Stream], lengths: list[int], contexts: Contexts
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ScoreBias | None]:
     """(mask, bias) among all N tokens, of the contexts that have any: (B, 1, 1, N), and
-    (B, H or 1, 1 or N, N)."""
+    (B, H or 1, 1 or N, N) or a function of the scores."""
     own = [None if isinstance(s, TimeToken) else contexts.get(s.name) for s in layout]
     given = [c for c in own if c is not None]
     if all(c.mask is None and c.bias is None for c in given):
         return None, None
-    everywhere = torch.ones_like(given[0].tokens.flatten(1)[:, :1], dtype=torch.bool)  # (B, 1)
+    some = given[0].tokens
+    everywhere = some.new_ones(len(some), 1, dtype=torch.bool)
     masks = [everywhere.expand(-1, n) for n in lengths]
     biases = [torch.zeros(1, 1, 1, n, device=everywhere.device) for n in lengths]
     for k, context in enumerate(own):
@@ -348,15 +357,39 @@ def _attended(
             masks[k] = context.attended
         if context is not None and context.bias is not None:
             biases[k] = context.bias
-    if not all(isinstance(b, Tensor) for b in biases):
-        raise ValueError(
-            "a bias that is a function of the scores needs a network of cross-attention"
-        )
     mask = torch.cat(masks, 1)[:, None, None]
     if all(c.bias is None for c in given):
         return mask, None
+    if any(callable(b) for b in biases):
+        pictures = [isinstance(s, (Patches, Ids)) for s in layout]
+        return mask, partial(_joint_bias, biases=biases, lengths=lengths, pictures=pictures)
     shape = torch.broadcast_shapes(*(b.shape[:3] for b in biases))
     return mask, torch.cat([b.expand(*shape, -1) for b in biases], 3)
+
+
+def _joint_bias(
+    scores: Tensor, biases: list[ScoreBias], lengths: list[int], pictures: list[bool]
+) -> Tensor:
+    """The biases of every stream's tokens, among all scores (B, H, N, N).
+
+    A function is asked for each picture, with the scores from its places to those tokens and,
+    turned about, with those from the tokens to its places: either side then knows of the other.
+    """
+    out, spans = torch.zeros_like(scores), _slices(lengths)
+    places = [span for span, picture in zip(spans, pictures) if picture]
+    for own, bias in zip(spans, biases):
+        if not callable(bias):
+            out[..., own] += bias
+            continue
+        for place in places:
+            out[..., place, own] += bias(scores[..., place, own])
+            out[..., own, place] += bias(scores[..., own, place].mT).mT
+    return out
+
+
+def _slices(lengths: list[int]) -> list[slice]:
+    """Of parts that stand one after the other."""
+    return [slice(end - length, end) for end, length in zip(accumulate(lengths), lengths)]
 
 
 def _counted(name: str, last: int) -> str:

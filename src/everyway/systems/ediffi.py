@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from everyway.codecs import bundle
 from everyway.codecs.plain import AsGiven, Pixels, Thumbnail, Words
 from everyway.contracts import Bundle, Codec, Noise
+from everyway.controls.paint import cross_paint
 from everyway.data.degrade import Degradation, cut, degraded
 from everyway.data.lattice import Lattice
 from everyway.data.sample import to_tensor
@@ -135,6 +136,7 @@ def build(config: Mapping[str, Any] | EDiffIConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
+        paint=cross_paint(unet.size),
     )
 
 

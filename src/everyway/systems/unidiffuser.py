@@ -21,6 +21,7 @@ from torch import Tensor
 
 from everyway.checkpoints import codec_folder
 from everyway.codecs.plain import Pixels, Thumbnail, Words
+from everyway.controls.paint import joint_paint
 from everyway.data.captions import language
 from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
@@ -273,6 +274,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
+        paint=joint_paint(config.side // config.patch),
     )
 
 

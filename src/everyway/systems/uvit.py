@@ -22,6 +22,7 @@ from torch import nn
 from everyway.checkpoints.tensor_files import Entries, check
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
+from everyway.controls.paint import joint_paint
 from everyway.errors import UsageError
 from everyway.nets.tokens import ContextTokens, Label, Patches, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
@@ -155,6 +156,7 @@ def build(config: Mapping[str, Any] | UViTSystemConfig) -> System:
         sampler=config.sampler,
         guidance=config.guidance,
         steps=config.steps,
+        paint=joint_paint(picture.side),
     )
 
 

@@ -237,7 +237,7 @@ def assembled(
         if differing := [k for k, v in network.items() if k not in ("data", "contexts")
                          and had[k] != v]:  # fmt: skip
             raise UsageError(f"the layers are of networks of different {', '.join(differing)}")
-    return asdict(VersatileConfig(network=network, codec_config=codecs))
+    return asdict(VersatileConfig(**{**settings, "network": network}, codec_config=codecs))
 
 
 def image_size(config: Mapping[str, Any] | VersatileConfig) -> int:

@@ -10,11 +10,14 @@ Source: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324, section 4.1.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import model_validator
 
 from everyway import library
 from everyway.checkpoints import store
@@ -49,6 +52,21 @@ class Training(Settings):
     plan: str = "edges-1"
     clock: str = ""
     deltas: bool = True
+
+    @model_validator(mode="after")
+    def _known(self) -> Training:
+        if self.measured < 0:
+            intervals.named(self.plan)
+        elif not 2 <= self.measured <= 2**measure.LEVEL:
+            most = 2**measure.LEVEL
+            raise ConfigError(f"plan is {self.plan!r}; give measured-2 to measured-{most}")
+        return self
+
+    @property
+    def measured(self) -> int:
+        """How many experts a measured plan has; -1 of any other."""
+        found = re.fullmatch(r"measured-(\d+)", self.plan)
+        return int(found[1]) if found else -1
 
     def run(self, config: TrainConfig, progress: Progress, note: Note) -> dict[str, Any]:
         """Trains every stage, and puts the model together; a summary as that of `train.loop`."""
@@ -119,9 +137,8 @@ def _finished(config: TrainConfig) -> bool:
 def _first(config: TrainConfig) -> TrainConfig | None:
     """The training of a root that is none yet; None where the base is a model."""
     name = config.model.base
-    if convert.shipped_folder(name) or Path(name).is_dir():
-        return None
-    if not (preset(name) or name.endswith(".toml")):
+    is_model = convert.shipped_folder(name) or Path(name).is_dir()
+    if is_model or not (preset(name) or name.endswith(".toml")):
         return None
     given = _given(config)
     own = {key: given[key] for key in ("seed", "source") if key in given}
@@ -165,18 +182,15 @@ def stage(root: Root, config: TrainConfig, cell: Interval, init: str, count: int
 
 def _plan(root: Root, config: TrainConfig, note: Note) -> Plan:
     """By name; a measured one as it was when the run began."""
-    name = config.model.plan
-    if not name.startswith("measured-"):
-        return intervals.named(name)
-    count = name.removeprefix("measured-")
-    if not (count.isdecimal() and 2 <= int(count) <= 2**measure.LEVEL):
-        raise ConfigError(f"plan is {name!r}; give measured-2 to measured-{2**measure.LEVEL}")
+    count = config.model.measured
+    if count < 0:
+        return intervals.named(config.model.plan)
     path = config.folder / MEASURED
     if not path.exists():
         rows = measured(root, config, note=note)
         store.write_text(path, json.dumps([asdict(row) for row in rows], indent=1))
     rows = [measure.Row(**row) for row in json.loads(path.read_text("utf-8"))]
-    return intervals.grown({row.node: row.gain for row in rows if row.gain}, int(count))
+    return intervals.grown({row.node: row.gain for row in rows if row.gain is not None}, count)
 
 
 def measured(
@@ -195,35 +209,34 @@ def write(
     root: Root, config: TrainConfig, plan: Plan, models: Mapping[str, str], out: Path
 ) -> None:
     """The experts in one model folder, read from their stages' tensor by tensor."""
-    cells, own = plan.cells, convert.open_model(models[""])
-    base = REST if plan.leaves and REST in {c.name for c in cells} else cells[0].name
-    base = base if config.model.deltas and len(cells) > 1 else ""
-    experts = ensemble.experts_of(root.loaded.system, plan, root.times, config.model.clock, base)
-    places = root.loaded.system.network_places
-    components = {name: part for name, part in own.components.items() if name not in places}
-    rows = []
-    for cell in cells:
-        made = convert.open_model(models.get(cell.name, models[""]))
-        components[f"network.{cell.name}"] = {
-            place + key: entry
-            for name, place in places.items()
-            for key, entry in made.components[name].items()
-        }
-        rows.append(asdict(cell) | {"losses": made.metadata.get("losses", {})})
-    lines = [(name, convert.open_model(m).metadata["history"][-1]) for name, m in models.items()]
-    metadata = {k: v for k, v in own.metadata.items() if k not in ("scores", "losses")}
-    metadata |= {
+    opened = {name: convert.open_model(model) for name, model in models.items()}
+    names = [cell.name for cell in plan.cells]
+    base = (REST if REST in names else names[0]) if config.model.deltas else ""
+    system = root.loaded.system
+    experts = ensemble.experts_of(system, plan, root.times, config.model.clock, base)
+    places = system.network_places
+    components = {k: v for k, v in opened[""].components.items() if k not in places}
+    for name in names:
+        made = opened.get(name, opened[""]).components
+        own = {place + k: v for part, place in places.items() for k, v in made[part].items()}
+        components[f"network.{name}"] = own
+    document = {"system": ensemble.NAME, "config": {**system.config, "experts": asdict(experts)}}
+    metadata = {
+        **{k: v for k, v in root.loaded.metadata.items() if k not in ("scores", "losses")},
+        **told(plan, {name: model.metadata for name, model in opened.items()}),
         "name": config.folder.name,
-        "init": Path(root.loaded.name).name,
-        "experts": rows,
-        "history": [
-            *metadata.get("history", []),
-            *({**row, "expert": name} for name, row in lines if name),
-        ],
-    }
-    document = {
-        "system": ensemble.NAME,
-        "config": {**root.loaded.system.config, "experts": asdict(experts)},
+        "init": root.loaded.name,
     }
     store.save_stored(out, document, components, metadata, None, experts.deltas)
     write_card(out)
+
+
+def told(plan: Plan, trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What an ensemble says of its experts and of their training.
+
+    trained: name -> the metadata of its stage, "" of the root.
+    """
+    losses = {name: metadata.get("losses", {}) for name, metadata in trained.items()}
+    rows = [{**asdict(c), "losses": losses.get(c.name, losses[""])} for c in plan.cells]
+    runs = [{**own["history"][-1], "expert": name} for name, own in trained.items() if name]
+    return {"experts": rows, "history": [*trained[""].get("history", []), *runs]}

@@ -69,6 +69,7 @@ class Fit:
 
 FITS = {
     "lattice": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, tokens=TOKENS),
+    "lattice-styled": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON),
     "lattice-246": Fit(cells={"cell": 32, "channels": 256}, length=16, lexicon=emoji.LEXICON),
     "emoji": Fit(cells={"cell": 8, "channels": 64}, length=24),
 }

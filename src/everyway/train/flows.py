@@ -7,6 +7,7 @@ of, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -64,27 +65,37 @@ class FlowLearner(SystemLearner):
         return x0, encoded, times, own, noise
 
     def samples_of(self, share: Share) -> dict[str, Tensor]:
-        """Flow -> its samples (B,) bool, spread evenly over the batch."""
+        """Flow -> its samples (B,) bool, spread evenly over the whole batch."""
+        return {name: rows[share.rows].to(share.device) for name, rows in self._whole(share.size)}
+
+    def _whole(self, size: int) -> Iterator[tuple[str, Tensor]]:
+        """(flow, its samples (size,) bool) of a whole batch."""
         shares = torch.tensor([*self.flows.values()], dtype=torch.float64)
-        edges = shares.cumsum(0) / shares.sum()
-        at = torch.arange(share.size, dtype=torch.float64)[share.rows] * GOLDEN % 1
-        which = torch.searchsorted(edges, at, right=True).to(share.device)
-        own = {name: which == number for number, name in enumerate(self.flows)}
-        if empty := [name for name, rows in own.items() if not rows.any()]:
-            raise ConfigError(
-                f"a batch of {len(at)} has no sample for {empty[0]}; give a larger batch or share"
-            )
-        return own
+        at = torch.arange(size, dtype=torch.float64) * GOLDEN % 1
+        which = torch.searchsorted(shares.cumsum(0) / shares.sum(), at, right=True)
+        for number, name in enumerate(self.flows):
+            if not (which == number).any():
+                raise ConfigError(
+                    f"a batch of {size} has no sample for {name}; give a larger batch or share"
+                )
+            yield name, which == number
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of a flow are 0 for the samples of others, and as much larger for its own."""
         x0, encoded, times, own, noise = batch
         drop, samples = self.config.model.drop, len(next(iter(x0.values())))
         contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
-        flows = {n: (rows, self._taught(n, contexts, noise)) for n, rows in own.items()}
+        taught = {n: self._taught(n, contexts, noise) for n in own}
+        flows = {n: (rows, taught[n]) for n, rows in own.items() if rows.any()}
         found = objective.flow_losses(self.system, x0, times, noise, flows)
-        means = {name: objective.total(self.system, losses) for name, losses in found.items()}
-        shares = {name: rows.float().mean() for name, rows in own.items()}
-        return sum(shares[name] * mean for name, mean in means.items()), means
+        nothing = torch.zeros(samples, device=next(iter(x0.values())).device)
+        losses = dict.fromkeys(own, nothing)
+        for name, per_modality in found.items():
+            weighted = [self.system.modalities[m].weight * x for m, x in per_modality.items()]
+            losses[name] = losses[name].masked_scatter(own[name], sum(weighted))
+        shares = {name: rows.float().mean() for name, rows in self._whole(self.config.batch)}
+        logged = {name: loss / shares[name] for name, loss in losses.items()}
+        return sum(loss.mean() for loss in losses.values()), logged
 
     def _taught(self, flow: str, contexts: Contexts, noise: RowNoise) -> Contexts:
         """A variation is taught with what may vary about its context unknown, where the codec of

@@ -1,8 +1,8 @@
 """`everyway train text-vae`: a text latent of a variational autoencoder, one vector or a sequence.
 
-The weight of the divergence rises from 0 (Bowman et al., "Generating Sentences from a Continuous
-Space", 2015, arXiv 1511.06349), and the first nats of each number are free: without both, a strong
-writer learns to do without its latent.
+The divergence from the prior counts nothing at first (Bowman et al., "Generating Sentences from a
+Continuous Space", 2015, arXiv 1511.06349), and the first nats of each number are free: without
+both, a strong writer learns to do without its latent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from everyway.codecs.text_latent import exact_share
 from everyway.codecs.text_vae import SequenceText, TextVAE, VectorText
 from everyway.settings import Settings
+from everyway.train import sources
 from everyway.train.codec import MEASURED, SETTINGS, CodecLearner, in_turn, tokenizer
 from everyway.train.config import TrainConfig
 from everyway.train.learner import RowNoise, Share
@@ -29,8 +30,9 @@ class Training(Settings):
 
     length: vectors of a latent; 1 is the published form, of the whole sentence's state.  dim: of
     each.
-    divergence: weight of the divergence from the prior, reached in `anneal` steps.  free: nats of
-    each number of a latent that cost nothing.
+    divergence: weight of the divergence from the prior: 0 in the first half of `anneal` steps, in
+    which the latent learns to tell the text, and reached in the second.  free: nats of each number
+    of a latent that cost nothing.
     """
 
     codecs: str = "runs/codecs"
@@ -40,7 +42,7 @@ class Training(Settings):
     anneal: int = Field(1000, ge=1)
     free: float = Field(0.1, ge=0)
 
-    def learner(self, config: TrainConfig) -> TextVAELearner:
+    def learner(self, config: TrainConfig, note: sources.Note) -> TextVAELearner:
         return TextVAELearner(config)
 
 
@@ -69,11 +71,14 @@ class TextVAELearner(CodecLearner):
         return {"tokenizer": self.spec, "longest": LONGEST, **length, "dim": own.dim}
 
     def batch(self, share: Share) -> tuple[Tensor, float, RowNoise]:
-        own = self.config.model
         ids = self.text.tokens.encode(in_turn(self.seen(share.samples), share.samples))
-        longest = max(own.length, int(self.text.tokens.mask(ids).sum(1).max()))
-        weight = own.divergence * min(1.0, share.step / own.anneal)
-        return ids[:, :longest].to(share.device), weight, share.noise()
+        longest = max(self.text.length, int(self.text.tokens.mask(ids).sum(1).max()))
+        return ids[:, :longest].to(share.device), self.weight(share.step), share.noise()
+
+    def weight(self, step: int) -> float:
+        """Of the divergence in that step."""
+        own = self.config.model
+        return own.divergence * min(1.0, max(0.0, 2 * step / own.anneal - 1))
 
     def forward(self, batch: tuple[Tensor, float, RowNoise]) -> tuple[Tensor, dict[str, Tensor]]:
         ids, weight, noise = batch

@@ -26,7 +26,7 @@ from everyway.request import GenerateRequest, GivenContext
 WHAT = ("image", "text", "both")
 INPUTS = (
     "negative", "label", "given", "mask", "strength", "mix", "colours", "context_weights",
-    "context_guidance"
+    "context_guidance", "paint", "words", "paint_weight", "paint_form",
 )  # fmt: skip
 """Fields of a request that are flags of this command alone, under their own names."""
 

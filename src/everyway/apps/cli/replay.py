@@ -24,13 +24,14 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--part", **many, type=pair, metavar="NAME=PATH", help=said)
     p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
     p.add_argument("--mask", help=f"where its mask is now; {asis}")
+    p.add_argument("--paint", help=f"where the map of its painted words is now; {asis}")
     p.set_defaults(quiet=True)  # how its prompt was taken was told as it was made
 
 
 def run(args: argparse.Namespace) -> int:
     path = Path(args.picture)
     record = files.read_record(path)
-    request = _with_inputs(record, tuple(args.image), args.mask)
+    request = _with_inputs(record, tuple(args.image), mask=args.mask, paint=args.paint)
     source = record.loading(args.model, dict(args.part))
     from everyway.generate import load
 
@@ -50,18 +51,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _with_inputs(
-    record: files.Record, images: tuple[str, ...], mask: str | None
+    record: files.Record, images: tuple[str, ...], **others: str | None
 ) -> GenerateRequest:
     """The request with the given pictures where they are now; UsageError if one has changed."""
     from everyway.job import same
 
     was = record.request
-    request = was.model_copy(update={"images": images or was.images, "mask": mask or was.mask})
-    if len(request.images) != len(was.images) or (request.mask is None) != (was.mask is None):
+    moved = {name: path for name, path in others.items() if path is not None}
+    request = was.model_copy(update={"images": images or was.images, **moved})
+    if len(request.images) != len(was.images) or any(getattr(was, k) is None for k in moved):
         raise UsageError(f"it was made from {len(was.paths)} picture(s): {', '.join(was.paths)}")
     for before, now in zip(was.paths, request.paths):
         if not Path(now).is_file():
-            flag = "--mask" if now == request.mask else "--image"
+            flag = {request.mask: "--mask", request.paint: "--paint"}.get(now, "--image")
             raise UsageError(f"the picture {now!r} that it was made from is gone; give {flag} PATH")
         if before in record.inputs and not same(Path(now).read_bytes(), record.inputs[before]):
             raise UsageError(f"{now!r} is not the picture that it was made from any more")
