@@ -60,7 +60,7 @@ def enlarged(model: Model, small: Pictures, texts: Sequence[str] | None) -> list
 
 def rows_of(model: Model, side: int, count: int) -> list[dict[str, Any]]:
     real, texts = held_out(count)
-    small = [picture.resize((side, side), Image.BOX) for picture in real]
+    small = [picture.resize((side, side), Image.BILINEAR) for picture in real]
     ways = {
         "bicubic": [picture.resize((SIDE, SIDE), Image.BICUBIC) for picture in small],
         "model, with the text": enlarged(model, small, texts),

@@ -336,9 +336,9 @@ def mini_sr(text: Mapping[str, Any]) -> EDiffIConfig:
         predicts="x0-faded",
         c_noise="ln",
         ts_order=3.0,
-        sampler="dpm++2m",
+        sampler="ddim",
         guidance=1.0,
-        steps=6,
+        steps=1,  # the mean of what the picture may be: further steps add detail and errors
     )
 
 
@@ -545,6 +545,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "mini-ediffi-sr": dict(
         preset="mini-ediffi-sr", data="lattice-fine", cache=3000, steps=100_000, batch=32,
         optimiser="adamw", lr=2e-3, weight_decay=0.0, ema=0.997, patch=64, t5=0.1, cooldown=0.4,
-        times={"distribution": "lognormal", "mean": -1.0, "std": 1.5}, out="runs/mini-ediffi-sr",
+        share=0.3, level=0.5,
+        times={"distribution": "lognormal", "mean": 1.0, "std": 1.0}, out="runs/mini-ediffi-sr",
     ),
 }  # fmt: skip
