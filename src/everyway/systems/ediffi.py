@@ -294,7 +294,7 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         sigma_data=1.0,
         c_noise="250 ln",
         sampler="dpm++2m",
-        guidance=2.0,
+        guidance=1.0,
         steps=12,
     )
 
