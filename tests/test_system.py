@@ -244,7 +244,7 @@ def test_requests_reach_interval_thresholds_and_paths():
 def test_a_state_and_a_condition_of_one_name_are_two_components():
     state, conditioning = Encoder(), Encoder()
     both = {"image": picture(), "text": picture(name="text", clock="text", codec=state)}
-    own = system(codec=conditioning, modalities=both, tasks={})
+    own = system(codec=conditioning, modalities=both, tasks={}, network=nn.Linear(1, 1))
     assert own.codecs == {"text": state, "text_condition": conditioning}
     weights = own.weights()
     assert set(weights) == {"network", "text", "text_condition"}
@@ -262,6 +262,9 @@ def test_a_state_and_a_condition_of_one_name_are_two_components():
     ("changes", "said"),
     [
         ({"modalities": {"image": picture(), "thumb": picture(name="thumb")}}, "decode to"),
+        ({"modalities": {"thumb": picture(name="thumb")}}, "no tokens of modality 'thumb'"),
+        ({"modalities": {"image": picture(clock="thumb")}}, "no tokens of clock 'thumb'"),
+        ({"network": network()}, "no tokens of condition 'text'"),
         ({"tasks": {"t": Task(name="t", roles={"sound": MADE})}}, "has clocks"),
         (
             {"tasks": {"t": Task(name="t", roles={"image": MADE}, contexts={"sound": 1})}},
@@ -276,7 +279,9 @@ def test_what_would_overwrite_or_lose_something_is_refused(changes, said):
 
 def test_several_raw_results_on_one_clock_are_kept_apart():
     both = {"image": picture(), "thumb": picture(name="thumb", raw="thumb")}
-    own = system(modalities=both)
+    thumb = Patches(name="thumb", channels=3, size=4, patch=2)
+    words = ContextTokens(name="text", **SIZE, null=True)
+    own = system(modalities=both, network=network(words, thumb))
     made = own.decode({name: torch.zeros(1, 3, 4, 4) for name in both})
     assert set(made) == {"image", "thumb"} and own.raws == {"image", "thumb", "text"}
     with pytest.raises(ValueError, match="weighs 'text' by 2"):

@@ -187,6 +187,13 @@ class System:
         shown = Counter(m.source for m in self.modalities.values() if m.decodes)
         if twice := [source for source, count in shown.items() if count > 1]:
             raise ValueError(f"several modalities decode to {twice}; give each a raw of its own")
+        own = {"modality": self.modalities, "clock": self.clocks.values()}
+        own["condition"] = self.conditions
+        for what, names in getattr(self.network, "reads", {}).items():
+            if unread := [name for name in own[what] if name not in names]:
+                raise ValueError(
+                    f"the network of {self.name} has no tokens of {what} {unread[0]!r}"
+                )
         for task in self.tasks.values():
             if odd := sorted(task.roles.keys() - set(self.clocks.values())):
                 raise ValueError(f"task {task.name!r} has clocks {odd} that {self.name} lacks")

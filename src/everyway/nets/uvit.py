@@ -231,6 +231,15 @@ class UViT(nn.Module):
             if isinstance(s, STATES) and (keep is None or s.name in keep)
         }
 
+    @property
+    def reads(self) -> dict[str, set[str]]:
+        """The names in its layout: of states, of clocks and of contexts."""
+        layout = self.config.layout
+        states = {s.name for s in layout if isinstance(s, STATES)}
+        clocks = {s.clock for s in layout if isinstance(s, TimeToken)}
+        contexts = {s.name for s in layout if not isinstance(s, TimeToken)} - states
+        return {"modality": states, "clock": clocks, "condition": contexts}
+
     def spans(self, states: Bundle, times: Times) -> dict[str, slice]:
         """Where attention finds the tokens of each stream, for queries of such states and times."""
         layout = [s for s in self.config.tokens if _shown(s, states, times)]
