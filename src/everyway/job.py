@@ -311,8 +311,8 @@ def _unread(text: str | None, system: System, placed: bool) -> Iterator[str]:
     """What of a text the codecs that can tell will not read, and how it is `_completed`."""
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
-        told = (placed,) if hasattr(reader, "completed") else ()
-        yield from reader.remarks(text, *told) if hasattr(reader, "remarks") else ()
+        also = (placed,) if hasattr(reader, "completed") else ()
+        yield from reader.remarks(text, *also) if hasattr(reader, "remarks") else ()
 
 
 def _seen(name: str, size: tuple[int, int], side: int) -> str:

@@ -115,11 +115,11 @@ class Words:
 
     def places(self, text: str, phrase: str) -> Tensor:
         """(length,) bool, True where `encode` has the words of a phrase of the text."""
-        words, told = (re.findall(r"\w+", said.lower()) for said in (text, phrase))
+        words, wanted = (re.findall(r"\w+", said.lower()) for said in (text, phrase))
         out = torch.zeros(self.length, dtype=torch.bool)
-        for start in range(len(words) - len(told) + 1):
-            if words[start : start + len(told)] == told:
-                out[start : start + len(told)] = True
+        for start in range(len(words) - len(wanted) + 1):
+            if words[start : start + len(wanted)] == wanted:
+                out[start : start + len(wanted)] = True
         return out
 
     def decode(self, state: Tensor) -> list[str]:

@@ -114,8 +114,8 @@ class TokenTable(nn.Module):
             made.append(f"each is drawn once, not several times: {', '.join(reading.several)}")
         if reading.unread:
             near = {word: self._near(word) for word in reading.unread}
-            told = [w + (f" (did you mean {n}?)" if n else "") for w, n in near.items()]
-            made.append(f"not understood: {', '.join(told)}")
+            words = [w + (f" (did you mean {n}?)" if n else "") for w, n in near.items()]
+            made.append(f"not understood: {', '.join(words)}")
         return made
 
     def _nothing_known(self, text: str) -> str:

@@ -54,10 +54,10 @@ def rewritten(carried: Bundle, system: System, request: Any) -> Bundle:
     z, given = carried["text"], contexts_in(carried)
     negative = request.negative and system.encode({"text": [request.negative]})["text"].to(z)
     changed = edited(z, negative, carried.get("positive"))
-    told = joined([_read(row[None], system) for row in changed]).to(z.device)
+    words = joined([_read(row[None], system) for row in changed]).to(z.device)
     if request.text:
-        told = side_by_side([(told, 1.0), (given["text"], 1.0)])
-    return carried | flat({"text": told, "image": _outlined(given["image"], system)})
+        words = side_by_side([(words, 1.0), (given["text"], 1.0)])
+    return carried | flat({"text": words, "image": _outlined(given["image"], system)})
 
 
 def _read(z: Tensor, system: System) -> Context:

@@ -140,8 +140,8 @@ class PaintBias:
         size = _grid(scores.shape[2], self.maps.shape[-2:])
         shares = F.adaptive_avg_pool2d(self.maps, size).flatten(2)  # (B, P, L)
         shares = (shares >= 0.5).float() if self.whole else shares
-        told = torch.einsum("bpl,bpn->bln", shares, self.words)[:, None]
-        return self.weight[:, None, None, None] * STATISTICS[self.statistic](scores) * told
+        painted = torch.einsum("bpl,bpn->bln", shares, self.words)[:, None]
+        return self.weight[:, None, None, None] * STATISTICS[self.statistic](scores) * painted
 
 
 register(PaintBias, aside=("statistic", "whole"))

@@ -57,7 +57,7 @@ def evaluate(
     training uses others.  rows: only these; else all that the model has a task for.
     settings: of a GenerateRequest (steps, guidance, ...).
     data: a folder of pictures with captions, of the suite "folder"; "" is what the model learned.
-    track: is told the row that is asked, and which share of all work is done.
+    track: is given the row that is asked, and which share of all work is done.
     Raises UsageError for an unknown suite or row, or one of other data than the model's.
     """
     suite = _suite(model, suite, data)
@@ -79,11 +79,11 @@ def evaluate(
     table = {}
     for number, row in enumerate(rows):
 
-        def told(done: float, row: str = row, number: int = number) -> None:
+        def within(done: float, row: str = row, number: int = number) -> None:
             track(row, (number + done) / len(rows))
 
-        told(0.0)
-        ask = _Asker(model, judge, seed, settings, told)
+        within(0.0)
+        ask = _Asker(model, judge, seed, settings, within)
         if seen := questions[row](ask):
             table[row] = summarise(seen)
         for kind, distance in ask.distances():
@@ -246,10 +246,10 @@ class _Asker:
         judge: Judge,
         seed: int,
         settings: dict,
-        told: Callable[[float], None],
+        track: Callable[[float], None],
     ) -> None:
         self.model, self.judge, self.seed, self.settings = model, judge, seed, settings
-        self.told = told
+        self.track = track
         self.made: list[Image.Image] = []
         self.real_ones: Sequence[np.ndarray] = ()
         self.moved: list[bool] = []
@@ -330,7 +330,7 @@ class _Asker:
         made = []
         for event in self.model.run(work):
             if isinstance(event, Preview):
-                self.told(event.done)
+                self.track(event.done)
             else:
                 made.append(event)
         return made

@@ -75,8 +75,8 @@ def gaussian(settings: str | Mapping[str, Any]) -> GaussianProcess:
     if predicts not in PREDICTIONS:
         known = ", ".join(PREDICTIONS)
         raise UsageError(f"prediction {predicts!r} is unknown; choose one of {known}")
-    told = {key: own.pop(key) for key in ("sigma_data", "floor") if key in own}
-    made = partial(PREDICTIONS[predicts], **told)
+    options = {key: own.pop(key) for key in ("sigma_data", "floor") if key in own}
+    made = partial(PREDICTIONS[predicts], **options)
     try:
         with torch.device("cpu"):  # numbers, also where networks are made on the meta device
             return GaussianProcess(schedule=schedule(**own), parameterisation=made())

@@ -223,7 +223,7 @@ def write(
     document = {"system": ensemble.NAME, "config": {**system.config, "experts": asdict(experts)}}
     metadata = {
         **{k: v for k, v in root.loaded.metadata.items() if k not in ("scores", "losses")},
-        **told(plan, {name: model.metadata for name, model in opened.items()}),
+        **summary(plan, {name: model.metadata for name, model in opened.items()}),
         "name": config.folder.name,
         "init": root.loaded.name,
     }
@@ -231,7 +231,7 @@ def write(
     write_card(out)
 
 
-def told(plan: Plan, trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summary(plan: Plan, trained: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What an ensemble says of its experts and of their training.
 
     trained: name -> the metadata of its stage, "" of the root.

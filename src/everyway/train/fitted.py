@@ -63,8 +63,8 @@ class Fit:
 
     @property
     def text(self) -> dict[str, Any]:
-        told = self.lexicon.to_json() if self.lexicon else None
-        return {"length": self.length, "dim": DIM, "lexicon": told}
+        lexicon = self.lexicon.to_json() if self.lexicon else None
+        return {"length": self.length, "dim": DIM, "lexicon": lexicon}
 
 
 FITS = {
