@@ -177,7 +177,7 @@ def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
         codec_config=codec_config,
         weights={"image": 1.0, "text": 2.0, "image_embed": 0.1},
         languages=["en", "ko"],
-        joint_paths={"image": "first", "text": "last"},
+        joint_paths={"image": "last", "text": "first"},
         schedule="cosine-x0",
         guidance=1.5,
         steps=24,
@@ -336,8 +336,8 @@ class Languages:
 
 
 def _tasks(config: UniDiffuserConfig) -> dict[str, Task]:
-    """The table, joint sampling along its paths: a small network that draws first and then says
-    what it drew agrees with itself more often than one that does both at once (docs/LOG.md)."""
+    """The table, joint sampling along its paths: a small network that makes one and then the other
+    agrees with itself more often than one that makes both at once (docs/LOG.md)."""
     joint = TASKS["joint"].along({clock: PATHS[p] for clock, p in config.joint_paths.items()})
     return {**TASKS, joint.name: joint}
 
