@@ -47,7 +47,11 @@ def test_interrupted_run_equals_uninterrupted(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_save_as_an_interrupt_does(tmp_path, number):
-    metadata = train(_small(tmp_path, 10), progress=_interrupt_at(4, number))
+    former = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
+    try:
+        metadata = train(_small(tmp_path, 10), progress=_interrupt_at(4, number))
+    finally:
+        signal.signal(number, former)
     assert metadata["stopped"] and metadata_of(tmp_path / "state.safetensors")["step"] == 4
 
 
