@@ -109,8 +109,7 @@ def test_a_codec_s_file_there_and_back(name):
 
 
 def _codec_shapes(layout):
-    from everyway.codecs.clip_contexts import CLIP_L14_VISION
-    from everyway.codecs.encoders import CLIP_L14_TEXT
+    from everyway.codecs.encoders import CLIP_L14_TEXT, CLIP_L14_VISION
 
     bert = {"vocab_size": 28996}
     settings = {

@@ -24,21 +24,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from everyway.codecs.encoders import CLIP_L14_TEXT, configured, prepared
+from everyway.codecs.encoders import CLIP_L14_TEXT, CLIP_L14_VISION, configured, prepared
 from everyway.codecs.published_tokens import ClipTokens
 from everyway.errors import UsageError
-
-CLIP_L14_VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-    "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-}
-"""303,966,208 parameters with the projection."""
 
 
 class ImageContext(nn.Module):

@@ -192,9 +192,8 @@ def _openai_shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 
 def _preset(settings: Settings) -> str:
-    from everyway.codecs.clip_contexts import CLIP_L14_VISION
     from everyway.codecs.clip_text import CLIP_B32_TEXT
-    from everyway.codecs.encoders import CLIP_B32_VISION, CLIP_L14_TEXT
+    from everyway.codecs.encoders import CLIP_B32_VISION, CLIP_L14_TEXT, CLIP_L14_VISION
 
     if settings.get("vision") == CLIP_B32_VISION or settings.get("text") == CLIP_B32_TEXT:
         return "CLIP B/32"
