@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,11 +22,12 @@ from everyway.data.lattice import LEXICON, Lattice, draw
 from everyway.data.sample import Scene
 from everyway.generate import Model, load
 from everyway.metrics import lattice, scenes
+from everyway.metrics.plot import curves_svg
 from everyway.request import MIXES
 
 RATES = tuple(k / 10 for k in range(11))
-OF = {"picture": "#1d8a4c", "text": "#c8372d"}
-"""Whose scene is scored -> the colour of its line."""
+OF = ("picture", "text")
+"""Whose scene is scored."""
 
 
 def blended(
@@ -66,27 +68,10 @@ def line(row: dict) -> str:
     return f"| {row['rate']:.1f} | {row['picture']:.2f} | {row['text']:.2f} | {row['n']} |"
 
 
-def plot(rows: list[dict], side: int = 320, edge: int = 40) -> str:
-    """Both scores over the rate, an SVG."""
-
-    def place(x: float, y: float) -> str:
-        return f"{edge + x * side:.1f},{edge + (1 - y) * side:.1f}"
-
-    parts = [
-        f'<rect x="{edge}" y="{edge}" width="{side}" height="{side}" fill="none" stroke="#999"/>'
-    ]
-    for number, (of, colour) in enumerate(OF.items()):
-        way = " ".join(place(row["rate"], row[of]) for row in rows)
-        parts.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{edge + 120 * number}" y="24" fill="{colour}">{of}\'s scene</text>')
-    foot = side + 1.7 * edge
-    parts += [
-        f'<text x="{edge}" y="{foot}">picture</text>',
-        f'<text x="{edge + side}" y="{foot}" text-anchor="end">text</text>',
-    ]
-    size = side + 2 * edge
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size}" height="{size}" '
-    return f'{head}font-family="sans-serif" font-size="13">{"".join(parts)}</svg>\n'
+def plot(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whose scene the result is, rate by rate, as SVG."""
+    curves = {f"{of}'s scene": [(row["rate"], row[of]) for row in rows] for of in OF}
+    return curves_svg(curves, "the text's share", "right", "a picture blended with a text")
 
 
 def main() -> None:
