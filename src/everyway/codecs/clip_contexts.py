@@ -26,7 +26,6 @@ from transformers import (
 
 from everyway.codecs.encoders import CLIP_L14_TEXT, CLIP_L14_VISION, configured, prepared
 from everyway.codecs.published_tokens import ClipTokens
-from everyway.errors import UsageError
 
 
 class ImageContext(nn.Module):
@@ -83,12 +82,7 @@ class TextContext(nn.Module):
         self, tokenizer: str, text: Mapping[str, Any] = CLIP_L14_TEXT, length: int = 77
     ) -> None:
         super().__init__()
-        self.tokens = ClipTokens(tokenizer, length)
-        if len(self.tokens) != text["vocab_size"]:
-            raise UsageError(
-                f"the tokenizer has {len(self.tokens)} tokens and the text network "
-                f"{text['vocab_size']}; give the tokenizer that was published with it"
-            )
+        self.tokens = ClipTokens(tokenizer, length).of(text["vocab_size"])
         self.model = CLIPTextModelWithProjection(configured(CLIPTextConfig, text))
 
     def encode(self, raw: Sequence[str]) -> Tensor:

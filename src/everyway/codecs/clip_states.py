@@ -14,26 +14,20 @@ from torch import Tensor, nn
 
 from everyway.codecs.encoders import CLIP_L14_TEXT, TextStates
 from everyway.codecs.published_tokens import ClipTokens
-from everyway.errors import UsageError
 
 
 class ClipStates(nn.Module):
     """Sentences -> (B, length, D), the last hidden states after the final norm, padding and all.
 
     tokenizer: the JSON of CLIP's tokenizer.  text: the settings of a CLIPTextConfig.
-    Raises ValueError where their vocabularies differ.
+    Raises UsageError where their vocabularies differ.
     """
 
     def __init__(
         self, tokenizer: str, text: Mapping[str, Any] = CLIP_L14_TEXT, length: int = 77
     ) -> None:
         super().__init__()
-        self.tokens = ClipTokens(tokenizer, length)
-        if len(self.tokens) != text["vocab_size"]:
-            raise UsageError(
-                f"the tokenizer has {len(self.tokens)} tokens and the text network "
-                f"{text['vocab_size']}; give the tokenizer that was published with it"
-            )
+        self.tokens = ClipTokens(tokenizer, length).of(text["vocab_size"])
         self.states = TextStates(text)
         self.dim = text["hidden_size"]
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from everyway.codecs.encoders import TextStates
 from everyway.codecs.published_tokens import ClipTokens
-from everyway.errors import UsageError
 
 CLIP_B32_TEXT = {
     "vocab_size": 49408,
@@ -52,12 +51,7 @@ class ClipText(nn.Module):
         projection: int = 0,
     ) -> None:
         super().__init__()
-        self.tokens = ClipTokens(tokenizer, length, pad=0)
-        if len(self.tokens) != text["vocab_size"]:
-            raise UsageError(
-                f"the tokenizer has {len(self.tokens)} tokens and the text network "
-                f"{text['vocab_size']}; give the tokenizer that was published with it"
-            )
+        self.tokens = ClipTokens(tokenizer, length, pad=0).of(text["vocab_size"])
         self.states = TextStates(text)
         self.text_projection = None
         if projection:

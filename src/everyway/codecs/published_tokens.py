@@ -38,6 +38,15 @@ class ClipTokens:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    def of(self, vocabulary: int) -> ClipTokens:
+        """Itself; UsageError for a text network of another number of tokens."""
+        if len(self) != vocabulary:
+            raise UsageError(
+                f"the tokenizer has {len(self)} tokens and the text network {vocabulary}; give the "
+                "tokenizer that was published with it"
+            )
+        return self
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)
         for row, text in zip(out, texts, strict=True):
