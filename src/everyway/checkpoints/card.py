@@ -142,6 +142,8 @@ def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
             others["dB to the nearest rendering"] = report["crispness"][row]
         if row in report.get("moved", {}):
             others["laid out otherwise"] = report["moved"][row]
+        if row in report.get("style", {}):
+            others["style"] = report["style"][row]
         rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in others.items())
         span = f"{whole['low']:.3f} to {whole['high']:.3f}"
         lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")

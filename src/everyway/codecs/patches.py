@@ -1,4 +1,4 @@
-"""Contexts of pictures for a small world, in three parts, as those of a vision transformer have them.
+"""Contexts of pictures for a small world, in three parts, as a vision transformer has them.
 
 CLIP's tokens of patches tell what a patch shows, where it is, and, because they attend to each
 other, what the whole picture is like.  The last is the same in all of them, so that it is their
@@ -91,9 +91,11 @@ def brightness(images: Tensor) -> Tensor:
 
 
 def tone(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> (B, TONES), statistics over all places: mean and standard deviation
-    of each channel, the standard deviations of blue and red less the brightness, and of the
-    brightness' edges standard deviation, mean and the share of hard ones."""
+    """(B, 3, H, W) in [-1, 1] -> (B, TONES), statistics over all places.
+
+    Of each channel mean and standard deviation; of blue and of red, less the brightness, the
+    standard deviation; of the edges standard deviation, mean, and the share of hard ones.
+    """
     light = brightness(images)
     down = (light[:, 1:] - light[:, :-1]).abs()[:, :, :-1]
     across = (light[:, :, 1:] - light[:, :, :-1]).abs()[:, :-1]

@@ -167,7 +167,7 @@ def mini(codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> Versatil
         image_tokens=tokens,
         codec_config={**around, **codec_config},
         shared=shared,
-        empty_pictures=False,
+        empty_pictures=seen is not None,
         schedule="cosine-x0",
         sampler="dpm++2m",
         guidance=1.5,
