@@ -23,6 +23,8 @@ ABOUT = {
     **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
     "lattice-fine": LATTICE.replace("96x96", "144x144"),
     "lattice-styled": f"{LATTICE}; each flat, outlined, grey or tinted",
+    "lattice-with-style": f"{LATTICE}; two in five with a picture whose style they are in: flat, "
+    "grey or tinted",
     "lattice-246": LATTICE.replace("64 emoji", "246 emoji"),
     **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),
     "shapes": "procedural coloured shapes with captions",
