@@ -16,8 +16,9 @@ from torch import Tensor
 from everyway.data import emoji
 from everyway.data import lattice as lattice_data
 from everyway.data import shapes as shapes_data
+from everyway.data.columns import read_name
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.data.sample import Sample
 from everyway.data.styles import Styled
 from everyway.metrics import folder, lattice, scenes, shapes
@@ -182,7 +183,7 @@ def samples_of(model, path: str, n: int) -> list[Sample]:
         raise RequestError(
             f"it is not known what {model.name} learned; give pictures with captions: --data FOLDER"
         )
-    if not (Path(path).is_dir() or are_shards(path)):
+    if not is_data(read_name(path)[0]):
         raise RequestError(f"the data {path!r} of {model.name} is not here; give --data FOLDER")
     system = model.system
     texts = "text" in system.raws

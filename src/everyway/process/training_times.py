@@ -51,6 +51,11 @@ class Law(Settings):
         within = Within(noise=noise, low=self.low, high=self.high, clock=self.clock)
         return self._drawn(within, clocks, batch)
 
+    @property
+    def free(self) -> Law:
+        """The same, of times that no task fixes."""
+        return self
+
     def quantile(self, u: Tensor, process: Process) -> Tensor:
         """Times (...) of a clock of `process` at the quantiles u (...) in [0, 1], the least noise
         first; of the times that are drawn, not those that are fixed."""
@@ -128,6 +133,11 @@ class Tasks(Law):
             named = (f"{k} is {v:g}" for k in given if (v := getattr(self, k)) is not None)
             raise ConfigError(f"{', '.join(named)}; they are shares, from 0 to 1 together")
         return self
+
+    @property
+    def free(self) -> Law:
+        shares = ("to_image", "to_text", "joint", "image_alone", "text_alone")
+        return self.model_copy(update=dict.fromkeys(shares, 0.0))
 
     @property
     def _lines(self) -> tuple[Line, ...]:

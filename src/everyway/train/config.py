@@ -58,6 +58,9 @@ class Source(Settings):
     """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
+    unpaired: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch's samples that are pictures without a caption or captions without a picture;
+    what they lack is at t = 1, or the null, and nothing is learned of it.  0 leaves them out."""
     compose: bool = False
     """Pictures of `cache` built-in scenes are put together and encoded on the training's device as
     they are needed, not cached: for GPUs (`train.composed`)."""
