@@ -86,6 +86,31 @@ class Optimisation(Settings):
     """Decay of the average of the weights that is exported."""
 
 
+class Adapter(Settings):
+    """What is trained beside a network whose weights stay as they are."""
+
+    lora: int = Field(0, ge=0, le=4096)
+    """Rank of a LoRA of the model in `init`, whose weights then stay as they are; 0 is none."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What the LoRA adds is times lora_alpha / lora; 0 is as much as the rank."""
+    lora_layers: str = ""
+    """Words with commas between them, as attn,fc1: linear layers named so; by default all."""
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Adapter:
+        if not self.lora:
+            self.unread(("lora_alpha", "lora_layers"), "a training without lora")
+        return self
+
+    @property
+    def alpha(self) -> float:
+        return self.lora_alpha or float(self.lora)
+
+    @property
+    def words(self) -> list[str]:
+        return [word.strip() for word in self.lora_layers.split(",") if word.strip()]
+
+
 class Run(Settings):
     """Where a training runs, and what it leaves."""
 
@@ -139,7 +164,14 @@ class TrainConfig(Settings, Generic[Own]):
     model: SerializeAsAny[Own]
     source: Source = Source()
     optim: Optimisation = Optimisation()
+    adapter: Adapter = Adapter()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> TrainConfig:
+        if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
+            raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        return self
 
     @property
     def folder(self) -> Path:

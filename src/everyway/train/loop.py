@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import hardware
+from everyway.request import LORA
 from everyway.systems import SYSTEMS
 from everyway.train import devices, folder, sources
 from everyway.train.composed import composed
@@ -127,9 +129,16 @@ def _trained(
         "step": state.step,
         "seconds": round(state.seconds, 1),
         "losses": log.means,
-        "model": str(config.folder / "model" if config.system in SYSTEMS else config.folder),
+        "model": str(_made(config)),
         "stopped": halted,
     }
+
+
+def _made(config: TrainConfig) -> Path:
+    """Where a training leaves what it made."""
+    if config.system not in SYSTEMS:
+        return config.folder
+    return config.folder / (LORA if config.adapter.lora else "model")
 
 
 def _placed(

@@ -27,16 +27,16 @@ def samples(
     """One row a task of the system, its network with these weights; the same prompts, pictures and
     seeds every time."""
     network = system.network
-    live = {k: v.clone() for k, v in network.state_dict().items()}
+    live = {k: v.clone() for k, v in network.state_dict().items() if k in weights}
     mode = network.training
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, strict=False)
     network.eval()
     try:
         model = Model(name="training", hash="", system=system, metadata=metadata)
         unseen = [data.sample(FIRST + k) for k in range(COUNT)]
         sections = [_row(model, name, unseen, steps) for name in system.tasks]
     finally:
-        network.load_state_dict(live)
+        network.load_state_dict(live, strict=False)
         network.train(mode)
     return sheet(sections, across=1)
 
