@@ -128,12 +128,18 @@ class Run(Settings):
     """Weights, gradients and optimiser lie in shards over the processes' GPUs (FSDP2)."""
     save_every_s: float = Field(120.0, ge=0)
     """Seconds between savings."""
+    keep: int = Field(1, ge=1)
+    """States that are kept: the last one, and those that were saved before it."""
     publish: bool = False
     """Each saving exports the average, too."""
     sample_every: int = Field(0, ge=0)
     """Steps between sheets of samples, 0 for none."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of the log."""
+    before_after: bool = True
+    """A training from `init` ends with a sheet of samples before and after it."""
+    tracker: str = ""
+    """What is told of losses and samples beside TensorBoard, as wandb or mlflow."""
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of what is exported."""
     licence: str = ""

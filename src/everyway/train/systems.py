@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from everyway import library, lora, objective
@@ -19,6 +20,7 @@ from everyway.process.times import importance, remember
 from everyway.process.training_times import Importance
 from everyway.request import LORA
 from everyway.settings import Settings
+from everyway.sheet import Section, sheet
 from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
@@ -140,12 +142,21 @@ class SystemLearner(Learner):
         base = super().state_dict() if self.base else {}
         return super().load_state_dict({**base, **state}, *args, **named)
 
-    def show(self, weights: Mapping[str, Tensor], path: Path) -> None:
+    def show(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        return sheet(self._samples(weights), across=1)
+
+    def compare(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        own = prepared(self.config).network.state_dict()
+        start = {name: own[name.removeprefix("network.")] for name in weights}
+        pairs = zip(self._samples(start, "before"), self._samples(weights, "after"))
+        return sheet([section for pair in pairs for section in pair], across=2)
+
+    def _samples(self, weights: Mapping[str, Tensor], when: str = "") -> list[Section]:
         from everyway.train.samples import samples
 
         data = sources.data_of(self.system, self.config)
         metadata = {"training": {"data": self.config.source.data}}
-        samples(self.system, _of_network(weights), data, metadata).save(path)
+        return samples(self.system, _of_network(weights), data, metadata, when)
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
         """The averaged network and the codecs as a model folder, OUT/model, or a LoRA's file."""
