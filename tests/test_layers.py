@@ -34,6 +34,7 @@ LAYERS = {
     "layouts": 6,
     "request": 6,
     "sheet": 6,
+    "lora": 4,
     "library": 7,
     "upscale": 6.5,
     "plan": 8,

@@ -19,6 +19,7 @@ from everyway.controls.masks import put_back
 from everyway.controls.paint import Canvas
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
+from everyway.lora import LoRA, lora_of
 from everyway.media import (
     Medium,
     free_pixels,
@@ -36,6 +37,7 @@ from everyway.request import (
     known,
     read_file,
     read_image,
+    read_lora,
 )
 from everyway.system import Condition, System
 
@@ -77,6 +79,8 @@ def opened(
     for name in (*request.paths, *names):
         if name not in held:
             held[name] = read_file(name, "picture" if name in request.paths else "file")
+    for name in request.lora.keys() - held.keys():
+        held[name] = read_lora(name)
     return Job(request=request, files=held)
 
 
@@ -157,6 +161,7 @@ class Inputs:
     contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
     picture: of inpainting and of upscaling, whole.  mask: of inpainting.
     canvas: what words of the text are painted on.
+    loras: each with its weight; one of weight 0 is left out.
     reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
@@ -166,6 +171,7 @@ class Inputs:
     picture: Image.Image | None
     mask: Image.Image | None
     canvas: Canvas | None
+    loras: Sequence[tuple[LoRA, float]]
     reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
@@ -197,7 +203,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
     """
     request = job.request
     embeddings = (c.embedding for c in request.contexts if c.embedding)
-    held = {name: job.file(name) for name in (*request.paths, *embeddings)}
+    held = {name: job.file(name) for name in (*request.paths, *embeddings, *request.lora)}
     pictures = [read_picture(held[name], name) for name in request.images]
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
@@ -240,6 +246,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
         picture=pictures[0] if whole else None,
         mask=mask,
         canvas=canvas,
+        loras=[(lora_of(held[n], n), weight) for n, weight in request.lora.items() if weight],
         reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
@@ -360,7 +367,8 @@ def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
         settings = sample.request.model_dump_json(exclude=OWN)
         names, extent = sorted(sample.inputs.values), sample.inputs.size
         extent = extent if sample.request.kind == "upscale" else (0, 0)
-        alike.setdefault(f"{settings} {names} {extent}", []).append(sample)
+        loras = [lora.digest for lora, _ in sample.inputs.loras]
+        alike.setdefault(f"{settings} {names} {extent} {loras}", []).append(sample)
     for group in alike.values():
         together = 1 if group[0].rows > 1 else size
         for start in range(0, len(group), together):

@@ -23,6 +23,7 @@ from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
 from everyway.errors import UsageError
 from everyway.layouts import convert
+from everyway.lora import lora_of
 from everyway.nets.precision import fast
 from everyway.placement import (
     MEMORY,
@@ -34,6 +35,7 @@ from everyway.placement import (
     memory_for,
     one_of_several,
 )
+from everyway.request import LORA
 from everyway.system import System
 from everyway.systems import HUB, cascade
 from everyway.upscale import enlarges, side_of
@@ -78,9 +80,14 @@ def folder_of(name_or_path: str) -> Path:
 
 
 def _trained(path: Path) -> Path:
-    """The model of a training's folder, or the path as it is."""
+    """The model of a training's folder, or the path as it is; ModelError for that of a LoRA."""
     model = path / "model"
-    return model if (model / "config.json").is_file() and not convert.is_ours(path) else path
+    if (model / "config.json").is_file() and not convert.is_ours(path):
+        return model
+    if (path / LORA).is_file():
+        base = lora_of((path / LORA).read_bytes(), str(path)).facts.base
+        raise ModelError(f"{path} holds a LoRA; give --model {base} --lora {path}")
+    return path
 
 
 def _source(name_or_path: str) -> str:
@@ -140,7 +147,7 @@ def load(
         _spare(system)
     if placed.memory == "disk":
         placed = replace(placed, files=_in_files(system, opened, path, DTYPES[dtype]))
-    name = _named(path) if not source.startswith(HUB) else Path(source).name
+    name = name_of(source)
     return Loaded(
         name=name,
         hash=_hash(path, opened, system, bool(parts or settings), DTYPES[dtype]),
@@ -150,6 +157,21 @@ def load(
         note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
         formats={c: {n: e.dtype for n, e in own.items()} for c, own in opened.components.items()},
     )
+
+
+def hash_of(name_or_path: str | Path) -> str:
+    """The hash that a model has when it is loaded; of one of ours no weight is read for it.
+
+    Errors as of `load`.
+    """
+    path = convert.local(_source(os.fspath(name_or_path)))
+    return store.fingerprint(path) if convert.is_ours(path) else load(path, "cpu", "fp32").hash
+
+
+def name_of(name_or_path: str | Path) -> str:
+    """What a model is called when it is loaded."""
+    source = _source(os.fspath(name_or_path))
+    return Path(source).name if source.startswith(HUB) else _named(convert.local(source))
 
 
 def metadata_of(name_or_path: str | Path) -> Mapping[str, Any]:

@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from everyway.apps import files
 from everyway.apps.cli import mute
-from everyway.apps.cli.flags import Parser, folder, pair
+from everyway.apps.cli.flags import Parser, described, folder, pair
 from everyway.apps.cli.language import spoken
-from everyway.request import NO_STAGES, OWN_STAGES, SETTINGS, GenerateRequest, read_image
+from everyway.request import (
+    NO_STAGES,
+    OWN_STAGES,
+    SETTINGS,
+    GenerateRequest,
+    read_image,
+    read_lora,
+)
 
 if TYPE_CHECKING:
     from everyway.generate import Model, Preview, Result
 
 SAMPLING = ("model", "n", "seed", "language", "upscale", "scale", *SETTINGS)
-"""Fields of a request that every such command has as flags."""
+"""Fields of a request that every such command has as flags, beside --lora."""
 PARAMETERS_A_THREAD = 10_000_000
 """Of a network that is asked for one sample at a time, as on a CPU."""
 
@@ -43,6 +50,8 @@ def add_loading(p: Parser) -> None:
 def add_sampling(p: Parser, *fields: str) -> None:
     """These fields of a request, and all that a request of any kind has."""
     p.add_fields(GenerateRequest, *fields, *SAMPLING)
+    said = described(GenerateRequest, "lora")
+    p.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=said)
     add_loading(p)
     p.add_argument("--out", type=folder, default="out", help="for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -52,8 +61,8 @@ def add_sampling(p: Parser, *fields: str) -> None:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of SAMPLING, for a request."""
-    return {name: getattr(args, name) for name in SAMPLING}
+    """Those of SAMPLING and the LoRAs, for a request."""
+    return {name: getattr(args, name) for name in (*SAMPLING, "lora")}
 
 
 def load(args: argparse.Namespace, name: str):
@@ -94,6 +103,8 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     wanted = [request for request in requests if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
+    for path in dict.fromkeys(path for request in wanted for path in request.lora):
+        read_lora(path)
     models, rows = dict[tuple[str, str], Any](), []
     with _watching(args, sum(request.n for request in wanted)) as watch:
         for request in wanted:

@@ -12,7 +12,7 @@ from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 from everyway.settings import Settings
-from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig, resolve
+from everyway.train.config import PRESETS, Adapter, Optimisation, Run, Source, TrainConfig, resolve
 
 
 def add_flags(p: Parser) -> None:
@@ -31,7 +31,7 @@ def add_flags(p: Parser) -> None:
 
 def _settings() -> str:
     """A line a setting: its default, and what it is."""
-    kinds = (TrainConfig, Source, Optimisation, Run)
+    kinds = (TrainConfig, Source, Optimisation, Adapter, Run)
     fields = {
         name: field
         for kind in kinds
