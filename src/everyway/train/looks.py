@@ -44,10 +44,15 @@ def effects_of_words(
     return torch.linalg.solve(among + ridge * torch.eye(vocabulary), centred), counts
 
 
-def codes_of_words(effects: Tensor, counts: Tensor, dim: int, seed: int) -> Tensor:
+def codes_of_words(
+    effects: Tensor, counts: Tensor, dim: int, seed: int, least: int = SEEN
+) -> Tensor:
     """(vocabulary, dim): the main axes of the effects, of variance 1 each over the tokens that were
-    seen, and something of its own for every token: the more, the less it looks like anything."""
-    seen = effects[counts >= SEEN]
+    seen, and something of its own for every token: the more, the less it looks like anything.
+
+    least: captions in which a token counts as seen.
+    """
+    seen = effects[counts >= least]
     mean = seen.mean(0)
     axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][: min(dim, len(seen) - 1)]
     looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
