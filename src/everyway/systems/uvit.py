@@ -69,7 +69,8 @@ class UViTSystemConfig:
         )
         if self.classes and len(self.classes) != count - self.null_class:
             raise UsageError(
-                f"there are {len(self.classes)} names of {count - self.null_class} classes; name all"
+                f"there are {len(self.classes)} names of {count - self.null_class} classes; "
+                "name all"
             )
         gaussian(self.schedule)
 
