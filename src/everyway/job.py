@@ -351,17 +351,21 @@ class Sample:
         """Of a batch: the frames of an interpolation belong together."""
         return self.request.frames if self.request.kind == "interpolate" else 1
 
+    @property
+    def alike(self) -> str:
+        """The same for samples of a model that may share a batch: of equal settings and inputs of
+        the same names, and of pictures of one size where these are enlarged."""
+        settings = self.request.model_dump_json(exclude=OWN)
+        extent = self.inputs.size if self.request.kind == "upscale" else (0, 0)
+        return f"{settings} {sorted(self.inputs.values)} {extent}"
+
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """At most `size` samples each, of equal settings and inputs of the same names, and of pictures
-    of one size where these are enlarged; what is several rows is alone."""
-    alike: dict[str, list[Sample]] = {}
+    """At most `size` samples each that are `alike`; what is several rows is alone."""
+    groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        settings = sample.request.model_dump_json(exclude=OWN)
-        names, extent = sorted(sample.inputs.values), sample.inputs.size
-        extent = extent if sample.request.kind == "upscale" else (0, 0)
-        alike.setdefault(f"{settings} {names} {extent}", []).append(sample)
-    for group in alike.values():
+        groups.setdefault(sample.alike, []).append(sample)
+    for group in groups.values():
         together = 1 if group[0].rows > 1 else size
         for start in range(0, len(group), together):
             yield group[start : start + together]
