@@ -23,13 +23,14 @@ def run(args: argparse.Namespace) -> None:
         import fastapi
         import uvicorn
 
+        from everyway.apps.server.scheduler import Scheduler
         from everyway.apps.studio.bench import Studio
         from everyway.apps.studio.site import mount
     except ImportError as error:
         raise UsageError(f"the studio needs {error.name}: pip install 'everyway[studio]'") from None
     from everyway.library import shipped
 
-    studio = Studio(out=Path(args.out), names=args.model or list(shipped()))
+    studio = Studio(out=Path(args.out), names=args.model or shipped(), scheduler=Scheduler({}))
     app = mount(fastapi.FastAPI(), studio)
     print(spoken(f"the studio is at http://127.0.0.1:{args.port}/"), flush=True)
     uvicorn.run(app, host="127.0.0.1", port=args.port, log_level="warning")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, tensor
+from torch import tensor
 
 from everyway.apps import files
+from everyway.apps.server.scheduler import Scheduler, Step, Ticket
+from everyway.apps.studio.trainings import Trainings
 from everyway.atomic import atomic_write
-from everyway.generate import Model, Preview, Result, load
+from everyway.generate import Model, Result, load
 from everyway.job import Job, digest
 from everyway.library import ModelError, folder_of
 from everyway.media import medium
@@ -25,29 +27,8 @@ from everyway.record import Metadata, Record, record_of
 from everyway.request import KINDS, NEEDS_IMAGES, NEEDS_TEXT, GenerateRequest, RequestError
 from everyway.tasks import times_for
 
-FRAMES = 12
-"""Of a run, at most so many are decoded and shown on its way, evenly spread."""
 MOST = 16
 """Samples a request, of which a page shows all."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Frame:
-    """What is being made, as it is known so far.
-
-    done: share of the run, in (0, 1].  step of steps in stage of stages.
-    rows: a sample each, name -> picture or text.  sure: a sample each, name -> how sure every token
-    of it is (side, side) or (L,), in [0, 1].  times: clock -> its time.
-    """
-
-    done: float
-    step: int
-    steps: int
-    stage: int
-    stages: int
-    rows: Sequence[Mapping[str, Any]]
-    sure: Sequence[Mapping[str, Tensor]]
-    times: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,14 +44,17 @@ class Studio:
     """Models by name, of those that it was given; what was made goes to the folder `out`.
 
     names: what pages offer.  The first one draws the front page.
+    scheduler: runs all work, of the studio and of the API beside it; it has the models in memory.
+    trainings: those that were started here.
     """
 
     out: Path
-    names: Sequence[str]
-    _models: dict[str, Model] = field(default_factory=dict)
-    _examples: dict[str, tuple[Image.Image, Sequence[Frame]]] = field(default_factory=dict)
-    _stops: dict[str, threading.Event] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    names: list[str]
+    scheduler: Scheduler
+    trainings: Trainings = field(default_factory=Trainings)
+    _examples: dict[str, tuple[Image.Image, Sequence[Step]]] = field(default_factory=dict)
+    _running: dict[str, Ticket] = field(default_factory=dict)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.folder = files.Folder(self.out)
@@ -79,19 +63,19 @@ class Studio:
         """Loaded once.  RequestError for one that this studio was not given."""
         if name not in self.names:
             raise RequestError(f"model {name!r} is not here; choose one of {', '.join(self.names)}")
-        with self._lock:
-            if name not in self._models:
-                self._models[name] = load(name)
-            return self._models[name]
+        with self._loading:
+            if name not in self.scheduler.models:
+                self.scheduler.models[name] = load(name)
+            return self.scheduler.models[name]
 
     @property
     def loaded(self) -> Mapping[str, Model]:
         """Those in memory."""
-        return dict(self._models)
+        return dict(self.scheduler.models)
 
     def forget(self, name: str) -> None:
         """Takes a model out of memory, once nothing uses it."""
-        self._models.pop(name, None)
+        self.scheduler.models.pop(name, None)
 
     def kinds(self, name: str) -> list[str]:
         """The kinds of request that a model can do, in the order of KINDS."""
@@ -110,17 +94,17 @@ class Studio:
             return False
         return kind != "upscale" or bool(model.enlargers)
 
-    def example(self, text: str) -> tuple[Image.Image, Sequence[Frame]]:
+    def example(self, text: str) -> tuple[Image.Image, Sequence[Step]]:
         """What the first model draws of a text, or of nothing where it reads none, and how."""
         if text not in self._examples:
-            model, name = self.model(self.names[0]), self.names[0]
+            model = self.model(self.names[0])
             asked = {"kind": "text-to-image", "text": text}
             if "text-to-image" not in model.system.tasks:
                 asked = {"kind": "image"}
-            request = model.settled(GenerateRequest(model=name, **asked))
-            events = [*self._watched(model, Job(request=request))]
-            frames = [event for event in events if isinstance(event, Frame)]
-            self._examples[text] = events[-1].image, frames
+            request = GenerateRequest(model=self.names[0], **asked)
+            ticket = self.scheduler.submit(Job(request=request))
+            steps = [event for event in ticket.events() if isinstance(event, Step) and event.frames]
+            self._examples[text] = ticket.results()[0].image, steps
         return self._examples[text]
 
     @staticmethod
@@ -141,94 +125,67 @@ class Studio:
                 temporary.write_bytes(content)
         return str(path)
 
-    def run(self, request: GenerateRequest, session: str = "") -> Iterator[Frame | Made]:
-        """A request whose pictures are kept here: frames on its way, then its results, kept.
+    def run(self, request: GenerateRequest, session: str = "") -> Iterator[Step | Made]:
+        """A request whose pictures are kept here: steps with frames, then its results, kept.
 
         session: whose work it is; `stop` ends it, and what is then on its way is kept as it is.
+        Raises what ended it before it was done.
         """
         model = self.model(request.model)
-        request, asked = model.settled(request), request
-        stop = self._stops[session] = threading.Event()
-        for event in self._watched(model, self._job(request)):
-            if isinstance(event, Result):
-                yield self._made(event, asked)
-            elif not stop.is_set():
-                yield event
-            else:
-                yield from self._stopped(event, model, request, asked)
-                return
-
-    def _watched(self, model: Model, job: Job) -> Iterator[Frame | Result]:
-        """A settled job: at most FRAMES of its previews, decoded, and its results."""
-        shown = 0.0
-        for event in model.run(job):
-            if isinstance(event, Result):
-                yield event
-            elif event.done - shown >= 1 / FRAMES or not shown:
-                shown = event.done
-                yield self._frame(event, model, job.request)
+        ticket = self._running[session] = self.scheduler.submit(self._job(request))
+        try:
+            for event in ticket.events():
+                if isinstance(event, Result):
+                    yield Made(result=event, row=self.folder.save(event, event.request, request))
+                elif isinstance(event, Step):
+                    yield event
+                elif event.status == "cancelled":
+                    yield from self._stopped(ticket, model)
+                elif event.error is not None:
+                    raise event.error
+        finally:
+            ticket.cancel()  # whoever watched has gone
 
     def stop(self, session: str) -> None:
         """Ends what runs for a session, after the step that it is in."""
-        if session in self._stops:
-            self._stops[session].set()
+        if session in self._running:
+            self._running[session].cancel()
 
     def _job(self, request: GenerateRequest) -> Job:
-        given = (self.out / "given").resolve()
-        held = {}
+        """With the pictures that it names, all of which are in this studio's folder."""
+        given, held = (self.out / "given").resolve(), {}
         for name in request.paths:
             path = Path(name).resolve()
-            if path.parent not in (given, self.out.resolve()):
+            if path.parent not in (given, given.parent) or not path.is_file():
                 raise RequestError(f"{name!r} is not a picture of this studio; give it anew")
-            with suppress(OSError):
-                held[name] = path.read_bytes()
+            held[name] = path.read_bytes()
         return Job(request=request, files=held)
 
-    def _frame(self, event: Preview, model: Model, request: GenerateRequest) -> Frame:
-        count = next(iter(event.progress.states.values())).shape[0]
-        seen = [model.frame(event.progress, row, event.system) for row in range(count)]
-        return Frame(
-            done=event.done,
-            step=event.step,
-            steps=event.steps,
-            stage=event.stage,
-            stages=event.stages,
-            rows=[outputs for outputs, _ in seen],
-            sure=[sure for _, sure in seen],
-            times=self._times(event, model, request),
-        )
-
-    @staticmethod
-    def _times(event: Preview, model: Model, request: GenerateRequest) -> dict[str, float]:
-        """Clock -> where it is: of a stage of the model's own."""
-        stages = plan(request, model.system.tasks)
-        if event.system or event.stage > len(stages):
+    def times(self, request: GenerateRequest, step: Step) -> dict[str, float]:
+        """Clock -> about where it is at a step: of a stage of the model's own, else none."""
+        stages = plan(request, self.model(request.model).system.tasks)
+        if step.stage > len(stages):
             return {}
-        task = stages[event.stage - 1].task
-        return {c: float(t[0]) for c, t in times_for(task, tensor([event.progress.t])).items()}
+        u = tensor([1 - step.step / step.steps])
+        return {c: float(t[0]) for c, t in times_for(stages[step.stage - 1].task, u).items()}
 
-    def _made(self, result: Result, asked: GenerateRequest) -> Made:
-        return Made(result=result, row=self.folder.save(result, result.request, asked))
-
-    def _stopped(
-        self, frame: Frame, model: Model, request: GenerateRequest, asked: GenerateRequest
-    ) -> Iterator[Frame | Made]:
+    def _stopped(self, ticket: Ticket, model: Model) -> Iterator[Made]:
         """What was on its way as results, whose record says where they were stopped."""
-        yield frame
-        where = {"task": request.kind, "stopped": [frame.step, frame.steps]}
-        for k, outputs in enumerate(frame.rows):
-            one = request.model_copy(update={"n": 1, "seed": request.seed + k})
+        request = model.settled(ticket.request)
+        for frame in ticket.last.frames if ticket.last else ():
+            where = {"task": request.kind, "stopped": [ticket.last.step, ticket.last.steps]}
+            one = request.model_copy(update={"n": 1, "seed": request.seed + frame.sample})
             result = Result(
-                index=k,
+                index=frame.sample,
                 job=0,
                 part=0,
                 seed=one.seed,
-                outputs=outputs,
-                media={name: medium(name, model.system.media) for name in outputs},
+                outputs=frame.outputs,
+                media={name: medium(name, model.system.media) for name in frame.outputs},
                 request=one,
                 metadata=model.made_by | where,
             )
-            yield self._made(result, asked)
+            yield Made(result=result, row=self.folder.save(result, one, ticket.request))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every line of the folder that can be read, the newest first."""
@@ -244,8 +201,7 @@ class Studio:
         model = self.model(record.request.model)
         if model.hash != record.metadata.model_hash:
             return False, f"model was {record.metadata.model_hash}, here it is {model.hash}"
-        job = self._job(record.request)
-        results = (r for r in model.run(job) if isinstance(r, Result))
+        results = self.scheduler.submit(self._job(record.request), previews=False).results()
         made = next(r for r in results if r.part == record.part)
         if files.same_pixels(picture, made.image):
             return True, ""

@@ -72,6 +72,7 @@ class Create(Page):
                 back = say("Give this picture back to the model")
                 self.back = gr.Button(back, visible=False, elem_id="back")
         self.last, self.masked = gr.State([]), gr.Textbox(visible="hidden")
+        self.given_mask = gr.State("")  # of a record that is loaded
         self._listen(hero, examples)
 
     def _inputs(self, kinds: Sequence[str]) -> None:
@@ -124,7 +125,8 @@ class Create(Page):
         quiet = {"queue": False, "show_progress": "hidden"}
         changed = [self.model.change, self.text.change, self.image.change]
         gr.on(changed, self._ways, sides, self.way, **quiet)
-        self.image.change(self._masking, self.image, [self.part, self.mask], **quiet)
+        masks = [self.part, self.mask, self.given_mask]
+        self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]
         settings = [*self.fields, self.masked]
         drawn = values_of({"mask": len(self.fields)}, len(settings))
@@ -157,9 +159,11 @@ class Create(Page):
         chosen = way if way in given else next(iter(given), None)
         return gr.update(choices=self.labelled(LABELS, given), value=chosen)
 
-    def _masking(self, image: Image.Image | None) -> tuple[Any, Any]:
+    def _masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
+        """The canvas of a picture; mask: what is on it first."""
         picture = views.address(image) if image is not None else ""
-        return gr.update(visible=bool(picture)), self.canvas_html("mask", picture)
+        part = gr.update(visible=bool(picture), open=bool(mask))
+        return part, self.canvas_html("mask", picture, start=mask), ""
 
     def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any]:
         """An example of a way of the plane."""

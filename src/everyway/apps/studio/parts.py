@@ -12,8 +12,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from everyway.apps.server.scheduler import Step
 from everyway.apps.studio import plane, views
-from everyway.apps.studio.bench import Frame, Made, Studio
+from everyway.apps.studio.bench import Made, Studio
 from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError, read_image
 
@@ -74,37 +75,38 @@ class Page:
 
     def running(self, asked: GenerateRequest, session: str) -> Iterator[tuple[str, list[str], Any]]:
         """A request on its way: (HTML, names of the files that were made, the button for them)."""
-        film: list[Frame] = []
+        film: list[Step] = []
         made: list[Made] = []
         yield views.tag("div", views.bar(0.02), class_="ew-run ew-going"), [], gr.skip()
         try:
             for event in self.studio.run(asked, session):
                 if isinstance(event, Made):
                     made.append(event)
-                    continue
-                film.append(event)
-                yield self.going(event), [], gr.skip()
+                elif event.frames:
+                    film.append(event)
+                    yield self.going(asked, event), [], gr.skip()
         except EverywayError as error:
             yield views.trouble(self.say(str(error))), [], gr.update(visible=False)
             return
         names = [one.row["image"] for one in made if one.row.get("image")]
         yield self.finished(made, film), names, gr.update(visible=bool(names))
 
-    def going(self, frame: Frame) -> str:
+    def going(self, asked: GenerateRequest, step: Step) -> str:
         """A run on its way, with where it is in the plane of times."""
-        return views.going(frame, self.say, plane.small(frame.times, self.say))
+        return views.going(step, self.say, plane.small(self.studio.times(asked, step), self.say))
 
-    def finished(self, made: list[Made], film: list[Frame]) -> str:
+    def finished(self, made: list[Made], film: list[Step]) -> str:
         """What was made, and the film of how its first sample came."""
         return views.made(made, self.say, self.how(film, len(made) == 1), self.address)
 
-    def how(self, film: Sequence[Frame], open_: bool = True) -> str:
+    def how(self, film: Sequence[Step], open_: bool = True) -> str:
         """The film of how the first sample of a run came."""
         if len(film) < 2:
             return ""
         notes = [self.say(f"step {f.step} of {f.steps}") for f in film]
         title = self.say("How it came out of the noise")
-        shown = views.film([f.rows[0] for f in film], title, self.say, notes=notes)
+        frames = [step.frames[0].outputs for step in film]
+        shown = views.film(frames, title, self.say, notes=notes)
         return views.tag("details", views.tag("summary", title), shown, class_="ew-how", open=open_)
 
 

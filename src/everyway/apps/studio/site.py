@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import gradio as gr
@@ -12,12 +13,27 @@ from fastapi.staticfiles import StaticFiles
 
 from everyway.apps.cli.language import translated
 from everyway.apps.studio.bench import Studio
+from everyway.apps.studio.blend import Blend
 from everyway.apps.studio.create import Create
+from everyway.apps.studio.explore import Explore
+from everyway.apps.studio.gallery import Gallery
+from everyway.apps.studio.models import Models
+from everyway.apps.studio.paint import Paint
+from everyway.apps.studio.train import Train
 from everyway.apps.studio.views import Say
 
 WEB = Path(__file__).with_name("web")
 LANGUAGES = {"en": "English", "ko": "한국어"}
-PAGES = {"Create": Create}
+PAGES = {
+    "Create": Create,
+    "Blend": Blend,
+    "Paint": Paint,
+    "Explore": Explore,
+    "Gallery": Gallery,
+    "Models": Models,
+    "Train": Train,
+}
+"""Name -> page, in the order of the tabs."""
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'self'"
@@ -64,10 +80,13 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
     other = next(name for name in LANGUAGES if name != language)
     with gr.Blocks(title="Everyway", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_header(say, other), elem_id="ew-header", js_on_load=None)
-        with gr.Tabs(elem_id="ew-pages"):
-            for name, page in PAGES.items():
-                with gr.Tab(say(name), id=name.lower()):
-                    page(studio=studio, say=say).build()
+        with gr.Tabs(elem_id="ew-pages") as tabs:
+            made = {name: page(studio=studio, say=say) for name, page in PAGES.items()}
+            create = made["Create"]
+            for name, page in made.items():
+                with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
+                    links = {"create": create, "tabs": tabs, "tab": tab}
+                    page.build(**{k: links[k] for k in signature(page.build).parameters})
     return blocks.queue(default_concurrency_limit=4)
 
 

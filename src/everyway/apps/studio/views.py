@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from everyway.apps.studio.bench import Frame, Made
+from everyway.apps.server.scheduler import Step
+from everyway.apps.studio.bench import Made
 from everyway.media import medium
 
 Say = Callable[[str], str]
@@ -72,17 +73,17 @@ def heat(sure: Tensor, say: Say) -> str:
     return tag("div", cells, class_="ew-heat", style=f"--side:{side}", role="img", aria_label=label)
 
 
-def going(frame: Frame, say: Say, plane: str = "") -> str:
-    """A run on its way."""
+def going(step: Step, say: Say, plane: str = "") -> str:
+    """A run on its way.  plane: where it is in the plane of times."""
     figures = []
-    for outputs, sure in zip(frame.rows, frame.sure):
-        maps = "".join(heat(own, say) for own in sure.values())
-        figures.append(pair(outputs, extra=maps))
-    stage = f" · {frame.stage}/{frame.stages}" if frame.stages > 1 else ""
-    where = say(f"step {frame.step} of {frame.steps}") + stage
+    for frame in step.frames:
+        maps = "".join(heat(sure, say) for sure in frame.certainty.values())
+        figures.append(pair(frame.outputs, extra=maps))
+    stage = f" · {step.stage}/{step.stages}" if step.stages > 1 else ""
+    where = say(f"step {step.step} of {step.steps}") + stage
     return tag(
         "div",
-        bar(frame.done),
+        bar(step.done),
         tag("div", tag("span", where), plane, class_="ew-where"),
         tag("div", *figures, class_="ew-pairs", data_count=len(figures)),
         class_="ew-run ew-going",
@@ -157,3 +158,8 @@ def facts(rows: Iterable[tuple[str, Any]]) -> str:
         if value not in ("", None, (), [], {})
     )
     return tag("dl", inside, class_="ew-facts")
+
+
+def lead(title: str, said: str) -> str:
+    """The head of a page."""
+    return tag("header", tag("h2", escape(title)), tag("p", escape(said)), class_="ew-lead-in")

@@ -32,8 +32,7 @@ class RegionCanvas extends HTMLElement {
     if (!this.mask) {
       const given = JSON.parse(this.getAttribute("regions") || "[]");
       for (const one of given) this.addRegion(one);
-      const start = this.getAttribute("start");
-      if (start) this.load(start);
+      this.load(this.getAttribute("start"));
     }
     this.size(this.brush);
   }
@@ -68,11 +67,13 @@ class RegionCanvas extends HTMLElement {
       this.undone = [];
       this.cursor = [this.canvas.width / 2, this.canvas.height / 2];
       this.size(Math.round(Math.max(this.canvas.width, this.canvas.height) / 6));
+      this.load(this.getAttribute("start"));
     };
     this.backdrop.src = address;
   }
 
   load(address) {
+    if (!address) return;
     const image = new Image();
     image.onload = () => {
       this.keep();
