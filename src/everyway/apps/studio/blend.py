@@ -59,15 +59,15 @@ class Blend(Page):
                             0, 1, value=0, step=0.1, label=say("Colours of the first picture")
                         )
             with gr.Column(scale=5, min_width=300):
+                with gr.Row():
+                    make = self.button("Blend", elem_id="blend", scale=3)
+                    self.stopping()
+                example = gr.Button(say("An example"), size="sm", elem_id="blend-example")
                 self.shown = gr.HTML(
                     views.hint(say("Give two things or more; their blend appears here.")),
                     elem_id="blended",
                     js_on_load=None,
                 )
-                with gr.Row():
-                    make = self.button("Blend", elem_id="blend", scale=3)
-                    self.stopping()
-                example = gr.Button(say("An example"), size="sm", elem_id="blend-example")
         self.masks = [gr.Textbox(visible="hidden") for _ in self.slots]
         flat = [part for slot in self.slots for part in slot]
         drawn = values_of(
@@ -80,7 +80,7 @@ class Blend(Page):
             self._made, given, self.shown, js=drawn, show_progress="hidden", concurrency_limit=4
         )
         outputs = [self.slots[0][0], self.text, self.weight]
-        example.click(self._example, None, outputs, queue=False)
+        example.click(self._example, None, outputs)
 
     def _slot(self, number: int) -> tuple[gr.Image, gr.Slider, gr.Slider]:
         """A picture with its weight, its focus and its mask."""

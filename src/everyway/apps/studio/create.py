@@ -11,7 +11,7 @@ from PIL import Image
 
 from everyway.apps.studio import plane, views
 from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Page, picture_of, values_of
+from everyway.apps.studio.parts import Choice, Page, picture_of, values_of
 from everyway.errors import EverywayError
 from everyway.request import SAMPLER_NAMES, GenerateRequest
 
@@ -94,7 +94,7 @@ class Create(Page):
         )
         with gr.Accordion(say("Redraw a part only"), open=False, visible=False) as self.part:
             self.mask = self.canvas("mask", "mask")
-        self.way = gr.Radio(
+        self.way = Choice(
             self.labelled(LABELS, ways(kinds, False, False)),
             value=ways(kinds, False, False)[0] if ways(kinds, False, False) else None,
             label=say("The model fills what is empty"),
@@ -140,11 +140,11 @@ class Create(Page):
             concurrency_limit=4,
         )
         self.dice.click(self._seed, None, self.seed, queue=False)
-        self.back.click(self._back, self.last, [self.text, self.image], queue=False)
+        self.back.click(self._back, self.last, [self.text, self.image])
         for button, said in zip(examples, EXAMPLES):
             chosen = button.click(lambda said=said: (said, None), None, sides[1:3], queue=False)
             chosen.then(self._made, settings, shown, show_progress="hidden")
-        chosen = hero.select(self._chosen, self.model, sides[1:], queue=False)
+        chosen = hero.select(self._chosen, self.model, sides[1:], show_progress="hidden")
         chosen.then(self._made, settings, shown, show_progress="hidden")
 
     @property

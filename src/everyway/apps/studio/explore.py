@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 import gradio as gr
@@ -55,7 +56,7 @@ class Explore(Page):
             example = gr.Button(say("An example"), elem_id="between-example")
         make, shown = self._tool("A film between the two pictures appears here.", "between")
         make.click(self._between, [self.model, first, last, frames], shown, show_progress="hidden")
-        example.click(self._ends, None, [first, last], queue=False)
+        example.click(self._ends, None, [first, last])
 
     def _ends(self) -> list[Image.Image]:
         return [self.studio.example(text)[0] for text in ENDS]
@@ -74,7 +75,7 @@ class Explore(Page):
             both = (self.studio.keep(first), self.studio.keep(last))
             return GenerateRequest(kind="interpolate", model=model, images=both, frames=int(frames))
 
-        yield from self._film(asked, request, self.say("Between two pictures"), 0)
+        yield from self._film(asked, request, self.say("Between two pictures"), 1)
 
     def _chain(self) -> None:
         say = self.say
@@ -95,10 +96,12 @@ class Explore(Page):
             own = {"rounds": int(rounds), "seed": int(seed or 0)}
             return GenerateRequest(kind="chain", model=model, text=text, **own)
 
-        yield from self._film(asked, request, self.say("Words, picture, words, …"), -1)
+        yield from self._film(asked, request, self.say("Words, picture, words, …"), 2)
 
-    def _film(self, asked, request: gr.Request, title: str, at: int) -> Iterator[str]:
-        """Runs a request of many parts; each is a frame.  asked: makes the request."""
+    def _film(
+        self, asked: Callable[[], GenerateRequest], request: gr.Request, title: str, size: int
+    ) -> Iterator[str]:
+        """Runs a request of many parts; so many of them are a frame.  asked: makes the request."""
         made: list[Made] = []
         try:
             wanted = asked()
@@ -111,8 +114,10 @@ class Explore(Page):
         except EverywayError as error:
             yield views.trouble(self.say(str(error)))
             return
-        made.sort(key=lambda one: one.result.part)
-        yield views.film([one.result.outputs for one in made], title, self.say, at)
+        parts = [one.result.outputs for one in sorted(made, key=lambda one: one.result.part)]
+        groups = [parts[k : k + size] for k in range(0, len(parts), size)]
+        frames = [dict(ChainMap(*group)) for group in groups]
+        yield views.film(frames, title, self.say, at=0)
 
     def _sweep(self) -> None:
         say = self.say
@@ -169,7 +174,8 @@ class Explore(Page):
                 src = self.address(one) if one else ""
                 line += f'<td><img src="{src}" alt="{w:g}, {c}"></td>' if one else "<td></td>"
             body += f"<tr>{line}</tr>"
-        return f'<div class="ew-scroll"><table class="ew-grid"><tr><td></td>{head}</tr>{body}</table></div>'
+        table = f'<table class="ew-grid"><tr><th></th>{head}</tr>{body}</table>'
+        return views.tag("div", table, class_="ew-scroll")
 
     def _attention(self) -> None:
         text = gr.Textbox(ENDS[0], label=self.say("Words"))

@@ -57,7 +57,7 @@ class Gallery(Page):
         self.wall.select(self._picked, None, shown, **quiet)
         self.drop.upload(self._dropped, self.drop, shown, **quiet)
         loaded = [*create.fields, create.given_mask, tabs, self.answer]
-        load.click(self._loaded, self.chosen, loaded, queue=False)
+        load.click(self._loaded, self.chosen, loaded, show_progress="hidden")
         replay.click(self._replayed, self.chosen, self.answer)
 
     def _wall(self) -> str:

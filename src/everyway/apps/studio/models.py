@@ -27,8 +27,7 @@ class Models(Page):
         )
         gr.HTML(views.lead(say("Models"), said), js_on_load=None)
         with gr.Row():
-            names = [*self.studio.names]
-            name = gr.Dropdown(names, value=names[0], label=say("Model"), elem_id="which")
+            name = self.models(bool, elem_id="which")
             load = self.button("Load", elem_id="load-model")
             forget = gr.Button(say("Take out of memory"))
         self.cards = gr.HTML("", elem_id="cards", js_on_load=None)
@@ -63,16 +62,16 @@ class Models(Page):
                 views.trouble(say(str(error))),
                 class_="ew-card",
             )
-        training = metadata.get("training", {})
+        history = metadata.get("history", ())
         size = metadata.get("image_size", 64)
         rows: list[tuple[str, Any]] = [
             (say("system"), self.studio.system(name)),
             (say("pictures"), f"{size} × {size}"),
-            (say("learned from"), training.get("data")),
-            (say("samples seen"), training.get("samples")),
-            (say("hours"), round(training["seconds"] / 3600, 1) if "seconds" in training else ""),
-            (say("on"), training.get("hardware")),
-            (say("licence"), metadata.get("licence")),
+            (say("learned from"), metadata.get("training", {}).get("data")),
+            (say("samples seen"), f"{sum(run.get('samples', 0) for run in history):,}"),
+            (say("hours"), f"{sum(run.get('seconds', 0) for run in history) / 3600:.1f}"),
+            (say("trained on"), next((run.get("hardware") for run in history), "")),
+            *self._scores(metadata),
         ]
         if model:
             rows += self._facts(model)
@@ -81,6 +80,14 @@ class Models(Page):
         return views.tag(
             "div", views.tag("h3", escape(name), badge), views.facts(rows), class_="ew-card"
         )
+
+    def _scores(self, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """How much of what it makes is all right, a line a way that was scored."""
+        scored = next(iter(metadata.get("scores", {}).values()), {})
+        ways = {"t2i.one": "words → picture", "i2t.one": "picture → words", "joint": "both at once"}
+        shares = {way: scored.get(f"{row}.all_correct") for row, way in ways.items()}
+        right = self.say("right")
+        return [(f"{right}: {self.say(w)}", f"{p:.1%}") for w, p in shares.items() if p is not None]
 
     def _facts(self, model: Model) -> list[tuple[str, Any]]:
         """What only a model in memory tells."""

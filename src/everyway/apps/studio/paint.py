@@ -31,8 +31,8 @@ class Paint(Page):
     def build(self) -> None:
         say = self.say
         said = say(
-            "Paint where things go: choose a colour, type its words, paint. The words have to stand "
-            "in the sentence below, too. Paint all of it, the background as well."
+            "Paint where things go: choose a colour, type its words, paint. The words have to "
+            "stand in the sentence below, too. Paint all of it, the background as well."
         )
         gr.HTML(views.lead(say("Paint with words"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
@@ -49,14 +49,14 @@ class Paint(Page):
                     elem_id="paint-text",
                 )
             with gr.Column(scale=6, min_width=300):
+                with gr.Row():
+                    make = self.button("Make", elem_id="paint", scale=3)
+                    self.stopping()
                 self.shown = gr.HTML(
                     views.hint(say("Press Make: the picture follows your map.")),
                     elem_id="painted",
                     js_on_load=None,
                 )
-                with gr.Row():
-                    make = self.button("Make", elem_id="paint", scale=3)
-                    self.stopping()
                 with gr.Accordion(say("Settings"), open=False):
                     self.model = self.models(bool)
                     with gr.Row():

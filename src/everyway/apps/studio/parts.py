@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -19,12 +19,25 @@ from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError, read_image
 
 
+class Choice(gr.Radio):
+    """One whose choices follow what is given: what was chosen among former ones may still come."""
+
+    is_template = True  # in the browser it is a radio
+
+    def preprocess(self, payload: str | None) -> str | None:
+        return payload
+
+
 @dataclass(kw_only=True, eq=False)
 class Page:
-    """What every page has: the studio, and its language."""
+    """What every page has: the studio, and its language.
+
+    offered: the choices of a model on it, which follow what the studio has.
+    """
 
     studio: Studio
     say: views.Say
+    offered: list[gr.Dropdown] = field(default_factory=list)
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
@@ -47,7 +60,10 @@ class Page:
         """The studio's models, the first one chosen whose system is `wanted`, else the first."""
         names = self.studio.names
         first = next((n for n in names if wanted(self.studio.system(n))), names[0])
-        return gr.Dropdown([*names], value=first, label=self.say("Model"), **settings)
+        label = self.say("Model")
+        made = gr.Dropdown([*names], value=first, label=label, allow_custom_value=True, **settings)
+        self.offered.append(made)
+        return made
 
     def address(self, made: Made) -> str:
         """Where the file of a result is."""

@@ -87,6 +87,14 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
                     links = {"create": create, "tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
+        offered = [choice for page in made.values() for choice in page.offered]
+        blocks.load(
+            lambda: [gr.update(choices=[*studio.names]) for _ in offered],
+            None,
+            offered,
+            queue=False,
+            show_progress="hidden",
+        )
     return blocks.queue(default_concurrency_limit=4)
 
 
