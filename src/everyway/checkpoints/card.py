@@ -20,7 +20,7 @@ LATTICE = (
     "objects is held out"
 )
 ABOUT = {
-    **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
+    **dict.fromkeys(("lattice-whole", "lattice", "lattice-open"), LATTICE),
     "lattice-fine": LATTICE.replace("96x96", "144x144"),
     "lattice-styled": f"{LATTICE}; each flat, outlined, grey or tinted",
     "lattice-246": LATTICE.replace("64 emoji", "246 emoji"),

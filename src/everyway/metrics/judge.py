@@ -134,7 +134,7 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     **dict.fromkeys(emoji.CURRICULUM, EMOJI),
-    **dict.fromkeys(("lattice", "lattice-whole"), LATTICE),
+    **dict.fromkeys(("lattice", "lattice-whole", "lattice-open"), LATTICE),
     "lattice-246": replace(
         LATTICE,
         read=partial(lattice.read, names=emoji.OBJECTS),
