@@ -287,7 +287,7 @@ def test_a_painted_request_is_plain_data(mini):
     assert GenerateRequest(**json.loads(request.model_dump_json())) == request
     assert request.paths == ("map.png",)
     own = mini.settled(request)
-    assert (own.paint_weight, own.paint_form) == (1.5, "max")
+    assert (own.paint_weight, own.paint_form) == (0.4, "max")
     asked = GenerateRequest(**ASKED, paint="map.png", paint_form="std-square", paint_weight=0.5)
     assert paint_weight_of(mini.settled(asked), mini.system) == PaintWeight(
         value=0.5, growth="log-square", statistic="std", whole=True

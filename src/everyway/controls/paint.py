@@ -37,6 +37,9 @@ MOST_NOISE = 80.0
 """The sigma at which eDiff-I starts; more, as where no signal is left, counts as so much."""
 FEW = 8
 """Places in a row, up to which each is painted as a whole."""
+LAID = 5.0
+"""Noise at which a picture of few places is laid out; what paint changes below it, in
+cross-attention, are the objects themselves (docs/paint-with-words.md)."""
 GROWTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log1p,
     "log-square": lambda sigma: torch.log1p(sigma**2),
@@ -89,12 +92,12 @@ class PaintWeight:
 
 def cross_paint(side: int) -> dict[str, Any]:
     """Settings of a PaintWeight for cross-attention, where a picture has at most side^2 places."""
-    return {"whole": True} if side <= FEW else {}
+    return joint_paint(side) | ({"above": LAID} if side <= FEW else {})
 
 
 def joint_paint(side: int) -> dict[str, Any]:
-    """The same for joint attention, as measured (docs/paint-with-words.md)."""
-    return {"value": 1.5} | cross_paint(side)
+    """The same for joint attention."""
+    return {"whole": True} if side <= FEW else {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -113,17 +113,19 @@ def completed(scene: Scene, where: Mapping[str, Point] | None = None) -> Scene:
     of the second, on white.
 
     where: object -> where its middle is, from which place and relation follow; others are in the
-    middle of the picture.
+    middle of the picture.  Of all objects, it overrules what the scene states.
     """
-    two = len(scene.objects) == 2
-    points = [(where or {}).get(thing.name, MIDDLE) for thing in scene.objects]
-    place = _place(points[0])
+    where = where or {}
+    points = [where.get(thing.name, MIDDLE) for thing in scene.objects]
+    if all(thing.name in where for thing in scene.objects):
+        scene = placeless(scene)
+    if len(points) == 2:
+        place, relation = None, scene.relation or _relation(*points)
+    else:
+        place, relation = scene.objects[0].place or _place(points[0]), None
     return Scene(
-        objects=tuple(
-            replace(o, size=o.size or "large", place=None if two else o.place or place)
-            for o in scene.objects
-        ),
-        relation=(scene.relation or _relation(*points)) if two else None,
+        objects=tuple(replace(o, size=o.size or "large", place=place) for o in scene.objects),
+        relation=relation,
         background=scene.background or "white",
     )
 
