@@ -20,7 +20,7 @@ LATTICE = (
     "objects is held out"
 )
 ABOUT = {
-    **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
+    **dict.fromkeys(("lattice-whole", "lattice", "lattice-open"), LATTICE),
     "lattice-fine": LATTICE.replace("96x96", "144x144"),
     "lattice-styled": f"{LATTICE}; each flat, outlined, grey or tinted",
     "lattice-with-style": f"{LATTICE}; two in five with a picture whose style they are in: flat, "
