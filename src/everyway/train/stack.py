@@ -31,7 +31,7 @@ from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
 ROOMS = {
-    "nano": Room(side=64, grids=(4, 8), channels=128, length=32),
+    "nano": Room(side=64, grids=(4, 8), channels=192, length=32),
     "mini": Room(side=96, grids=(4, 6, 8), channels=192, length=48),
     "small": Room(side=128, grids=(8, 16), channels=192, length=77),
 }
