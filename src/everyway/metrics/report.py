@@ -28,7 +28,6 @@ from everyway.metrics.judge import (
     JUDGES,
     Judge,
     Seen,
-    judge_of,
     judge_of_folder,
     learned,
     samples_of,
@@ -164,7 +163,7 @@ def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
     both in turn; both languages on the same scenes; variations of pictures and of texts; pictures
     with a text of their own, and without one; real pictures through the image codec.
     """
-    judge = judge_of(model)
+    judge = JUDGES[data]
     assert judge.unseen is not None  # `_suite` has seen to it
     sets = {
         "one": judge.unseen(seed=seed, count=1),

@@ -10,6 +10,7 @@ Source: Xu et al., "Versatile Diffusion: Text, Images and Variations All in One 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -35,6 +36,7 @@ from everyway.process.training_times import LogNormal, OneClock
 from everyway.settings import Settings
 from everyway.system import Condition, Modality, Null, System
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fresh
 from everyway.tasks import GENERATE, Task
 from everyway.validation import checked
 
@@ -385,13 +387,14 @@ class Training(Settings):
 
     stage: of the published plan, a name in PLAN.  scaled: whether layers learn at the published
     parts of the rate (RATES), as one that starts from a network which draws already.
-    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared.
+    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared; of
+    the published size a model that has them, or a folder of them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.
     """
 
-    preset: Literal["nano-versatile", "mini-versatile"] = "nano-versatile"
+    preset: Literal["nano-versatile", "mini-versatile", "four-flow"] = "nano-versatile"
     stage: Literal["variation", "pictures", "all"] = "all"
     shares: Shares = Shares()
     scaled: bool = False
@@ -418,6 +421,9 @@ class Training(Settings):
 
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
+        if self.preset == "four-flow":
+            settings = {"network": FOUR_FLOW.to_json()}
+            return fresh(sys.modules[__name__], settings, self.codecs, data)
         if self.preset == "nano-versatile":
             return build(nano(data.words))
         if self.codecs:

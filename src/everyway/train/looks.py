@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 SEEN = 30
 """Tokens seen in fewer captions than this do not bear on the axes."""
+TINY = 1e-6
 OWN = 0.2
 """Least size of what each token has for itself, against 1 for the looks of most: it keeps words
 apart that look alike or like nothing."""
@@ -55,7 +56,8 @@ def codes_of_words(
     seen = effects[counts >= least]
     mean = seen.mean(0)
     axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][: min(dim, len(seen) - 1)]
-    looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
+    spread = ((seen - mean) @ axes.T).std(0).clamp_min(TINY)  # tokens may all be said together
+    looks = (effects - mean) @ axes.T / spread
     looks = F.pad(looks, (0, dim - looks.shape[1]))  # few words have few axes
     own = (1 - looks.square().mean(1, keepdim=True).sqrt()).clamp_min(OWN)
     generator = torch.Generator().manual_seed(seed)

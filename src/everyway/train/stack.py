@@ -31,7 +31,7 @@ from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
 ROOMS = {
-    "nano": Room(side=64, grids=(4, 8), channels=128, length=32),
+    "nano": Room(side=64, grids=(4, 8), channels=192, length=32),
     "mini": Room(side=96, grids=(4, 6, 8), channels=192, length=48),
     "small": Room(side=128, grids=(8, 16), channels=192, length=77),
 }
@@ -48,8 +48,6 @@ ENDLESS = 1_000_000_000
 """Steps where a budget is the end."""
 LOOKED_AT = 64
 """Pictures, and captions, that codecs are measured on."""
-BETTER = 3.0
-"""dB that fitted codecs must gain over those at hand which serve."""
 HOPELESS = Suited(psnr_db=18.0, exact=0.1)
 """Less of either, and a training that starts from a model is refused."""
 Note = Callable[[str], None]
@@ -133,7 +131,7 @@ def chosen(config: TrainConfig, place: Path) -> Choice:
     trial, began = place / "codecs", time.monotonic()
     made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], SAMPLE)
     spent = time.monotonic() - began
-    if serves and found.psnr_db > made["image"].metadata["psnr_db"] - BETTER:
+    if serves and found.psnr_db >= made["image"].metadata["psnr_db"]:
         if not _needs_shipped(config):
             return Choice(about=about)
         copy(system, trial)
