@@ -87,6 +87,9 @@ class Optimisation(Settings):
     """The largest norm of the gradient, 0 for any."""
     ema: float = Field(0.9995, ge=0, le=1)
     """Decay of the average of the weights that is exported."""
+    ema_length: float = Field(0.0, ge=0, le=0.28)
+    """Of an average by a power function, in place of `ema`: its width as a part of the training's
+    length, about 0.05 to 0.15; 0 is none."""
 
 
 class Run(Settings):
