@@ -32,8 +32,11 @@ class Law(Settings):
     """low, high: quantiles of the times that are trained on, an expert's interval of noise; under
     uniform times they are times (`times.Within`).  clock: whose times, where experts are chosen by
     one of several clocks; "" is every clock's.
+    min_snr: gamma of min-SNR weights of the losses at these times, 5 in the paper; 0 weighs all
+    times alike (`GaussianProcess.min_snr`).
     """
 
+    min_snr: float = Field(0.0, ge=0)
     low: float = Field(0.0, ge=0, le=1)
     high: float = Field(1.0, ge=0, le=1)
     clock: str = ""
@@ -160,6 +163,11 @@ class Importance(Settings):
     """Steps of a token process, in proportion to the losses seen at them (`times.importance`)."""
 
     distribution: Literal["importance"] = "importance"
+
+    @property
+    def min_snr(self) -> float:
+        """Tokens have no SNR."""
+        return 0.0
 
 
 def _or(distribution: str) -> BeforeValidator:

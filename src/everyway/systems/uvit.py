@@ -64,14 +64,6 @@ class UViTSystemConfig:
 
     def __post_init__(self) -> None:
         checked(self)
-        count = sum(
-            s.classes for s in UViTConfig.from_json(self.network).layout if type(s) is Label
-        )
-        if self.classes and len(self.classes) != count - self.null_class:
-            raise UsageError(
-                f"there are {len(self.classes)} names of {count - self.null_class} classes; "
-                "name all"
-            )
         gaussian(self.schedule)
 
     @property
@@ -224,7 +216,10 @@ def label_condition(network: UViT, config: UViTSystemConfig) -> dict[str, Condit
     """A class by its number; the last one is the null, if there is one."""
     (label,) = (s for s in network.config.layout if isinstance(s, Label))
     nulls = {"last": labelled(label.classes - 1)} if config.null_class else {}
-    codec = Labels(classes=label.classes - config.null_class, names=config.classes)
+    count = label.classes - config.null_class
+    if config.classes and len(config.classes) != count:
+        raise UsageError(f"classes are {len(config.classes)} names, and there are {count}")
+    codec = Labels(classes=count, names=config.classes)
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
 

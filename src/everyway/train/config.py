@@ -92,6 +92,9 @@ class Optimisation(Settings):
     """Decay of the average of the weights that is exported."""
     ema_samples: int = Field(0, ge=0)
     """Samples in which that average forgets half, whatever the batch; 0 leaves it to `ema`."""
+    ema_length: float = Field(0.0, ge=0, le=0.28)
+    """Of an average by a power function, in place of `ema`: its width as a part of the training's
+    length, about 0.05 to 0.15; 0 is none."""
 
 
 class Adapter(Settings):

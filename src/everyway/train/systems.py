@@ -55,6 +55,8 @@ def prepared(config: TrainConfig) -> System:
         lora.add(system.network, rank, config.adapter.alpha, layers, config.seed)
     if isinstance(own.times, Importance):
         _token_steps(system)
+    if own.times.min_snr and system.tokens:
+        raise ConfigError("min_snr is for continuous states, and tokens have no SNR; leave it out")
     return system
 
 
@@ -132,7 +134,8 @@ class SystemLearner(Learner):
         drop = dict(drop) if isinstance(drop, Settings) else drop
         lacking = lacking_of(encoded)
         contexts = objective.contexts_of(self.system, encoded, noise, drop, samples, lacking)
-        losses = objective.losses(self.system, x0, times, noise, contexts, lacking)
+        min_snr = self.config.model.times.min_snr
+        losses = objective.losses(self.system, x0, times, noise, contexts, lacking, min_snr)
         return objective.total(self.system, losses, weights), losses
 
     @property
