@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """Of pictures from outside: few, as every decoder is a door."""
+OF_KINDS = {"interpolate": ("frames",), "chain": ("rounds",)}
+"""What is long in requests of these kinds alone."""
 SOME = 16
 """Contexts, painted words and knots of a path, at most."""
 
@@ -77,7 +79,7 @@ class JobRequest(GenerateRequest):
 
 def within(request: GenerateRequest, limits: Limits) -> None:
     """Raises TooLarge for a request that asks for more than it may."""
-    for name in ("n", "steps", "frames", "rounds"):
+    for name in ("n", "steps", *OF_KINDS.get(request.kind, ())):
         asked, most = getattr(request, name), getattr(limits, f"max_{name}")
         if asked is not None and asked > most:
             raise TooLarge(f"{name} is {asked}; at most {most} here")
