@@ -151,12 +151,14 @@ def checked_picture(content: bytes, what: str, limits: Limits) -> bytes:
 
 
 def picture_size(content: bytes, what: str = "the picture") -> tuple[int, int]:
-    """(width, height), of which no pixel is decoded.  RequestError for what is no picture."""
+    """(width, height), of which no pixel is decoded.  RequestError for what is no picture, and TooLarge."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return image.size
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{what} has more pixels than any picture that is read here") from None
     except Exception:  # readers raise anything where a file is broken or a trap
         raise RequestError(f"{what} is no picture that is read here; send a PNG or JPEG") from None
 
