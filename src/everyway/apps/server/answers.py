@@ -4,7 +4,6 @@ exceptions are of these statuses."""
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from everyway.apps.files import FileError
 from everyway.apps.server.border import TooLarge
 from everyway.apps.server.scheduler import (
     Busy,
@@ -25,8 +25,6 @@ from everyway.apps.server.scheduler import (
     UnknownModel,
 )
 from everyway.errors import EverywayError
-
-log = logging.getLogger("everyway.server")
 
 
 class Fault(BaseModel):
@@ -62,6 +60,7 @@ STATUS: dict[type[Exception], tuple[int, str, str | None]] = {
     Conflict: (409, INVALID, "conflict"),
     Refused: (400, INVALID, "content_policy_violation"),
     TooLarge: (413, INVALID, "too_large"),
+    FileError: (507, SERVER, "disk_full"),
     UnknownModel: (404, INVALID, "model_not_found"),
     Missing: (404, INVALID, "not_found"),
     EverywayError: (400, INVALID, None),
@@ -80,7 +79,7 @@ def refusal(error: Exception, request_id: str = "") -> tuple[int, Fault, Mapping
         headers = {"retry-after": str(wait)} if status in RETRY else {}
         message = " ".join(str(error).split())
         return status, Fault(message=message, type=type_, code=code), headers
-    if isinstance(error, OSError) and (error.errno in FULL or "No space" in str(error)):
+    if isinstance(error, OSError) and error.errno in FULL:
         said = "the server's disk is full; ask again later"
         return 507, Fault(message=said, type=SERVER, code="disk_full"), {}
     said = f"a fault of the server; its log has more under {request_id or 'this time'}"
@@ -120,19 +119,9 @@ async def of_ours(request: Request, error: Exception) -> JSONResponse:
     return answer(error)
 
 
-async def of_fault(request: Request, error: Exception) -> JSONResponse:
-    """Of a fault of ours, which the log gets with its traceback."""
-    own = request.scope.get("request_id", "")
-    if not (isinstance(error, OSError) and error.errno in FULL):
-        log.error("a fault in request %s", own, exc_info=error)
-    return answer(error, own)
-
-
 HANDLERS: dict[Any, Any] = {
     RequestValidationError: of_validation,
     HTTPException: of_http,
     EverywayError: of_ours,
-    OSError: of_fault,
-    Exception: of_fault,
 }
-"""As FastAPI takes them."""
+"""As FastAPI takes them; any other error is answered where requests have their names."""

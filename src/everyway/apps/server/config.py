@@ -76,7 +76,7 @@ class ServerConfig(Limits):
     def _coherent(self) -> ServerConfig:
         if not self.loopback and not self.token_file:
             raise ConfigError(
-                f"others can reach {self.host}; give --token-file FILE, whose line they have to know"
+                f"others can reach {self.host}; give --token-file FILE with what they have to know"
             )
         if self.replicas > 1 and self.engine != "ray":
             raise ConfigError("replicas are of ray; give --engine ray")

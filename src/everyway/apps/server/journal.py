@@ -131,7 +131,7 @@ class Journal:
         return {"id": id, "created": job["created"], **asked, "ended": None, **end}
 
     def rows(self, id: str) -> list[dict[str, Any]]:
-        """Of its results so far, as `Result.row` has them; pictures and arrays are names of files."""
+        """Of its results so far, as `Result.row` has them, with names of files."""
         path = self.folder / id / ROWS
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]

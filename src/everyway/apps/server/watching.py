@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from everyway.apps.server.answers import answer, refusal
 from everyway.apps.server.scheduler import Scheduler
 
 GONE = 499
@@ -96,9 +97,12 @@ class Watched:
 
         try:
             await self.app(scope, receive, named)
-        except Exception:
-            status = 500
-            raise
+        except Exception as error:  # a fault of ours, or a full disk
+            ours = refusal(error)[0] == 500
+            log.error("request %s: %s", own, error, exc_info=error if ours else None)
+            if status != GONE:
+                raise  # the answer has begun
+            await answer(error, own)(scope, receive, named)
         finally:
             self._note(scope, status, time.monotonic() - began)
 
