@@ -36,7 +36,7 @@ GIVEN = {
 }
 """(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
 EXAMPLE = "a large fox on blue"
-EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "분홍 배경에 큰 문어")
+EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "노란 배경에 큰 판다")
 
 
 def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:

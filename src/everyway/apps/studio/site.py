@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from html import escape
 from inspect import signature
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
     other = next(name for name in LANGUAGES if name != language)
     with gr.Blocks(title="Everyway", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_header(say, other), elem_id="ew-header", js_on_load=None)
+        nav = gr.HTML(_nav(say), elem_id="ew-nav", js_on_load=GONE)
         with gr.Tabs(elem_id="ew-pages") as tabs:
             made = {name: page(studio=studio, say=say) for name, page in PAGES.items()}
             create = made["Create"]
@@ -87,6 +89,7 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
                     links = {"create": create, "tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
+        nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
         blocks.load(
             lambda: [gr.update(choices=[*studio.names]) for _ in offered],
@@ -106,6 +109,34 @@ def _header(say: Say, other: str) -> str:
         f"{LANGUAGES[other]}</a>"
         f'<button type="button" data-theme aria-label="{say("dark or light")}">◐</button></nav>'
     )
+
+
+def _nav(say: Say) -> str:
+    """The pages, all in sight at any width."""
+    links = "".join(
+        f'<button type="button" data-page="{name.lower()}">{escape(say(name))}</button>'
+        for name in PAGES
+    )
+    return f'<nav aria-label="{escape(say("pages"))}">{links}</nav>'
+
+
+GONE = """
+const pages = [...element.querySelectorAll("[data-page]")];
+const mark = (name) => pages.forEach((one) =>
+  one.dataset.page === name ? one.setAttribute("aria-current", "page") : one.removeAttribute("aria-current"));
+mark("create");
+element.addEventListener("click", (event) => {
+  const one = event.target.closest("[data-page]");
+  if (!one) return;
+  window.everywayPage = { selected: one.dataset.page, __type__: "update" };
+  trigger("select", { value: one.dataset.page, index: 0 });
+});
+new MutationObserver(() => {
+  const open = [...document.querySelectorAll("[id^=page-]")].find((one) => one.offsetParent);
+  if (open) mark(open.id.slice(5));
+}).observe(document.querySelector("#ew-pages") || document.body, { attributes: true, subtree: true, attributeFilter: ["style", "class"] });
+"""
+"""A button of the bar opens its page, and shows which is open however it came to be."""
 
 
 def head(language: str) -> str:
