@@ -272,7 +272,7 @@ class Model:
             own = request.model_copy(update={"n": 1, "seed": request.seed + k})
             yield Sample(job=number, request=own, inputs=inputs)
 
-    def batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
+    def batch(self, batch: Sequence[Sample]) -> Generator[Preview | Result, None, None]:
         """Samples that are `alike`, at most BATCH, together through every stage.
 
         What is made of each is the same in any batch, so whoever has many jobs at a time (a server)

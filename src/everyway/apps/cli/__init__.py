@@ -33,6 +33,7 @@ COMMANDS = {
     "cascade": "a model and those that enlarge its pictures as one",
     "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its metadata",
+    "serve": "models over HTTP, as OpenAI's clients speak it, and jobs",
 }
 """Command, a module here with `add_flags` and `run` -> its line in the list of all."""
 

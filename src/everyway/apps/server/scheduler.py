@@ -25,7 +25,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from everyway.errors import EverywayError
-from everyway.request import NO_STAGES, OWN_STAGES, GenerateRequest, known
+from everyway.request import NO_STAGES, OWN_STAGES, GenerateRequest, RequestError, known
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,10 @@ FRAMES = 4
 """Of one job, at most, in one step."""
 ENDS = ("done", "failed", "cancelled", "returned")
 log = logging.getLogger("everyway.server")
+
+
+class UnknownModel(RequestError):
+    """A model that is not among those of the queue."""
 
 
 class Busy(EverywayError):
@@ -121,9 +125,10 @@ class Ticket:
     last: the latest Step that has frames, which stays when the job is cancelled ("stop and keep").
     """
 
-    def __init__(self, job: Job, samples: Sequence[Sample], previews: bool, timeout: float) -> None:
-        self.id = secrets.token_hex(16)
-        self.job, self.previews = job, previews
+    def __init__(
+        self, id: str, job: Job, samples: Sequence[Sample], previews: bool, timeout: float
+    ) -> None:
+        self.id, self.job, self.previews = id, job, previews
         self.created = time.time()
         self.deadline = time.monotonic() + timeout
         self.status, self.error = "waiting", None  # type: str, Exception | None
@@ -201,6 +206,10 @@ class Ticket:
         """No further step is computed for it; False where it had ended already."""
         return self._end("cancelled", Cancelled("the job was cancelled"))
 
+    def fail(self, error: Exception) -> bool:
+        """As `cancel`, where what was made cannot be kept."""
+        return self._end("failed", error)
+
     def _end(self, status: str, error: Exception | None = None) -> bool:
         with self._lock:
             if self.ended:
@@ -262,7 +271,7 @@ class Scheduler:
     together: samples in a batch, at most.  gather: seconds that the first of a batch waits for
     others.  waiting: samples that may wait; more are refused (Busy).  timeout: seconds that a job
     may take, from when it is submitted.  workers: threads that compute, as many as devices.
-    refuses: a content filter.
+    refuses: a content filter.  stamp: a result -> the one that is given, as with a watermark.
 
     Samples of one batch are those that are alike (`Sample.alike`), in turns of the jobs, so that a
     large job does not keep small ones waiting.  Each is what it is alone, bit for bit on a CPU.
@@ -278,14 +287,16 @@ class Scheduler:
         timeout: float = 600.0,
         workers: int = 1,
         refuses: Filter | None = None,
+        stamp: Callable[[Result], Result] | None = None,
     ) -> None:
         self.models = dict(models)
         self.together, self.gather = together, gather
-        self.limit, self.timeout, self.refuses = waiting, timeout, refuses
+        self.limit, self.timeout = waiting, timeout
+        self.refuses, self.stamp = refuses, stamp
         self.batches = self.samples = 0  # run so far
         self._pace = 0.1  # seconds a sample, as it was of late
         self._queue, self._running = deque[Ticket](), list[Ticket]()
-        self._changed, self._open = threading.Condition(), True
+        self._changed, self._open, self._stopped = threading.Condition(), True, 0.0
         self._threads = [
             threading.Thread(target=self._work, name=f"everyway-{k}", daemon=True)
             for k in range(workers)
@@ -295,23 +306,30 @@ class Scheduler:
 
     def model(self, request: GenerateRequest) -> Model:
         """The model that a request names, with the one that enlarges its pictures where it names
-        one.  RequestError for others than `models`."""
+        one.  UnknownModel for others than `models`."""
         model = self.models[self.name(request.model)]
         if request.upscale in (OWN_STAGES, NO_STAGES):
             return model
         return model.with_upscaler(self.models[self.name(request.upscale)])
 
     def name(self, asked: str) -> str:
-        """That of a model; RequestError where there is none of it."""
-        return next(iter(self.models)) if asked == "default" else known("model", asked, self.models)
+        """That of a model; UnknownModel where there is none of it."""
+        try:
+            named = next(iter(self.models)) if asked == "default" else asked
+            return known("model", named, self.models)
+        except RequestError as error:
+            raise UnknownModel(str(error)) from None
 
-    def submit(self, job: Job, *, previews: bool = True, timeout: float | None = None) -> Ticket:
+    def submit(
+        self, job: Job, *, previews: bool = True, timeout: float | None = None, id: str = ""
+    ) -> Ticket:
         """Reads and checks a job and puts it into the queue.
 
-        timeout: seconds, where that is less than the queue's own.
+        timeout: seconds, where that is less than the queue's own.  id: the ticket's, by default 32
+        random hex digits.
         Raises RequestError for what cannot be made, Refused, Busy and Closed.
         """
-        self._admit(job.request.n)
+        self.admit(job.request.n)
         model = self.model(job.request)
         named = {"model": self.name(job.request.model)}
         job = replace(job, request=job.request.model_copy(update=named))
@@ -319,9 +337,9 @@ class Scheduler:
         given = samples[0].inputs.values.items()
         self._check({name: values[0] for name, values in given}, made=False)
         limit = self.timeout if timeout is None else min(timeout, self.timeout)
-        ticket = Ticket(job, samples, previews, limit)
+        ticket = Ticket(id or secrets.token_hex(16), job, samples, previews, limit)
         with self._changed:
-            self._admit(len(samples))
+            self.admit(len(samples))
             self._queue.append(ticket)
             self._changed.notify()
         return ticket
@@ -349,13 +367,18 @@ class Scheduler:
         """Whether its threads live; one that a fault of ours has ended will compute no more."""
         return all(thread.is_alive() for thread in self._threads) or not self._open
 
-    def close(self, grace: float = 0.0) -> None:
-        """Takes no more jobs, waits at most `grace` seconds for those there are, and hands back the
-        rest (Returned)."""
+    def stop(self) -> None:
+        """Takes no more jobs, and goes on with those there are."""
         with self._changed:
+            self._stopped = time.monotonic() if self._open else self._stopped
             self._open = False
             self._changed.notify_all()
-        until = time.monotonic() + grace
+
+    def close(self, grace: float = 0.0) -> None:
+        """Stops, waits for the jobs that there are until `grace` seconds after that, and hands back
+        the rest (Returned)."""
+        self.stop()
+        until = self._stopped + grace
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
         for ticket in self.live:
@@ -363,7 +386,7 @@ class Scheduler:
         for thread in self._threads:  # at most a step
             thread.join()
 
-    def _admit(self, samples: int) -> None:
+    def admit(self, samples: int) -> None:
         """Raises Closed, and Busy where so many more would not fit."""
         if not self._open:
             raise Closed("the server is being shut down; try another one, or again in a while")
@@ -461,16 +484,16 @@ class Scheduler:
         try:
             self._check(result.outputs, made=True)
         except Refused as error:
-            ticket._end("failed", error)
+            ticket.fail(error)
         else:
-            ticket._add(result)
+            ticket._add(self.stamp(result) if self.stamp else result)
 
     def _failed(self, turn: Turn, error: Exception) -> None:
         """A ticket that was alone fails; several are tried alone, as the fault may be of one."""
         if not isinstance(error, EverywayError):
             log.exception("a batch of %d samples failed", len(turn.picked))
         if len(turn.tickets) == 1:
-            turn.tickets[0]._end("failed", error)
+            turn.tickets[0].fail(error)
             return
         with self._changed:
             for ticket in turn.tickets:
@@ -509,7 +532,7 @@ class Scheduler:
             every = [*self._running, *self._queue]
         for ticket in every:
             if now > ticket.deadline:
-                ticket._end("failed", Expired("it was not done in its time; ask for less"))
+                ticket.fail(Expired("it was not done in its time; ask for less"))
 
 
 class _Look:
