@@ -103,7 +103,6 @@ def test_a_setting_out_of_its_range_is_named(name, value):
         ("nano", {"depth": "-1"}, "depth is '-1'; it should be greater than or equal to 0"),
         ("nano", {"depth": "2"}, "depth=2 has no effect"),
         ("nano", {"skip": "zz"}, "there is no setting 'skip'"),
-        ("nano", {"codecs": "nope"}, "codecs='nope' has no effect"),
         ("mini", {"tokens": "nope"}, "there is no setting 'tokens'"),
         ("nano", {"to_image": "0.7", "image_alone": "0.4"}, "shares, from 0 to 1 together"),
         ("nano", {"times": "uniform", "to_text": "0.2"}, "to_text='0.2' has no effect"),

@@ -21,8 +21,8 @@ from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.state import TrainState, diverged, metadata_of
 
 RESUMABLE = {
-    "budget_s", "steps", "out", "device", "save_every_s", "publish", "sample_every", "log_every",
-    "shard", "weights", "licence", "latents",
+    "budget_s", "steps", "samples", "out", "device", "save_every_s", "publish", "sample_every",
+    "log_every", "shard", "weights", "licence", "latents",
 }  # fmt: skip
 """Settings that a resumed run may change: of them only the end bears on what a step does, since the
 rate falls before it."""
