@@ -6,11 +6,14 @@ from functools import partial
 from html import escape
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everyway.apps.cli.language import translated
 from everyway.apps.studio.bench import Studio
@@ -42,15 +45,26 @@ POLICY = (
 """Nothing is fetched from anywhere else, whatever a library's page asks for."""
 
 
+class Policed:
+    """ASGI middleware that adds POLICY to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def policed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self.app(scope, receive, policed)
+
+
 def mount(app: FastAPI, studio: Studio) -> FastAPI:
     """The studio on a server: /en/ and /ko/, the files that were made at /made/."""
     studio.out.mkdir(parents=True, exist_ok=True)
 
-    @app.middleware("http")
-    async def policy(request: Request, call_next):
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
+    app.add_middleware(Policed)
 
     @app.get("/", include_in_schema=False)
     def front(request: Request) -> RedirectResponse:
@@ -87,7 +101,7 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
             create = made["Create"]
             for name, page in made.items():
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
-                    links = {"create": create, "tabs": tabs, "tab": tab}
+                    links: dict[str, Any] = {"create": create, "tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
         nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
