@@ -1,4 +1,4 @@
-"""The studio: everything that a model can do, in a browser on this machine, and the API beside it."""
+"""Everything that a model can do, in a browser on this machine, and the API beside it."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ from everyway.errors import UsageError
 from everyway.settings import Settings
 from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig
 
-
 TOLD = {"parameters", "steps", "step_s", "memory", "disk", "threads"}
 """Of a price, in the JSON of --dry-run, beside its seconds."""
 

@@ -54,7 +54,11 @@ class Create(Page):
         say, first = self.say, self.studio.names[0]
         kinds = self.studio.kinds(first)
         picture, film = self.studio.example(EXAMPLE)
-        hero = gr.HTML(plane.hero(picture, EXAMPLE, kinds, say), elem_id="hero", js_on_load=CHOSEN)
+        hero = gr.HTML(
+            plane.hero(picture, EXAMPLE, kinds, say),
+            elem_id="hero",
+            js_on_load=views.loaded("ways"),
+        )
         with gr.Row(elem_classes="ew-examples"):
             examples = [gr.Button(said, elem_classes="ew-chip-button") for said in EXAMPLES]
         with gr.Row(equal_height=False, elem_classes="ew-work"):
@@ -228,16 +232,3 @@ class Create(Page):
             sampler=sampler or None,
             **own,
         )
-
-
-CHOSEN = """
-const choose = (event) => {
-  const way = event.target.closest("[data-way]");
-  if (!way || (event.type === "keydown" && !["Enter", " "].includes(event.key))) return;
-  event.preventDefault();
-  trigger("select", { value: way.dataset.way, index: 0 });
-};
-element.addEventListener("click", choose);
-element.addEventListener("keydown", choose);
-"""
-"""A way of the plane is a button."""

@@ -28,6 +28,7 @@ class Page:
 
     studio: Studio
     say: views.Say
+    language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
@@ -78,7 +79,13 @@ class Page:
             "clear": say("clear the canvas"),
             "add": say("one region more"),
         }
-        return views.tag("ew-canvas", mode=mode, picture=picture, labels=json.dumps(labels), **own)
+        return views.tag(
+            "ew-canvas",
+            mode=mode,
+            picture=picture,
+            labels=json.dumps(labels, ensure_ascii=False),
+            **own,
+        )
 
     def running(self, asked: GenerateRequest, session: str) -> Iterator[tuple[str, list[str], Any]]:
         """A request on its way: (HTML, names of the files that were made, the button for them)."""
@@ -104,6 +111,8 @@ class Page:
 
     def finished(self, made: list[Made], film: list[Step]) -> str:
         """What was made, and the film of how its first sample came."""
+        if not made:
+            return views.hint(self.say("it was stopped before anything could be seen"))
         return views.made(made, self.say, self.how(film, len(made) == 1), self.address)
 
     def how(self, film: Sequence[Step], open_: bool = True) -> str:

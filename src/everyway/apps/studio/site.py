@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from html import escape
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -24,10 +23,10 @@ from everyway.apps.studio.gallery import Gallery
 from everyway.apps.studio.models import Models
 from everyway.apps.studio.paint import Paint
 from everyway.apps.studio.train import Train
-from everyway.apps.studio.views import Say
+from everyway.apps.studio.views import WEB, Say, loaded
 
-WEB = Path(__file__).with_name("web")
 LANGUAGES = {"en": "English", "ko": "한국어"}
+TABLES = {"ko": Path(__file__).with_name("korean.json")}
 PAGES = {
     "Create": Create,
     "Blend": Blend,
@@ -91,13 +90,16 @@ def mount(app: FastAPI, studio: Studio) -> FastAPI:
 
 def pages(studio: Studio, language: str) -> gr.Blocks:
     """Every page in one language, a tab each."""
-    say = partial(translated, language=language) if language != "en" else str
+    say = partial(said, language=language)
     other = next(name for name in LANGUAGES if name != language)
     with gr.Blocks(title="Everyway", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_header(say, other), elem_id="ew-header", js_on_load=None)
-        nav = gr.HTML(_nav(say), elem_id="ew-nav", js_on_load=GONE)
+        nav = gr.HTML(_nav(say), elem_id="ew-nav", js_on_load=loaded("nav"))
         with gr.Tabs(elem_id="ew-pages") as tabs:
-            made = {name: page(studio=studio, say=say) for name, page in PAGES.items()}
+            made = {
+                name: page(studio=studio, say=say, language=language)
+                for name, page in PAGES.items()
+            }
             create = made["Create"]
             for name, page in made.items():
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
@@ -113,6 +115,14 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
             show_progress="hidden",
         )
     return blocks.queue(default_concurrency_limit=4)
+
+
+def said(sentence: str, language: str) -> str:
+    """A sentence in a language: by the studio's own table, else by that of the command line."""
+    if language not in TABLES:
+        return sentence
+    own = translated(sentence, language, TABLES)
+    return own if own != sentence else translated(sentence, language)
 
 
 def _header(say: Say, other: str) -> str:
@@ -132,25 +142,6 @@ def _nav(say: Say) -> str:
         for name in PAGES
     )
     return f'<nav aria-label="{escape(say("pages"))}">{links}</nav>'
-
-
-GONE = """
-const pages = [...element.querySelectorAll("[data-page]")];
-const mark = (name) => pages.forEach((one) =>
-  one.dataset.page === name ? one.setAttribute("aria-current", "page") : one.removeAttribute("aria-current"));
-mark("create");
-element.addEventListener("click", (event) => {
-  const one = event.target.closest("[data-page]");
-  if (!one) return;
-  window.everywayPage = { selected: one.dataset.page, __type__: "update" };
-  trigger("select", { value: one.dataset.page, index: 0 });
-});
-new MutationObserver(() => {
-  const open = [...document.querySelectorAll("[id^=page-]")].find((one) => one.offsetParent);
-  if (open) mark(open.id.slice(5));
-}).observe(document.querySelector("#ew-pages") || document.body, { attributes: true, subtree: true, attributeFilter: ["style", "class"] });
-"""
-"""A button of the bar opens its page, and shows which is open however it came to be."""
 
 
 def head(language: str) -> str:

@@ -105,7 +105,7 @@ class Train(Page):
         yield views.tag("p", escape(say("some steps are tried; this takes a while")))
         try:
             _, words = self._config(*given)
-            lines = self.trainings.price(words, say("en")).splitlines()
+            lines = self.trainings.price(words, self.language).splitlines()
         except (EverywayError, ValueError, OSError) as error:
             yield views.trouble(say(str(error)))
             return
