@@ -70,12 +70,10 @@ class Blend(Page):
                 )
         self.masks = [gr.Textbox(visible="hidden") for _ in self.slots]
         flat = [part for slot in self.slots for part in slot]
-        drawn = values_of(
-            {f"blend-mask-{k + 1}": len(flat) + k for k in range(SLOTS)}, len(flat) + SLOTS + 8
-        )
         rest = [self.text, self.weight, self.kind, self.mix]
         rest += [self.model, self.n, self.seed, self.colours]
         given = [*flat, *self.masks, *rest]
+        drawn = values_of(len(given), {f"blend-mask-{k + 1}": len(flat) + k for k in range(SLOTS)})
         make.click(
             self._made, given, self.shown, js=drawn, show_progress="hidden", concurrency_limit=4
         )

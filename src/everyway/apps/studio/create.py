@@ -11,7 +11,7 @@ from PIL import Image
 
 from everyway.apps.studio import plane, views
 from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Choice, Page, picture_of, values_of
+from everyway.apps.studio.parts import Page, picture_of, values_of
 from everyway.errors import EverywayError
 from everyway.request import SAMPLER_NAMES, GenerateRequest
 
@@ -36,7 +36,7 @@ GIVEN = {
 }
 """(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
 EXAMPLE = "a large fox on blue"
-EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "분홍 배경에 큰 문어")
+EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "노란 배경에 큰 판다")
 
 
 def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:
@@ -54,7 +54,11 @@ class Create(Page):
         say, first = self.say, self.studio.names[0]
         kinds = self.studio.kinds(first)
         picture, film = self.studio.example(EXAMPLE)
-        hero = gr.HTML(plane.hero(picture, EXAMPLE, kinds, say), elem_id="hero", js_on_load=CHOSEN)
+        hero = gr.HTML(
+            plane.hero(picture, EXAMPLE, kinds, say),
+            elem_id="hero",
+            js_on_load=views.loaded("ways"),
+        )
         with gr.Row(elem_classes="ew-examples"):
             examples = [gr.Button(said, elem_classes="ew-chip-button") for said in EXAMPLES]
         with gr.Row(equal_height=False, elem_classes="ew-work"):
@@ -73,6 +77,7 @@ class Create(Page):
                 self.back = gr.Button(back, visible=False, elem_id="back")
         self.last, self.masked = gr.State([]), gr.Textbox(visible="hidden")
         self.given_mask = gr.State("")  # of a record that is loaded
+        self.wished = gr.Textbox(visible="hidden")  # a choice that may not be one any more
         self._listen(hero, examples)
 
     def _inputs(self, kinds: Sequence[str]) -> None:
@@ -94,7 +99,7 @@ class Create(Page):
         )
         with gr.Accordion(say("Redraw a part only"), open=False, visible=False) as self.part:
             self.mask = self.canvas("mask", "mask")
-        self.way = Choice(
+        self.way = gr.Radio(
             self.labelled(LABELS, ways(kinds, False, False)),
             value=ways(kinds, False, False)[0] if ways(kinds, False, False) else None,
             label=say("The model fills what is empty"),
@@ -128,8 +133,9 @@ class Create(Page):
         masks = [self.part, self.mask, self.given_mask]
         self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]
-        settings = [*self.fields, self.masked]
-        drawn = values_of({"mask": len(self.fields)}, len(settings))
+        settings = [self.wished if f is self.way else f for f in self.fields] + [self.masked]
+        way = settings.index(self.wished)
+        drawn = values_of(len(settings), {"mask": len(settings) - 1}, {"way": way})
         gr.on(
             [self.make.click, self.text.submit],
             self._made,
@@ -142,9 +148,11 @@ class Create(Page):
         self.dice.click(self._seed, None, self.seed, queue=False)
         self.back.click(self._back, self.last, [self.text, self.image])
         for button, said in zip(examples, EXAMPLES):
-            chosen = button.click(lambda said=said: (said, None), None, sides[1:3], queue=False)
+            example = [*sides[1:3], self.wished]
+            chosen = button.click(lambda said=said: (said, None, ""), None, example, queue=False)
             chosen.then(self._made, settings, shown, show_progress="hidden")
-        chosen = hero.select(self._chosen, self.model, sides[1:], show_progress="hidden")
+        example = [*sides[1:], self.wished]
+        chosen = hero.select(self._chosen, self.model, example, show_progress="hidden")
         chosen.then(self._made, settings, shown, show_progress="hidden")
 
     @property
@@ -165,13 +173,13 @@ class Create(Page):
         part = gr.update(visible=bool(picture), open=bool(mask))
         return part, self.canvas_html("mask", picture, start=mask), ""
 
-    def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any]:
+    def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
         """An example of a way of the plane."""
         kind = event._data["value"]
         text = EXAMPLE if kind == "text-to-image" else ""
         image = self.studio.example(EXAMPLE)[0] if kind == "image-to-text" else None
         given = ways(self.studio.kinds(model), bool(text), image is not None)
-        return text, image, gr.update(choices=self.labelled(LABELS, given), value=kind)
+        return text, image, gr.update(choices=self.labelled(LABELS, given), value=kind), kind
 
     def _back(self, last: Sequence[str]) -> tuple[str, Any]:
         return "", Image.open(self.studio.out / last[0]) if last else None
@@ -224,16 +232,3 @@ class Create(Page):
             sampler=sampler or None,
             **own,
         )
-
-
-CHOSEN = """
-const choose = (event) => {
-  const way = event.target.closest("[data-way]");
-  if (!way || (event.type === "keydown" && !["Enter", " "].includes(event.key))) return;
-  event.preventDefault();
-  trigger("select", { value: way.dataset.way, index: 0 });
-};
-element.addEventListener("click", choose);
-element.addEventListener("keydown", choose);
-"""
-"""A way of the plane is a button."""

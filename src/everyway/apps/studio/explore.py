@@ -31,13 +31,13 @@ class Explore(Page):
         gr.HTML(views.lead(say("Explore"), said), js_on_load=None)
         self.model = self.models(bool)
         with gr.Tabs():
-            with gr.Tab(say("Between two pictures")):
+            with gr.Tab(say("Between")):
                 self._interpolation()
-            with gr.Tab(say("Words, picture, words, …")):
+            with gr.Tab(say("Chain")):
                 self._chain()
-            with gr.Tab(say("Guidance and steps")):
+            with gr.Tab(say("Sweep")):
                 self._sweep()
-            with gr.Tab(say("What it looks at")):
+            with gr.Tab(say("Attention")):
                 self._attention()
 
     def _tool(self, hint: str, name: str) -> tuple[gr.Button, gr.HTML]:

@@ -32,7 +32,7 @@ class Gallery(Page):
         gr.HTML(views.lead(say("Gallery"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=7, min_width=300):
-                self.wall = gr.HTML("", elem_id="wall", js_on_load=PICKED)
+                self.wall = gr.HTML("", elem_id="wall", js_on_load=views.loaded("wall"))
                 self.more = gr.Button(say("Show what is new"), size="sm")
             with gr.Column(scale=5, min_width=300):
                 self.drop = gr.File(
@@ -171,15 +171,4 @@ class Gallery(Page):
             return views.tag(
                 "p", escape(self.say("the same picture, bit for bit")), class_="ew-good"
             )
-        return views.trouble(f"{self.say('not the same picture')}: {why}".rstrip(": "))
-
-
-PICKED = """
-element.addEventListener("click", (event) => {
-  const one = event.target.closest("[data-row]");
-  if (!one) return;
-  for (const other of element.querySelectorAll("[data-row]"))
-    other.setAttribute("aria-pressed", other === one);
-  trigger("select", { index: +one.dataset.row, value: "" });
-});
-"""
+        return views.trouble(f"{self.say('not the same picture')}: {self.say(why)}".rstrip(": "))

@@ -72,7 +72,7 @@ class Paint(Page):
         painted, regions = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
         given = [painted, regions, self.text, self.model, self.n, self.seed]
         given += [self.weight, self.form]
-        drawn = values_of({"map": 0}, len(given))
+        drawn = values_of(len(given), {"map": 0})
         gr.on(
             [make.click, self.text.submit],
             self._made,

@@ -19,15 +19,6 @@ from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError, read_image
 
 
-class Choice(gr.Radio):
-    """One whose choices follow what is given: what was chosen among former ones may still come."""
-
-    is_template = True  # in the browser it is a radio
-
-    def preprocess(self, payload: str | None) -> str | None:
-        return payload
-
-
 @dataclass(kw_only=True, eq=False)
 class Page:
     """What every page has: the studio, and its language.
@@ -37,6 +28,7 @@ class Page:
 
     studio: Studio
     say: views.Say
+    language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
@@ -87,7 +79,13 @@ class Page:
             "clear": say("clear the canvas"),
             "add": say("one region more"),
         }
-        return views.tag("ew-canvas", mode=mode, picture=picture, labels=json.dumps(labels), **own)
+        return views.tag(
+            "ew-canvas",
+            mode=mode,
+            picture=picture,
+            labels=json.dumps(labels, ensure_ascii=False),
+            **own,
+        )
 
     def running(self, asked: GenerateRequest, session: str) -> Iterator[tuple[str, list[str], Any]]:
         """A request on its way: (HTML, names of the files that were made, the button for them)."""
@@ -113,6 +111,8 @@ class Page:
 
     def finished(self, made: list[Made], film: list[Step]) -> str:
         """What was made, and the film of how its first sample came."""
+        if not made:
+            return views.hint(self.say("it was stopped before anything could be seen"))
         return views.made(made, self.say, self.how(film, len(made) == 1), self.address)
 
     def how(self, film: Sequence[Step], open_: bool = True) -> str:
@@ -140,17 +140,19 @@ def picture_of(address: str | None) -> Image.Image | None:
     return read_image(content, "black", "the mask")
 
 
-def values_of(canvases: Mapping[str, int], count: int) -> str:
-    """JavaScript that puts what is on canvases into inputs.
+def values_of(count: int, canvases: Mapping[str, int], choices: Mapping[str, int] = {}) -> str:
+    """JavaScript that puts what pages hold themselves into the inputs of an event, of which there
+    are `count`.
 
-    canvases: id -> which of `count` inputs takes its map; the next one, where there is any left,
-    its regions.
+    canvases: id -> which input takes its map; that after it takes the regions of one of words.
+    choices: id of a radio -> which input takes what is chosen in it.
     """
-    own = json.dumps(canvases)
     return (
         f"(...given) => {{ given.length = {count}; "
-        f"for (const [id, place] of Object.entries({own})) {{ "
+        f"for (const [id, k] of Object.entries({json.dumps(canvases)})) {{ "
         "const one = document.querySelector(`#${id} ew-canvas`); "
-        "given[place] = one ? one.value : ''; "
-        "if (one && !one.mask) given[place + 1] = JSON.stringify(one.regions); } return given; }"
+        "given[k] = one ? one.value : ''; "
+        "if (one && !one.mask) given[k + 1] = JSON.stringify(one.regions); } "
+        f"for (const [id, k] of Object.entries({json.dumps(choices)})) "
+        "given[k] = document.querySelector(`#${id} input:checked`)?.value || ''; return given; }"
     )

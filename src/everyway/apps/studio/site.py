@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from html import escape
 from inspect import signature
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everyway.apps.cli.language import translated
 from everyway.apps.studio.bench import Studio
@@ -20,10 +23,10 @@ from everyway.apps.studio.gallery import Gallery
 from everyway.apps.studio.models import Models
 from everyway.apps.studio.paint import Paint
 from everyway.apps.studio.train import Train
-from everyway.apps.studio.views import Say
+from everyway.apps.studio.views import WEB, Say, loaded
 
-WEB = Path(__file__).with_name("web")
 LANGUAGES = {"en": "English", "ko": "한국어"}
+TABLES = {"ko": Path(__file__).with_name("korean.json")}
 PAGES = {
     "Create": Create,
     "Blend": Blend,
@@ -41,15 +44,26 @@ POLICY = (
 """Nothing is fetched from anywhere else, whatever a library's page asks for."""
 
 
+class Policed:
+    """ASGI middleware that adds POLICY to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def policed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
+            await send(message)
+
+        await self.app(scope, receive, policed)
+
+
 def mount(app: FastAPI, studio: Studio) -> FastAPI:
     """The studio on a server: /en/ and /ko/, the files that were made at /made/."""
     studio.out.mkdir(parents=True, exist_ok=True)
 
-    @app.middleware("http")
-    async def policy(request: Request, call_next):
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
+    app.add_middleware(Policed)
 
     @app.get("/", include_in_schema=False)
     def front(request: Request) -> RedirectResponse:
@@ -76,17 +90,22 @@ def mount(app: FastAPI, studio: Studio) -> FastAPI:
 
 def pages(studio: Studio, language: str) -> gr.Blocks:
     """Every page in one language, a tab each."""
-    say = partial(translated, language=language) if language != "en" else str
+    say = partial(said, language=language)
     other = next(name for name in LANGUAGES if name != language)
     with gr.Blocks(title="Everyway", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_header(say, other), elem_id="ew-header", js_on_load=None)
+        nav = gr.HTML(_nav(say), elem_id="ew-nav", js_on_load=loaded("nav"))
         with gr.Tabs(elem_id="ew-pages") as tabs:
-            made = {name: page(studio=studio, say=say) for name, page in PAGES.items()}
+            made = {
+                name: page(studio=studio, say=say, language=language)
+                for name, page in PAGES.items()
+            }
             create = made["Create"]
             for name, page in made.items():
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
-                    links = {"create": create, "tabs": tabs, "tab": tab}
+                    links: dict[str, Any] = {"create": create, "tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
+        nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
         blocks.load(
             lambda: [gr.update(choices=[*studio.names]) for _ in offered],
@@ -98,6 +117,14 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
     return blocks.queue(default_concurrency_limit=4)
 
 
+def said(sentence: str, language: str) -> str:
+    """A sentence in a language: by the studio's own table, else by that of the command line."""
+    if language not in TABLES:
+        return sentence
+    own = translated(sentence, language, TABLES)
+    return own if own != sentence else translated(sentence, language)
+
+
 def _header(say: Say, other: str) -> str:
     return (
         '<a class="ew-brand" href="./"><svg viewBox="0 0 32 32" aria-hidden="true">'
@@ -106,6 +133,15 @@ def _header(say: Say, other: str) -> str:
         f"{LANGUAGES[other]}</a>"
         f'<button type="button" data-theme aria-label="{say("dark or light")}">◐</button></nav>'
     )
+
+
+def _nav(say: Say) -> str:
+    """The pages, all in sight at any width."""
+    links = "".join(
+        f'<button type="button" data-page="{name.lower()}">{escape(say(name))}</button>'
+        for name in PAGES
+    )
+    return f'<nav aria-label="{escape(say("pages"))}">{links}</nav>'
 
 
 def head(language: str) -> str:

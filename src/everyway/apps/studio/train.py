@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -18,9 +19,12 @@ from everyway.apps.studio.create import Create
 from everyway.apps.studio.parts import Page
 from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
-from everyway.train.config import PRESETS, TrainConfig, resolve
+from everyway.train import stack
+from everyway.train.config import PRESETS, TrainConfig
 
 BUILT_IN = ("shapes", "emoji", "lattice-whole")
+NAME = 9
+"""Letters of a name in a line of a price."""
 CURVE = 400
 """Points of a curve, at most."""
 
@@ -91,25 +95,22 @@ class Train(Page):
         words = (given or "").split()
         overrides = settings_of(words) | ({"data": data} if data else {})
         long = seconds(budget.strip()) if (budget or "").strip() else None
-        config = resolve(preset, overrides, out.strip() or None, long)
+        config = stack.resolved(preset, overrides, out.strip() or None, long)
         line = [preset, "--out", config.run.out, *(["--data", data] if data else [])]
         line += ["--budget", budget.strip()] if long else []
         return config, [*line, *(w for word in words for w in ("--set", word))]
 
-    def _priced(self, *given: str) -> str:
-        try:
-            return self._price(self._config(*given)[0])
-        except (EverywayError, ValueError, OSError) as error:
-            return views.trouble(self.say(str(error)))
-
-    def _price(self, config: TrainConfig) -> str:
+    def _priced(self, *given: str) -> Iterator[str]:
         say = self.say
-        rows = [
-            (say("steps"), config.steps),
-            (say("samples a step"), config.batch),
-            (say("time"), f"{config.budget_s:g} s" if config.budget_s else ""),
-        ]
-        return views.tag("div", views.facts(rows), class_="ew-card")
+        yield views.tag("p", escape(say("some steps are tried; this takes a while")))
+        try:
+            _, words = self._config(*given)
+            lines = self.trainings.price(words, self.language).splitlines()
+        except (EverywayError, ValueError, OSError) as error:
+            yield views.trouble(say(str(error)))
+            return
+        rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
+        yield views.tag("div", views.facts(rows), class_="ew-card")
 
     def _started(self, *given: str) -> tuple[Any, ...]:
         try:
@@ -127,8 +128,10 @@ class Train(Page):
         """Where a training is: its curves, its newest samples, and whether to look again."""
         out, say = out.strip(), self.say
         runs, folder = self.trainings.runs(out), Path(out)
-        if failure := self.trainings.failed(out):
-            return views.trouble(say(failure.splitlines()[-1])), gr.skip(), gr.Timer(active=False)
+        said = self.trainings.said(out)
+        if self.trainings.failed(out):
+            why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
+            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False)
         rows = _log(folder / "log.jsonl")
         done = (folder / "model" / "config.json").is_file()
         state = say("it runs") if runs else say("done") if done else say("stopped; Start goes on")
@@ -138,7 +141,8 @@ class Train(Page):
         where = say(f"step {last['step']}") if rows else ""
         badge = views.tag("span", escape(state), class_="ew-badge", data_on="1" if runs else "0")
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
-        body = head + self._curves(rows) + self._samples(folder)
+        before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
+        body = head + before + self._curves(rows) + self._samples(folder)
         return body, gr.update(visible=done and not runs), gr.Timer(active=runs)
 
     def _curves(self, rows: list[dict[str, float]]) -> str:

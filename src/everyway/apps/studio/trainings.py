@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from everyway.errors import UsageError
 from everyway.train.config import TrainConfig
 
+COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
 TAIL = 2000
 """Characters of what a training says that are shown where it failed."""
 
@@ -33,9 +35,20 @@ class Trainings:
         if self.runs(out):
             raise UsageError(f"a training runs in {out} already; stop it first")
         said = open(_said(out), "w", encoding="utf-8")
-        command = [sys.executable, "-m", "everyway.apps.cli", "train", *words]
-        self.running[out] = subprocess.Popen(command, stdout=said, stderr=said)
+        self.running[out] = subprocess.Popen([*COMMAND, *words], stdout=said, stderr=said)
         said.close()
+
+    @staticmethod
+    def price(words: Sequence[str], language: str) -> str:
+        """What a training would take, as `everyway train --dry-run` tells it after some steps of
+        it: lines of a name and what it is.  UsageError where it cannot be."""
+        command = [*COMMAND, *words, "--dry-run"]
+        own = {**os.environ, "LANGUAGE": language, "PYTHONIOENCODING": "utf-8"}
+        told = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=own)
+        said = told.stderr.strip()
+        if told.returncode:
+            raise UsageError((said.splitlines() or ["it failed"])[-1].removeprefix("everyway: "))
+        return said
 
     def runs(self, out: str) -> bool:
         return out in self.running and self.running[out].poll() is None
@@ -45,14 +58,16 @@ class Trainings:
         if self.runs(out):
             self.running[out].send_signal(signal.SIGINT)
 
-    def failed(self, out: str) -> str:
-        """The last that a training said which failed, or ""."""
-        process = self.running.get(out)
-        if process is None or process.poll() in (None, 0, 130):
-            return ""
+    def said(self, out: str) -> str:
+        """The last that a training said."""
         with suppress(OSError):
             return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
         return ""
+
+    def failed(self, out: str) -> bool:
+        """Whether the last one in a folder ended in a fault."""
+        process = self.running.get(out)
+        return process is not None and process.poll() not in (None, 0, 130)
 
     def close(self) -> None:
         """Stops all, and waits until they are saved."""

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -18,8 +19,14 @@ from everyway.media import medium
 
 Say = Callable[[str], str]
 """A sentence in the language of the page."""
+WEB = Path(__file__).with_name("web")
 LARGE = 256
 """Pixels a side; larger frames on the way are sent as JPEG."""
+
+
+def loaded(name: str) -> str:
+    """The JavaScript that makes HTML of that name answer to the page; `trigger` tells it."""
+    return (WEB / "load" / f"{name}.js").read_text(encoding="utf-8")
 
 
 def tag(name: str, *inside: str, **attributes: Any) -> str:
