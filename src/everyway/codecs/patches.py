@@ -45,13 +45,12 @@ class PatchContext(nn.Module):
         place_gain: float = 5.0,
     ) -> None:
         super().__init__()
-        self.side, self.patch = side, patch
+        self.side, self.patch, self.waves = side, patch, waves
         self.tone_gain, self.place_gain = tone_gain, place_gain
         self.count, self.width = (side // patch) ** 2, channels + TONES + 2 * waves
         self.pca = PCA(patch**2, channels)
         self.register_buffer("tone_mean", torch.zeros(TONES))
         self.register_buffer("tone_std", torch.ones(TONES))
-        self.register_buffer("places", _places(side // patch, waves), persistent=False)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
@@ -72,11 +71,12 @@ class PatchContext(nn.Module):
         seen."""
         raw = raw.to(self.tone_mean.device).float()
         tones = self.tone_gain * (tone(raw) - self.tone_mean) / self.tone_std
+        places = self.place_gain * _places(self.side // self.patch, self.waves).to(raw)
         like = (len(raw), self.count, -1)
         parts = [
             self.pca(self.patches(raw)),
             tones[:, None].expand(like),
-            self.place_gain * self.places.expand(like),
+            places.expand(like),
         ]
         tokens = torch.cat(parts, 2)
         if mask is None:
