@@ -21,7 +21,7 @@ HARD = 0.8
 """Brightness, in [-1, 1], changes by more than this at a hard edge."""
 TONES = 11
 SMOOTH, FINE = (5.5, 5.0, 5.0, 4.5), 0.3
-"""Mean square of the waves that say where a patch is: of the longest ones, of each of the others."""
+"""Mean squares of the waves that say where a patch is: of the long ones, of each of the others."""
 PLAIN = 0.02
 """Standard deviation of the brightness in a patch that shows nothing."""
 
