@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from everyway.process.gaussian import EPS, FLOW, V, X0, EDMPrecond, GaussianProcess
+from everyway.process.gaussian import EPS, FLOW, X0, EDMPrecond, GaussianProcess, V
 from everyway.process.schedules import CosineVP, EDMSigma, LinearVP, Rectified
 
 GAMMA = 5.0
