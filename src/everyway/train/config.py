@@ -52,7 +52,8 @@ class Source(Settings):
     """What is learned from."""
 
     data: FileName = "shapes"
-    """A built-in set, or a folder of pictures, in which folders are classes."""
+    """A built-in set, or data of your own: a folder, in which folders are classes, tar shards, or a
+    Hugging Face data set, hf:owner/name."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
     latents: str = ""
