@@ -138,7 +138,7 @@ def chosen(config: TrainConfig, place: Path) -> Choice:
         return Choice(codecs="shipped", folder=str(trial), about=about)
     fitted_folder.write(made, trial)
     for name, line in fitted_folder.described(made).items():
-        about[name] = "; ".join([*filter(None, [about.get(name)]), f"new: {line}"])
+        about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
     count = len(Folder(config.source.data, captioned=True))
     more = min(FITTED, count) / min(SAMPLE, count)
     seconds = {"codecs": spent * more}
@@ -204,7 +204,7 @@ def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
     said = sum(len(data.captions(k)) for k in range(len(data)))
     line = f"{len(data):,} pictures, their middles, with {said:,} captions"
     if left := data.total - len(data):
-        line += f"; {left:,} are left out (everyway data check says why)"
+        line = f"{line}; {left:,} are left out (everyway data check says why)"
     return line, suited(system, samples, captions)
 
 

@@ -14,7 +14,7 @@ from everyway.errors import UsageError
 from everyway.settings import Settings
 from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig
 
-TOLD = {"parameters", "steps", "step_s", "memory", "disk", "threads"}
+TOLD = {"parameters", "steps", "step_s", "processor_s", "memory", "disk", "threads"}
 """Of a price, in the JSON of --dry-run, beside its seconds."""
 
 
@@ -67,13 +67,14 @@ def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
     quiet = quiet or not first
 
-    def note(line: str) -> None:
+    def note(line: str, name: str = "") -> None:
         if not quiet:
-            print(spoken(line), file=sys.stderr, flush=True)
+            start = f"{spoken(name):9} " if name else ""
+            print(start + spoken(line), file=sys.stderr, flush=True)
 
     plan = stack.planned(config)
-    for line in plan.lines():
-        note(line)
+    for name, line in plan.lines().items():
+        note(line, name)
     if dry_run:
         if first:
             print(json.dumps({"seconds": round(plan.total), **plan.model_dump(include=TOLD)}))
