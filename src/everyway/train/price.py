@@ -29,6 +29,7 @@ from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
+from everyway.train.devices import PartialState, agreed
 from everyway.train.folder import RESUMABLE
 from everyway.train.loop import train
 from everyway.train.systems import prepared
@@ -207,17 +208,22 @@ def priced(
 
 
 @contextmanager
-def rehearsing(out: Path) -> Iterator[Path]:
-    """A folder in the run folder, both removed afterwards unless there was one."""
-    place, fresh = out / "rehearsal", not out.exists()
-    shutil.rmtree(place, ignore_errors=True)
-    try:
+def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
+    """A folder in the run folder, of all processes; both are removed afterwards, the run folder
+    where there was none."""
+    place = out / "rehearsal"
+    fresh = agreed(not out.exists())
+    if process.is_main_process:
+        shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+    process.wait_for_everyone()
+    try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        if fresh:
-            out.rmdir()
+        if process.is_main_process:
+            shutil.rmtree(place, ignore_errors=True)
+            if fresh and not any(out.iterdir()):
+                out.rmdir()
 
 
 def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
@@ -239,7 +245,7 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`."""
     source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": STEPS, "samples": 0, "budget_s": SECONDS}
+    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
     small = config.model_copy(
         update=update
         | {
