@@ -21,7 +21,7 @@ from everyway.data.listing import are_shards
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
-from everyway.train import fitted_folder, folder, price, sources
+from everyway.train import devices, fitted_folder, folder, price, sources
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.fitted_folder import FITTED, SAMPLE, Room
 from everyway.train.folder import TrainingProgress
@@ -75,6 +75,15 @@ def resolved(
     return resolve(preset, {**FOLDER, **given}, out, budget_s) if _fits(config) else config
 
 
+def is_planned(config: TrainConfig, read: bool) -> bool:
+    """Whether a training is measured first: of a system, where it has a budget, may need codecs, or
+    somebody is to `read` what it takes.  One that was begun without goes on without."""
+    begun = (config.folder / folder.STATE).exists()
+    if config.system not in SYSTEMS or (begun and price.held(config) is None):
+        return False
+    return read or config.budget_s > 0 or _fits(config)
+
+
 def planned(asked: TrainConfig) -> Price:
     """What this training will do and take; it is measured unless the run folder has it.
 
@@ -84,15 +93,17 @@ def planned(asked: TrainConfig) -> Price:
     if found := price.held(asked):
         torch.set_num_threads(found.threads)
         return found
-    with price.rehearsing(asked.folder) as place:
-        choice = chosen(asked, place)
+    process = devices.joined(asked.run.device)
+    with price.rehearsing(asked.folder, process) as place:
+        choice = chosen(asked, place, process.is_main_process)
+        process.wait_for_everyone()
         config = tried = asked
         if choice.codecs:
             config = _with_codecs(asked, str(asked.folder / "codecs"))
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
         known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
-        return price.priced(asked, config, tried, place, **known)
+        return devices.agreed(price.priced(asked, config, tried, place, **known))
 
 
 def run(
@@ -102,15 +113,19 @@ def run(
 ) -> dict[str, Any]:
     """Does what a price says, from where a former run of it was stopped; answers as `train`."""
     config = plan.settings()
-    plan.save()
-    if plan.codecs:
-        with folder.locked(config.folder):
-            _make(plan.codecs, config, note)
+    process = devices.joined(config.run.device)
+    if process.is_main_process:
+        plan.save()
+        if plan.codecs:
+            with folder.locked(config.folder):
+                _make(plan.codecs, config, note)
+    process.wait_for_everyone()
     return train(config, progress, note)
 
 
-def chosen(config: TrainConfig, place: Path) -> Choice:
-    """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial."""
+def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
+    """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
+    this is the process that `writes`."""
     if config.system not in SYSTEMS or not is_folder(config.source.data):
         return Choice()
     system = _at_hand(config)
@@ -134,11 +149,13 @@ def chosen(config: TrainConfig, place: Path) -> Choice:
     if serves and found.psnr_db >= made["image"].metadata["psnr_db"]:
         if not _needs_shipped(config):
             return Choice(about=about)
-        copy(system, trial)
+        if writes:
+            copy(system, trial)
         return Choice(codecs="shipped", folder=str(trial), about=about)
-    fitted_folder.write(made, trial)
+    if writes:
+        fitted_folder.write(made, trial)
     for name, line in fitted_folder.described(made).items():
-        about[name] = "; ".join([*filter(None, [about.get(name)]), f"new: {line}"])
+        about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
     count = len(Folder(config.source.data, captioned=True))
     more = min(FITTED, count) / min(SAMPLE, count)
     seconds = {"codecs": spent * more}
@@ -204,7 +221,7 @@ def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
     said = sum(len(data.captions(k)) for k in range(len(data)))
     line = f"{len(data):,} pictures, their middles, with {said:,} captions"
     if left := data.total - len(data):
-        line += f"; {left:,} are left out (everyway data check says why)"
+        line = f"{line}; {left:,} are left out (everyway data check says why)"
     return line, suited(system, samples, captions)
 
 
