@@ -264,7 +264,8 @@ def save_cascade(
 ) -> None:
     """One model folder of a model and of those that enlarge its pictures, in order, with its card.
 
-    weights: a name in DTYPES, of what is written.
+    weights: a name in DTYPES, of what is written; or "int8": networks a byte a weight, the rest
+    fp16.
     Raises ModelError for a stage that enlarges none.
     """
     made = {}
@@ -277,8 +278,17 @@ def save_cascade(
     own = {k: v for k, v in base.metadata.items() if k != "scores"}
     metadata = {**own, "name": folder.name, "cascade": rows}
     config = {"system": system.name, "config": dict(system.config)}
-    store.save(folder, config, system.weights(), metadata, DTYPES[weights])
+    whole = weights != "int8"
+    deltas = system.deltas if whole else dict.fromkeys(_networks(system), "")
+    dtype = DTYPES[weights] if whole else torch.float16
+    store.save(folder, config, system.weights(), metadata, dtype, deltas)
     card.write_card(folder)
+
+
+def _networks(system: System) -> list[str]:
+    """The components that are networks, those of systems within this one too."""
+    inner = [f"{name}.{n}" for name, own in system.systems.items() for n in own.networks]
+    return [*system.networks, *inner]
 
 
 def push(

@@ -199,8 +199,8 @@ class GenerateRequest(BaseModel):
     """A prompt."""
     images: tuple[Name, ...] = ()
     """Paths of the pictures that it is given."""
-    label: Annotated[Whole, Field(ge=0)] | None = None
-    """A class, for models of classes."""
+    label: Annotated[Whole, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None
+    """A class by its name or number, for models of classes (everyway models MODEL names them)."""
     n: Annotated[Whole, Field(ge=1, le=10_000)] = 1
     """How many; sample k has seed + k."""
     seed: Annotated[Whole, Field(ge=0, lt=MAX_SEED)] = 0

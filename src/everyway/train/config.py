@@ -6,6 +6,7 @@ What is trained, a system or a codec, has settings of its own (`model`), in its 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +41,7 @@ CODECS = {
     Training                a Settings class, the `model` of its config
     TRAININGS               name of a preset -> settings other than the defaults
 """
-PRESETS = ("nano", "mini", "mini-vq", "ediffi-nano", *CODECS)
+PRESETS = ("nano", "mini", "small", "mini-vq", "ediffi-nano", *CODECS)
 """What is shipped here, for help that imports no PyTorch; `names` asks every system."""
 FORMER = {"recogniser": "classifier"}
 """Names of old commands and run folders -> those of now."""
@@ -58,6 +59,9 @@ class Source(Settings):
     """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
+    unpaired: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch's samples that are pictures without a caption or captions without a picture;
+    what they lack is at t = 1, or the null, and nothing is learned of it.  0 leaves them out."""
     compose: bool = False
     """Pictures of `cache` built-in scenes are put together and encoded on the training's device as
     they are needed, not cached: for GPUs (`train.composed`)."""
@@ -78,12 +82,19 @@ class Optimisation(Settings):
     """Of the matrices, a step, times the rate."""
     warmup: int = Field(100, ge=0)
     """Steps in which the rate rises."""
+    warmup_samples: int = Field(0, ge=0)
+    """Samples in which the rate rises, whatever the batch; 0 leaves it to `warmup`."""
     cooldown: float = Field(0.2, ge=0, lt=1)
     """The last part of the run, in which the rate falls to a fiftieth."""
     clip: float = Field(1.0, ge=0)
     """The largest norm of the gradient, 0 for any."""
     ema: float = Field(0.9995, ge=0, le=1)
     """Decay of the average of the weights that is exported."""
+    ema_samples: int = Field(0, ge=0)
+    """Samples in which that average forgets half, whatever the batch; 0 leaves it to `ema`."""
+    ema_length: float = Field(0.0, ge=0, le=0.28)
+    """Of an average by a power function, in place of `ema`: its width as a part of the training's
+    length, about 0.05 to 0.15; 0 is none."""
 
 
 class Adapter(Settings):
@@ -161,6 +172,8 @@ class TrainConfig(Settings, Generic[Own]):
     """Of the weights, the samples and all noise."""
     steps: int = Field(1000, ge=1)
     """Of the optimiser."""
+    samples: int = Field(0, ge=0)
+    """Samples that are seen in all, whatever the batch; 0 leaves it to `steps`."""
     budget_s: float = Field(0.0, ge=0)
     """Stop, cooled down, within so many seconds; 0 is no limit."""
     batch: int = Field(64, ge=1)
@@ -177,6 +190,21 @@ class TrainConfig(Settings, Generic[Own]):
     def _has_a_base(self) -> TrainConfig:
         if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
             raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        return self
+
+    @model_validator(mode="after")
+    def _by_samples(self) -> TrainConfig:
+        """What is counted in samples says how many steps that is."""
+        own, batch = self.optim, self.batch
+        changes: dict[str, float] = {}
+        if own.warmup_samples:
+            changes["warmup"] = math.ceil(own.warmup_samples / batch)
+        if own.ema_samples:
+            changes["ema"] = 0.5 ** (batch / own.ema_samples)
+        if changes:
+            object.__setattr__(self, "optim", own.model_copy(update=changes))
+        if self.samples:
+            object.__setattr__(self, "steps", math.ceil(self.samples / batch))
         return self
 
     @property
@@ -231,9 +259,28 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
     kind = _kind(system)
     system = FORMER.get(system, system)
     try:
-        return kind(**{"model": {}, **merged(kind, *tables), "system": system})
+        counted = (_counted_once(kind, table) for table in tables)
+        return kind(**{"model": {}, **merged(kind, *counted), "system": system})
     except ValidationError as error:
         raise ConfigError(fault(error)) from None
+
+
+COUNTED = {"steps": "samples", "warmup": "warmup_samples", "ema": "ema_samples"}
+"""Settings by the step -> by the sample, which are above them."""
+
+
+def _counted_once(kind: type[TrainConfig], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table that says one of a pair by the step alone takes back what former ones say by the
+    sample."""
+    known, own = places(kind), merged(kind, table)
+    for step, sample in COUNTED.items():
+        *parts, last = known[step]
+        inner = own
+        for part in parts:
+            inner = inner.get(part, {})
+        if last in inner and sample not in inner:
+            inner[sample] = 0
+    return own
 
 
 def remembered(table: Mapping[str, Any]) -> TrainConfig:

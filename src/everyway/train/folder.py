@@ -25,8 +25,8 @@ from everyway.train.devices import Accelerator
 from everyway.train.state import StateError, TrainState, metadata_of
 
 RESUMABLE = {
-    "budget_s", "steps", "out", "device", "save_every_s", "publish", "sample_every", "log_every",
-    "shard", "weights", "licence", "latents", "keep", "before_after", "tracker",
+    "budget_s", "steps", "samples", "out", "device", "save_every_s", "publish", "sample_every",
+    "log_every", "shard", "weights", "licence", "latents", "keep", "before_after", "tracker",
 }  # fmt: skip
 """Settings that a resumed run may change: of them only the end bears on what a step does, since the
 rate falls before it."""

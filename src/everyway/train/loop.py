@@ -92,7 +92,7 @@ def _trained(
     half = former["half"] if former else devices.half_precision(config.run.precision)
     engine = devices.accelerator(config, half, learner.skips)
     model, optimiser = _placed(learner, engine, config, half)
-    state = TrainState(learner, optimiser, EMA(learner, config.optim.ema))
+    state = TrainState(learner, optimiser, EMA(learner, config.optim.ema, config.optim.ema_length))
     metadata = {
         "half": half,
         "config": config.model_dump(),

@@ -70,7 +70,8 @@ def _given(system: System, task: Task, sample: Sample, number: int) -> dict[str,
         own["text"] = sample.captions[0]
     own |= {c.given_as: own.get(c.source) for c in system.conditions.values() if c.given_as}
     if "label" in (names := system.given(task)):
-        own["label"] = number % system.conditions["label"].codec.classes
+        codec = system.conditions["label"].codec
+        own["label"] = (codec.names or range(codec.classes))[number % codec.classes]
     return {name: medium(name, system.media).read(own[name], name) for name in names}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from everyway import library, lora, objective
 from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.card import write_card
-from everyway.contracts import Bundle, Times
+from everyway.contracts import Bundle, Process, Times
 from everyway.layouts import convert
 from everyway.process.times import importance, remember
 from everyway.process.training_times import Importance
@@ -28,6 +28,7 @@ from everyway.train.latents import Latents
 from everyway.train.learner import Learner, RowNoise, Share
 from everyway.train.state import diverged
 
+LACKING = "lacking."
 HISTORY, COUNTS = "importance.history", "importance.counts"
 
 
@@ -39,7 +40,8 @@ def prepared(config: TrainConfig) -> System:
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
     own = config.model
     if not own.init:
-        system = own.system(sources.Data(config.source.data, config.seed))
+        source = config.source
+        system = own.system(sources.Data(source.data, config.seed, source.unpaired > 0))
     else:
         from everyway.generate import load
 
@@ -53,6 +55,8 @@ def prepared(config: TrainConfig) -> System:
         lora.add(system.network, rank, config.adapter.alpha, layers, config.seed)
     if isinstance(own.times, Importance):
         _token_steps(system)
+    if own.times.min_snr and system.tokens:
+        raise ConfigError("min_snr is for continuous states, and tokens have no SNR; leave it out")
     return system
 
 
@@ -62,6 +66,11 @@ def _token_steps(system: System) -> int:
     if len(system.tokens) < len(system.modalities) or len(steps) != 1:
         raise ConfigError("times=importance is for systems of tokens alone; choose uniform")
     return steps.pop()
+
+
+def lacking_of(encoded: Bundle) -> Bundle:
+    """Raw data -> (B,) bool, the samples of a batch that have none of it, where any may."""
+    return {k.removeprefix(LACKING): v for k, v in encoded.items() if k.startswith(LACKING)}
 
 
 class SystemLearner(Learner):
@@ -77,6 +86,7 @@ class SystemLearner(Learner):
         self.system, self.latents, self.config = system, latents, config
         self.network = system.network
         self.index: Tensor | None = None
+        self.lone = sum(map(len, latents.lacking.values()))
         self.base = library.hash_of(config.model.init) if config.adapter.lora else ""
         self.skips = not config.model.drop or len(system.networks) > 1  # learned nulls, experts
         if isinstance(config.model.times, Importance):
@@ -87,6 +97,8 @@ class SystemLearner(Learner):
         source, noise = share.generator("samples"), share.noise()
         times, weights = self._times(share, source, noise)
         encoded = self.encoded(share, source, times["text"] > 0 if "text" in times else None)
+        if lacking := lacking_of(encoded):
+            times = self._freed(times, torch.stack([*lacking.values()]).any(0), noise)
         if hasattr(self.config.model, "prepared"):
             encoded = self.config.model.prepared(self.system, encoded, noise)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
@@ -97,34 +109,60 @@ class SystemLearner(Learner):
 
         made: (B,) bool, whose text is made: those state everything.
         """
-        rows = torch.randint(len(self.latents), (share.size,), generator=source)[share.rows]
+        rows = self._rows(share.size, source)[share.rows]
         variants = torch.rand(share.size, generator=source)[share.rows]
         if made is not None:
             whole = variants * self.latents.complete
             variants = torch.where(made.to(variants.device), whole, variants)
-        return {k: v.to(share.device) for k, v in self.latents.rows(rows, variants).items()}
+        found = self.latents.rows(rows, variants)
+        if self.lone:
+            found |= {f"{LACKING}{k}": none for k, none in self.latents.lack(rows).items()}
+        return {k: v.to(share.device) for k, v in found.items()}
+
+    def _rows(self, size: int, source: torch.Generator) -> Tensor:
+        """(size,) numbers of samples, of which a share `unpaired` lack something, if any do."""
+        rows = torch.randint(len(self.latents) - self.lone, (size,), generator=source)
+        if not self.lone:
+            return rows
+        others = len(self.latents) - 1 - torch.randint(self.lone, (size,), generator=source)
+        alone = torch.rand(size, generator=source) < self.config.source.unpaired
+        return torch.where(alone, others, rows)
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x0, encoded, times, weights, noise = batch
         drop, samples = self.config.model.drop, len(next(iter(x0.values())))
         drop = dict(drop) if isinstance(drop, Settings) else drop
-        contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
-        losses = objective.losses(self.system, x0, times, noise, contexts)
+        lacking = lacking_of(encoded)
+        contexts = objective.contexts_of(self.system, encoded, noise, drop, samples, lacking)
+        min_snr = self.config.model.times.min_snr
+        losses = objective.losses(self.system, x0, times, noise, contexts, lacking, min_snr)
         return objective.total(self.system, losses, weights), losses
+
+    @property
+    def clocks(self) -> dict[str, Process]:
+        """Clock -> the process of a modality on it."""
+        return {m.clock: m.process for m in self.system.modalities.values()}
 
     def _times(
         self, share: Share, source: torch.Generator, noise: RowNoise
     ) -> tuple[Times, Tensor | None]:
         """(clock -> times on the device, weight of each sample or None)."""
-        clocks = {m.clock: m.process for m in self.system.modalities.values()}
         distribution = self.config.model.times
         if not isinstance(distribution, Importance):
-            return distribution.draw(noise, clocks, share.count), None
+            return distribution.draw(noise, self.clocks, share.count), None
         odds = importance(self.memory[HISTORY], self.memory[COUNTS])
         self.index = torch.multinomial(odds, share.size, replacement=True, generator=source)
         index = self.index[share.rows]
         t = ((index.double() + 1) / len(odds)).to(share.device)
-        return dict.fromkeys(clocks, t), (1 / (len(odds) * odds[index])).to(share.device)
+        return dict.fromkeys(self.clocks, t), (1 / (len(odds) * odds[index])).to(share.device)
+
+    def _freed(self, times: Times, alone: Tensor, noise: RowNoise) -> Times:
+        """Times of the samples `alone` (B,) bool that no task fixes, since they have but a side."""
+        distribution = self.config.model.times
+        if isinstance(distribution, Importance):  # of one clock, which no task fixes
+            return times
+        free = distribution.free.draw(noise, self.clocks, len(alone))
+        return {clock: torch.where(alone, free[clock], t) for clock, t in times.items()}
 
     def learn(self, step: int, losses: Mapping[str, Tensor]) -> None:
         if self.index is None:
