@@ -2,8 +2,8 @@
 
     python killed.py OUT SEED
 
-Every training is a process of its own.  A kill comes at a random moment of one; every step is
-saved, so that many kills come while a state is written.
+Every training is a process of its own.  A kill comes at a random moment of one, while it is opened
+or in the steps that follow; every step is saved, so that many come while a state is written.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 import torch.utils.tensorboard  # noqa: F401  loaded once, and not in every process
 
 import everyway.data.shapes  # noqa: F401
-from everyway.train.config import resolve
+from everyway.train.config import names, resolve
 from everyway.train.loop import train
 from everyway.train.state import metadata_of
 
 SETTINGS = dict(
-    steps=24, cache=48, batch=4, log_every=1, warmup=2, save_every_s=0, keep=2, device="cpu",
+    steps=40, cache=48, batch=4, log_every=1, warmup=2, save_every_s=0, keep=2, device="cpu",
     precision="fp32",
 )  # fmt: skip
 
@@ -39,13 +39,21 @@ def begun(out: Path) -> int:
     return process
 
 
+def lines(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 def main(out: Path, seed: int) -> None:
+    names()  # every system is loaded
     began = time.monotonic()
     os.waitpid(begun(out / "whole"), 0)
     whole, draw, kills = time.monotonic() - began, random.Random(seed), list[int]()
+    log = out / "killed" / "log.jsonl"
     while len(kills) < 10:
-        process = begun(out / "killed")
-        time.sleep(draw.uniform(0, whole / 5))
+        process, size = begun(out / "killed"), lines(log)
+        while draw.random() < 0.99 and lines(log) <= size:
+            time.sleep(whole / 1000)
+        time.sleep(draw.uniform(0, whole / 20))
         if os.waitpid(process, os.WNOHANG) != (0, 0):
             raise SystemExit("it ended before it was killed; make it longer")
         os.kill(process, signal.SIGKILL)
