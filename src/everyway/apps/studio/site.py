@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from html import escape
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
