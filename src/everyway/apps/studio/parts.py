@@ -31,6 +31,11 @@ class Page:
     language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
 
+    @property
+    def dropping(self) -> str:
+        """What stands where a picture may go."""
+        return self.say("drop a picture here, paste it, or click")
+
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
         return [(self.say(labels.get(name, name)), name) for name in names]
