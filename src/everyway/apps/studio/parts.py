@@ -126,8 +126,10 @@ class Page:
             return ""
         notes = [self.say(f"step {f.step} of {f.steps}") for f in film]
         title = self.say("How it came out of the noise")
-        frames = [step.frames[0].outputs for step in film]
-        shown = views.film(frames, title, self.say, notes=notes)
+        first = [step.frames[0] for step in film]
+        maps = [views.heats(frame, self.say) for frame in first]
+        frames = [frame.outputs for frame in first]
+        shown = views.film(frames, title, self.say, notes=notes, beside=maps)
         return views.tag("details", views.tag("summary", title), shown, class_="ew-how", open=open_)
 
 
