@@ -20,6 +20,7 @@ from everyway.controls.paint import Canvas
 from everyway.data.captions import Point
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
+from everyway.lora import LoRA, lora_of
 from everyway.media import (
     Medium,
     free_pixels,
@@ -37,6 +38,7 @@ from everyway.request import (
     known,
     read_file,
     read_image,
+    read_lora,
 )
 from everyway.system import Condition, System
 
@@ -78,6 +80,8 @@ def opened(
     for name in (*request.paths, *names):
         if name not in held:
             held[name] = read_file(name, "picture" if name in request.paths else "file")
+    for name in request.lora.keys() - held.keys():
+        held[name] = read_lora(name)
     return Job(request=request, files=held)
 
 
@@ -158,6 +162,7 @@ class Inputs:
     contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
     picture: of inpainting and of upscaling, whole.  mask: of inpainting.
     canvas: what words of the text are painted on.
+    loras: each with its weight; one of weight 0 is left out.
     reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
@@ -167,6 +172,7 @@ class Inputs:
     picture: Image.Image | None
     mask: Image.Image | None
     canvas: Canvas | None
+    loras: Sequence[tuple[LoRA, float]]
     reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
@@ -198,7 +204,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
     """
     request = job.request
     embeddings = (c.embedding for c in request.contexts if c.embedding)
-    held = {name: job.file(name) for name in (*request.paths, *embeddings)}
+    held = {name: job.file(name) for name in (*request.paths, *embeddings, *request.lora)}
     pictures = [read_picture(held[name], name) for name in request.images]
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
@@ -235,6 +241,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
         picture=pictures[0] if whole else None,
         mask=mask,
         canvas=replace(canvas, text=text) if canvas else None,
+        loras=[(lora_of(held[n], n), weight) for n, weight in request.lora.items() if weight],
         reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
@@ -358,17 +365,22 @@ class Sample:
         """Of a batch: the frames of an interpolation belong together."""
         return self.request.frames if self.request.kind == "interpolate" else 1
 
+    @property
+    def alike(self) -> str:
+        """The same for samples of a model that may share a batch: of equal settings and LoRAs, of
+        inputs of the same names, and of pictures of one size where these are enlarged."""
+        settings = self.request.model_dump_json(exclude=OWN)
+        extent = self.inputs.size if self.request.kind == "upscale" else (0, 0)
+        loras = [adapter.digest for adapter, _ in self.inputs.loras]
+        return f"{settings} {sorted(self.inputs.values)} {extent} {loras}"
+
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """At most `size` samples each, of equal settings and inputs of the same names, and of pictures
-    of one size where these are enlarged; what is several rows is alone."""
-    alike: dict[str, list[Sample]] = {}
+    """At most `size` samples each that are `alike`; what is several rows is alone."""
+    groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        settings = sample.request.model_dump_json(exclude=OWN)
-        names, extent = sorted(sample.inputs.values), sample.inputs.size
-        extent = extent if sample.request.kind == "upscale" else (0, 0)
-        alike.setdefault(f"{settings} {names} {extent}", []).append(sample)
-    for group in alike.values():
+        groups.setdefault(sample.alike, []).append(sample)
+    for group in groups.values():
         together = 1 if group[0].rows > 1 else size
         for start in range(0, len(group), together):
             yield group[start : start + together]
