@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from everyway.checkpoints.tensor_files import Entries, check
+from everyway.checkpoints.tensor_files import Entries
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.controls.paint import joint_paint
@@ -31,6 +30,7 @@ from everyway.process.training_times import OneClock, Uniform
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, Null, System, labelled
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fill, how
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -399,10 +399,10 @@ class Training(Settings):
         if self.schedule:
             own = replace(own, schedule=self.schedule, sampler="dpm++2m")
         if parts := missing_parts(own):
-            raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
+            raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {how(parts)}")
         system = build(own)
         for name, entries in weights.items():
-            _fill(system.codecs[name], entries)
+            fill(system.codecs[name], entries)
         return system
 
     def started(self, former: System) -> System:
@@ -418,7 +418,7 @@ class Training(Settings):
             return {}, {}
         if not Path(self.codecs).exists() and self.codecs.startswith(RUNS):
             parts = missing_parts(full(self.network()))
-            raise ConfigError(f"there is no folder {self.codecs!r}; {_how(parts, self.codecs)}")
+            raise ConfigError(f"there is no folder {self.codecs!r}; {how(parts, self.codecs)}")
         opened = data.opened(self.codecs)
         had = opened.config["config"].get("codec_config", {})
         settings: dict[str, Any] = {}
@@ -435,18 +435,6 @@ def _with(network: UViTConfig, kind: type, **changes: Any) -> UViTConfig:
     """The network with its stream of that kind changed."""
     layout = (replace(s, **changes) if isinstance(s, kind) else s for s in network.layout)
     return replace(network, layout=tuple(layout))
-
-
-def _how(parts: list[str], folder: str = "DIR") -> str:
-    """The command that makes a folder of the codecs that are missing."""
-    rest = "".join(f" --part {part}" for part in parts[1:])
-    return f"give one: everyway convert {parts[0].partition('=')[2]} --out {folder}{rest}"
-
-
-def _fill(codec: nn.Module, entries: Entries) -> None:
-    wanted = {k: tuple(v.shape) for k, v in codec.state_dict().items()}
-    check({k: e.shape for k, e in entries.items()}, wanted)
-    codec.load_state_dict({k: e.read(torch.float32) for k, e in entries.items()})
 
 
 TRAININGS: dict[str, dict[str, Any]] = {}

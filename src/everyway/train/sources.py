@@ -22,7 +22,7 @@ from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
 from everyway.data.listing import is_data
 from everyway.data.sample import Sample, to_tensor
-from everyway.data.styles import Styled
+from everyway.data.styles import Styled, WithStyle
 from everyway.layouts import convert
 from everyway.media import medium
 from everyway.system import System
@@ -40,7 +40,7 @@ TEST_SEED = 700_001
 """Of the samples that codecs are measured on, used for nothing else."""
 KEPT = 20_000
 """Pictures of a folder that stay in memory while a codec trains on it."""
-BUILT_IN = ("shapes", *LATTICES, "lattice-styled", *CURRICULUM)
+BUILT_IN = ("shapes", *LATTICES, "lattice-styled", "lattice-with-style", *CURRICULUM)
 Note = Callable[[str], None]
 
 
@@ -92,6 +92,8 @@ def open_data(
         return Lattice(seed=seed, **LATTICES[name])
     if name == "lattice-styled":
         return Styled(scenes=Lattice(seed=seed))
+    if name == "lattice-with-style":
+        return WithStyle(scenes=Lattice(seed=seed))
     if name in CURRICULUM:
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
@@ -277,7 +279,8 @@ def encode(system: System, samples: list[Sample]) -> dict[str, Tensor]:
 
     Raises ConfigError for what the system reads and the samples do not have.
     """
-    out = {k: v[:, None] for k, v in _encoded(system, _raw(system, samples)).items()}
+    once = _encoded(system, _raw(system, samples)) | _of_some(system, samples)
+    out = {k: v[:, None] for k, v in once.items()}
     if "text" not in system.raws:
         return out
     said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
@@ -293,20 +296,43 @@ def _labels(samples: list[Sample]) -> list[int]:
 
 
 def _raw(system: System, samples: list[Sample]) -> dict[str, Any]:
-    """What samples have once, by name.  A condition that they do not have is its null."""
+    """What all samples have once, by name.  A condition that they do not have is its null."""
     raw: dict[str, Any] = {"image": pictures(samples)} if "image" in system.raws else {}
     if "label" in system.raws:
         raw["label"] = _labels(samples)
     for name in sorted(system.raws & samples[0].raw.keys()):
-        kind = medium(name, system.media)
-        values = [kind.read(sample.raw[name], name) for sample in samples]
-        raw[name] = kind.tensor(values, image_size(system))
+        if all(sample.raw[name] is not None for sample in samples):
+            raw[name] = _read(system, name, samples)
     if missing := {m.source for m in system.modalities.values()} - {*raw, "text"}:
         raise ConfigError(
             f"the data has no {', '.join(sorted(missing))}, which {system.name} is made of; choose "
             "other data"
         )
     return raw
+
+
+def _read(system: System, name: str, samples: list[Sample]) -> Any:
+    """A batch of the raw data of this name."""
+    kind = medium(name, system.media)
+    values = [kind.read(sample.raw[name], name) for sample in samples]
+    return kind.tensor(values, image_size(system))
+
+
+def _of_some(system: System, samples: list[Sample]) -> dict[str, Tensor]:
+    """What conditions read that some samples have and others, with None, do not: those have its
+    null."""
+    out: dict[str, Tensor] = {}
+    for name in sorted(system.raws & samples[0].raw.keys()):
+        own = [k for k, sample in enumerate(samples) if sample.raw[name] is not None]
+        if len(own) == len(samples):
+            continue
+        names, nulls = system.contexts_of(name), system.null_contexts(len(samples))
+        out |= {k: v.clone() for k, v in flat({n: nulls[n] for n in names}).items()}
+        if own:
+            read = _read(system, name, [samples[k] for k in own])
+            for key, value in flat(system.contexts({name: read})).items():
+                out[key][own] = value
+    return out
 
 
 def _encoded(system: System, raw: dict[str, Any]) -> dict[str, Tensor]:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from everyway import objective
+from everyway import library, lora, objective
 from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.card import write_card
 from everyway.contracts import Bundle, Process, Times
 from everyway.layouts import convert
 from everyway.process.times import importance, remember
 from everyway.process.training_times import Importance
+from everyway.request import LORA
 from everyway.settings import Settings
+from everyway.sheet import Section, sheet
 from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
@@ -47,6 +50,9 @@ def prepared(config: TrainConfig) -> System:
             raise ConfigError(f"init={own.init!r} is a {former.name}; set system={former.name}")
         system = own.started(former)
     system.network.requires_grad_(True)
+    if rank := config.adapter.lora:
+        layers = lora.linear_layers(system.network, config.adapter.words)
+        lora.add(system.network, rank, config.adapter.alpha, layers, config.seed)
     if isinstance(own.times, Importance):
         _token_steps(system)
     if own.times.min_snr and system.tokens:
@@ -68,7 +74,10 @@ def lacking_of(encoded: Bundle) -> Bundle:
 
 
 class SystemLearner(Learner):
-    """The network of `system`, on `latents`."""
+    """The network of `system`, on `latents`; of one with a LoRA that alone is its state.
+
+    base: the hash of the model that a LoRA is of.
+    """
 
     partial = True
 
@@ -78,6 +87,7 @@ class SystemLearner(Learner):
         self.network = system.network
         self.index: Tensor | None = None
         self.lone = sum(map(len, latents.lacking.values()))
+        self.base = library.hash_of(config.model.init) if config.adapter.lora else ""
         self.skips = not config.model.drop or len(system.networks) > 1  # learned nulls, experts
         if isinstance(config.model.times, Importance):
             count = _token_steps(system)
@@ -162,15 +172,34 @@ class SystemLearner(Learner):
             raise diverged(step + 1)  # no time could be drawn by such a history
         remember(self.memory[HISTORY], self.memory[COUNTS], self.index, found)
 
-    def show(self, weights: Mapping[str, Tensor], path: Path) -> None:
+    def state_dict(self, *args: Any, **named: Any) -> dict[str, Tensor]:
+        whole = super().state_dict(*args, **named)
+        return {k: v for k, v in whole.items() if lora.is_matrix(k)} if self.base else whole
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **named: Any) -> Any:
+        base = super().state_dict() if self.base else {}
+        return super().load_state_dict({**base, **state}, *args, **named)
+
+    def show(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        return sheet(self._samples(weights), across=1)
+
+    def compare(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        own = prepared(self.config).network.state_dict()
+        start = {name: own[name.removeprefix("network.")] for name in weights}
+        pairs = zip(self._samples(start, "before"), self._samples(weights, "after"))
+        return sheet([section for pair in pairs for section in pair], across=2)
+
+    def _samples(self, weights: Mapping[str, Tensor], when: str = "") -> list[Section]:
         from everyway.train.samples import samples
 
         data = sources.data_of(self.system, self.config)
         metadata = {"training": {"data": self.config.source.data}}
-        samples(self.system, _of_network(weights), data, metadata).save(path)
+        return samples(self.system, _of_network(weights), data, metadata, when)
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
-        """The averaged network and the codecs as a model folder, OUT/model."""
+        """The averaged network and the codecs as a model folder, OUT/model, or a LoRA's file."""
+        if self.base:
+            return self._export_lora(weights, run, out / LORA)
         config, folder = self.config, out / "model"
         tensors = self.system.weights(_of_network(weights))
         begun, data = origins(config, self.system), config.source.data
@@ -190,7 +219,27 @@ class SystemLearner(Learner):
         store.save(folder, document, tensors, metadata, dtype, self.system.deltas)
         write_card(folder)
 
+    def _export_lora(
+        self, weights: Mapping[str, Tensor], run: Mapping[str, Any], path: Path
+    ) -> None:
+        config = self.config
+        dtype = convert.DTYPES[config.run.weights]
+        facts = {
+            "base": library.name_of(config.model.init),
+            "base_hash": self.base,
+            "system": self.system.name,
+            "rank": config.adapter.lora,
+            "alpha": config.adapter.alpha,
+            **run,
+            **({"licence": config.run.licence} if config.run.licence else {}),
+            "training": config.model_dump(),
+        }
+        with store.writing(path):
+            lora.write(path, {k: v.to(dtype) for k, v in _of_network(weights).items()}, facts)
+
     def exported(self, out: Path) -> int:
+        if self.base:
+            return lora.steps_of(out / LORA)
         folder = out / "model"
         try:
             held = store.document(folder)
