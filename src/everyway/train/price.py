@@ -25,6 +25,7 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
@@ -197,7 +198,7 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if os.path.exists(config.source.data) else 0,
+        rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
         memory=round(_peak() + rows * found.row_bytes),
@@ -298,7 +299,7 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if os.path.exists(name):
+    if is_data(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
 

@@ -6,7 +6,6 @@ The same command again goes on: what was chosen stands in the run folder.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 
 from everyway.checkpoints import codec_folder
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
@@ -126,7 +125,7 @@ def run(
 def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
     this is the process that `writes`."""
-    if config.system not in SYSTEMS or not is_folder(config.source.data):
+    if config.system not in SYSTEMS or not is_data(config.source.data):
         return Choice()
     system = _at_hand(config)
     pairs, found = _measured(system, config)
@@ -162,11 +161,6 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     return Choice(codecs="fitted", folder=str(trial), about=about, seconds=seconds)
 
 
-def is_folder(data: str) -> bool:
-    """Whether data is a folder of pictures, or shards of them."""
-    return os.path.isdir(data) or are_shards(data)
-
-
 def copy(system: System, out: Path) -> None:
     """The codecs of a system as a folder of codecs."""
     for name, settings in system.config["codec_config"].items():
@@ -192,7 +186,7 @@ def _fits(config: TrainConfig) -> bool:
     own = config.model
     named = getattr(own, "codecs", "") not in ("", CODEC_FOLDER)
     small = config.system == "unidiffuser" and own.preset in SIZES
-    return small and is_folder(config.source.data) and not own.init and not named
+    return small and is_data(config.source.data) and not own.init and not named
 
 
 def _needs_shipped(config: TrainConfig) -> bool:
