@@ -25,6 +25,7 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
+from everyway.data.listing import are_shards
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
@@ -164,10 +165,16 @@ def held(asked: TrainConfig) -> Price | None:
 
 
 def priced(
-    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+    asked: TrainConfig,
+    config: TrainConfig,
+    tried: TrainConfig,
+    place: Path,
+    fitting: int = 0,
+    **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
     rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
     """
@@ -197,10 +204,10 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if os.path.exists(config.source.data) else 0,
+        rows=rows if is_folder(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
-        memory=round(_peak() + rows * found.row_bytes),
+        memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
         threads=threads,
         **known,
@@ -298,9 +305,14 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if os.path.exists(name):
+    if is_folder(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
+
+
+def is_folder(data: str) -> bool:
+    """Whether data is a folder of pictures, or shards of them."""
+    return os.path.isdir(data) or are_shards(data)
 
 
 def _peak() -> int:
