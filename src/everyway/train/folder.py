@@ -22,10 +22,10 @@ from everyway.train.state import TrainState, diverged, metadata_of
 
 RESUMABLE = {
     "budget_s", "steps", "samples", "out", "device", "save_every_s", "publish", "sample_every",
-    "log_every", "shard", "weights", "licence", "latents",
+    "log_every", "shard", "weights", "licence", "latents", "warmup_samples", "ema_samples",
 }  # fmt: skip
 """Settings that a resumed run may change: of them only the end bears on what a step does, since the
-rate falls before it."""
+rate falls before it; and those that others say by the step."""
 STATE = "state.safetensors"
 
 
