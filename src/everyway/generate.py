@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway import __version__, library, upscale
+from everyway import __version__, library, lora, upscale
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
 from everyway.controls.asking import Change, Changed
 from everyway.controls.blend import (
@@ -33,7 +33,7 @@ from everyway.controls.masks import free_places, pinned
 from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Inputs, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
@@ -48,6 +48,7 @@ from everyway.system import System
 from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
+ADAPTED = 4  # systems with LoRAs that are kept ready; they share the weights of the model's own
 UPSCALER = "upscaler."
 """What the names of another model's stages begin with."""
 Noises = dict[tuple[int, int], PerSampleNoise]
@@ -170,6 +171,7 @@ class Model:
     load_options: what `load` was given, as plain data.  note: what it made of it, in one line.
     formats: of the files that its weights were read from.
     upscaler: another model, whose cascade enlarges pictures of requests that name one.
+    adapted: the LoRAs of a request, by digest and weight -> the system with them, of the last few.
     """
 
     name: str
@@ -180,6 +182,7 @@ class Model:
     note: str = ""
     formats: library.Formats = field(default_factory=dict)
     upscaler: Model | None = field(default=None, repr=False)
+    adapted: dict[Any, System] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def from_pretrained(
@@ -239,16 +242,86 @@ class Model:
         iterator or ask it for nothing more: no further step is computed.
         Raises RequestError before the first step.
         """
-        samples = [s for k, job in enumerate(self._jobs(work)) for s in self._samples(k, job)]
+        samples = [s for k, job in enumerate(self._jobs(work)) for s in self.samples(job, k)]
         index, done, whole = count(), 0, sum(s.rows for s in samples)
         for batch in batches(samples, BATCH):
             rows = sum(s.rows for s in batch)
-            for event in self._batch(batch):
+            for event in self.batch(batch):
                 if isinstance(event, Preview):
                     yield replace(event, done=(done + event.done * rows) / whole)
                 else:
                     yield replace(event, index=next(index))
             done += rows
+
+    def samples(self, job: Job, number: int = 0) -> Iterator[Sample]:
+        """Every sample of a job, which they share the inputs of: settled, read and checked.
+
+        number: the job's place among those of a run.  Raises RequestError for what cannot be made.
+        """
+        request = self.settled(job.request)
+        first = self._stages(request)[0]
+        inputs = read(replace(job, request=request), self.system, self.image_size)
+        needed = {*self._of(first.system).given(first.task)}
+        if first.enlarges:
+            upscale.larger(inputs.size, self._of(first.system), request.scale)
+            needed -= {upscale.LOW_RES}
+        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
+            raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        for adapter, _ in inputs.loras:
+            adapter.check_base(self.name, self.hash)
+        if inputs.canvas:
+            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
+        for note in inputs.notes:
+            log.warning(note)
+        for k in range(request.n):
+            own = request.model_copy(update={"n": 1, "seed": request.seed + k})
+            yield Sample(job=number, request=own, inputs=inputs)
+
+    def batch(self, batch: Sequence[Sample]) -> Generator[Preview | Result, None, None]:
+        """Samples that are `alike`, at most BATCH, together through every stage.
+
+        What is made of each is the same in any batch, so whoever has many jobs at a time (a server)
+        chooses what it runs together.
+        """
+        return self._with_loras(batch[0].inputs)._batch(batch)
+
+    def _batch(self, batch: Sequence[Sample]) -> Generator[Preview | Result, None, None]:
+        """Without the LoRAs of its request, which this model has by now."""
+        request = batch[0].request
+        stages = self._stages(request)
+        rows = [sample for sample in batch for _ in range(sample.rows)]
+        carried = self._carried(batch, self.system, stages)
+        began, shown, calls = time.monotonic(), 0, 0
+        noises: Noises = {}
+        decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
+        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
+            system, given, asked = self._of(stage.system), carried, request
+            if number and request.language:  # what was made before this stage is in it
+                asked = request.model_copy(update={"null": request.language})
+            if stage.enlarges:
+                given = self._low(stage, rows, decoded["image"])
+                asked = request if number == 0 else upscale.request_of(system)
+            elif system is not self.system:
+                given = carried | self._carried(batch, system, stages)
+            if stage.prepare:
+                given = stage.prepare(given, system, request)
+            made, asks = yield from self._made(stages, number, given, asked, rows, noises)
+            calls += asks
+            if not stage.enlarges:
+                carried, decoded = given | made, {}
+            if not stage.shown:
+                continue
+            decoded |= self._decode(system, made)
+            if "image" in decoded:
+                decoded["image"] = _finished(stage, rows, decoded["image"])
+            if after and after.enlarges:
+                continue
+            metadata = self._record(stage.task, time.monotonic() - began, calls)
+            for k, row in enumerate(rows):
+                one = {name: values[k] for name, values in decoded.items()}
+                part = k if row.rows > 1 else shown
+                yield self._result(row, one, part, metadata)
+            shown += 1
 
     def part(self, request: GenerateRequest, part: int) -> Result:
         """One of the results of a request of one sample; those after it are not made."""
@@ -348,62 +421,19 @@ class Model:
                 )
         return [one if isinstance(one, Job) else opened(one, self.system) for one in listed]
 
-    def _samples(self, number: int, job: Job) -> Iterator[Sample]:
-        """Every sample of a job, which they share the inputs of."""
-        request = self.settled(job.request)
-        first = self._stages(request)[0]
-        inputs = read(replace(job, request=request), self.system, self.image_size)
-        needed = {*self._of(first.system).given(first.task)}
-        if first.enlarges:
-            upscale.larger(inputs.size, self._of(first.system), request.scale)
-            needed -= {upscale.LOW_RES}
-        if missing := needed - inputs.values.keys() - inputs.contexts.keys():
-            raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
-        if inputs.canvas:
-            painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
-        for note in inputs.notes:
-            log.warning(note)
-        for k in range(request.n):
-            own = request.model_copy(update={"n": 1, "seed": request.seed + k})
-            yield Sample(job=number, request=own, inputs=inputs)
-
-    def _batch(self, batch: Sequence[Sample]) -> Iterator[Preview | Result]:
-        """Samples of equal settings, together through every stage."""
-        request = batch[0].request
-        stages = self._stages(request)
-        rows = [sample for sample in batch for _ in range(sample.rows)]
-        carried = self._carried(batch, self.system, stages)
-        began, shown, calls = time.monotonic(), 0, 0
-        noises: Noises = {}
-        decoded: dict[str, Any] = {"image": [row.inputs.pixels for row in rows]}
-        for number, (stage, after) in enumerate(zip(stages, [*stages[1:], None])):
-            system, given, asked = self._of(stage.system), carried, request
-            if number and request.language:  # what was made before this stage is in it
-                asked = request.model_copy(update={"null": request.language})
-            if stage.enlarges:
-                given = self._low(stage, rows, decoded["image"])
-                asked = request if number == 0 else upscale.request_of(system)
-            elif system is not self.system:
-                given = carried | self._carried(batch, system, stages)
-            if stage.prepare:
-                given = stage.prepare(given, system, request)
-            made, asks = yield from self._made(stages, number, given, asked, rows, noises)
-            calls += asks
-            if not stage.enlarges:
-                carried, decoded = given | made, {}
-            if not stage.shown:
-                continue
-            decoded |= self._decode(system, made)
-            if "image" in decoded:
-                decoded["image"] = _finished(stage, rows, decoded["image"])
-            if after and after.enlarges:
-                continue
-            metadata = self._record(stage.task, time.monotonic() - began, calls)
-            for k, row in enumerate(rows):
-                one = {name: values[k] for name, values in decoded.items()}
-                part = k if row.rows > 1 else shown
-                yield self._result(row, one, part, metadata)
-            shown += 1
+    def _with_loras(self, inputs: Inputs) -> Model:
+        """This model with the LoRAs of a request; its own weights stay as they are."""
+        if not inputs.loras:
+            return self
+        key = tuple((adapter.digest, weight) for adapter, weight in inputs.loras)
+        if key not in self.adapted:
+            if self.system.placement and self.system.placement.files:
+                raise RequestError("a LoRA needs the experts in memory; load with --memory low")
+            network = lora.adapted(self.system.network, inputs.loras)
+            for former in [*self.adapted][: 1 - ADAPTED]:
+                self.adapted.pop(former, None)
+            self.adapted[key] = replace(self.system, network=network)
+        return replace(self, system=self.adapted[key])
 
     def _made(
         self,

@@ -17,6 +17,15 @@ from everyway.request import GenerateRequest, RequestError
 from everyway.systems import HUB
 
 Row = Mapping[str, Any]
+MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""What IPTC calls the origin of a picture that a trained model made."""
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    'Iptc4xmpExt:DigitalSourceType="{}"/></rdf:RDF></x:xmpmeta>'
+)
+"""The source type in IPTC's extension schema, as XMP of a picture has it."""
 
 
 class Machine(BaseModel):
@@ -104,8 +113,9 @@ def one_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
-def write_png(path: Path, image: Image.Image, row: Row) -> None:
-    """The picture with the `parameters` text that viewers read, and our JSON under `everyway`."""
+def png_info(image: Image.Image, row: Row) -> PngImagePlugin.PngInfo:
+    """What a picture carries: the `parameters` text that viewers read, our JSON under `everyway`,
+    and, where its facts have a `provenance`, that as XMP."""
     request, metadata = row["request"], row["facts"]
     info = PngImagePlugin.PngInfo()
     info.add_text(
@@ -116,8 +126,15 @@ def write_png(path: Path, image: Image.Image, row: Row) -> None:
         f"Model hash: {metadata['model_hash']}, Model: {printable(metadata['model'])}",
     )
     info.add_text("everyway", one_line(row))
+    if "provenance" in metadata:
+        info.add_itxt("XML:com.adobe.xmp", XMP.format(metadata["provenance"]))
+    return info
+
+
+def write_png(path: Path, image: Image.Image, row: Row) -> None:
+    """The picture with its `png_info`."""
     with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+        image.save(temporary, format="PNG", pnginfo=png_info(image, row))
 
 
 def read_record(path: Path) -> Record:

@@ -10,7 +10,7 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,8 @@ class UViTSystemConfig:
     network: its UViTConfig as plain data; its condition is in its layout.
     codec_config: "image", settings of the autoencoder, if pictures are no pixels; "text", settings
     of a ClipStates, or a vocabulary of whole words.
-    null_class: the last label is the null.  latent_scale: of latents, where it is not what their
+    null_class: the last label is the null.  classes: their names in the order of their numbers, if
+    they have any.  latent_scale: of latents, where it is not what their
     autoencoder has.  schedule: as `process.config.gaussian` reads it: "linear" in pixels and
     *_large latents, the "discrete" one of latent diffusion elsewhere.
     sampler, guidance, steps: of a `System`.
@@ -54,6 +55,7 @@ class UViTSystemConfig:
     network: Mapping[str, Any]
     codec_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     null_class: bool = False
+    classes: Sequence[str] = ()
     latent_scale: float = 0.0
     schedule: str | Mapping[str, Any] = "discrete"
     sampler: str = "dpm++fast"
@@ -214,7 +216,10 @@ def label_condition(network: UViT, config: UViTSystemConfig) -> dict[str, Condit
     """A class by its number; the last one is the null, if there is one."""
     (label,) = (s for s in network.config.layout if isinstance(s, Label))
     nulls = {"last": labelled(label.classes - 1)} if config.null_class else {}
-    codec = Labels(classes=label.classes - config.null_class)
+    count = label.classes - config.null_class
+    if config.classes and len(config.classes) != count:
+        raise UsageError(f"classes are {len(config.classes)} names, and there are {count}")
+    codec = Labels(classes=count, names=config.classes)
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
 
@@ -382,9 +387,11 @@ class Training(Settings):
         made = self.network()
         condition, drops = condition_of(made), self.drop > 0
         if condition == "label":
-            made = _with(made, Label, classes=data.classes + drops)
+            made = _with(made, Label, classes=len(data.classes) + drops)
         settings, weights = self._codecs(condition, data)
         own = replace(full(made, settings), null_class=condition == "label" and drops)
+        if condition == "label":
+            own = replace(own, classes=[*data.classes])
         if self.preset in NANO:
             own = replace(own, **NANO_SAMPLING)
         if condition == "label" and not drops:

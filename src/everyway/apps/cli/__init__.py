@@ -24,6 +24,7 @@ COMMANDS = {
     "interpolate": "pictures between two pictures",
     "chain": "text, picture, text, picture, ...",
     "upscale": "a picture made larger",
+    "studio": "everything that a model can do, in a browser",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
     "experts": "a model as experts of intervals of noise, and what each of them does",
@@ -32,6 +33,7 @@ COMMANDS = {
     "cascade": "a model and those that enlarge its pictures as one",
     "convert": "weights of authors or of diffusers into a model folder, and back",
     "models": "what is here, and its metadata",
+    "serve": "models over HTTP, as OpenAI's clients speak it, and jobs",
 }
 """Command, a module here with `add_flags` and `run` -> its line in the list of all."""
 

@@ -13,7 +13,7 @@ from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 from everyway.settings import Settings
-from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig
+from everyway.train.config import PRESETS, Adapter, Optimisation, Run, Source, TrainConfig
 
 TOLD = {"parameters", "steps", "step_s", "processor_s", "memory", "disk", "threads"}
 """Of a price, in the JSON of --dry-run, beside its seconds."""
@@ -37,7 +37,7 @@ def add_flags(p: Parser) -> None:
 
 def _settings() -> str:
     """A line a setting: its default, and what it is."""
-    kinds = (TrainConfig, Source, Optimisation, Run)
+    kinds = (TrainConfig, Source, Optimisation, Adapter, Run)
     fields = {
         name: field
         for kind in kinds

@@ -1,0 +1,120 @@
+"""The first thing that a request meets: who asks, and how many bytes of it are taken.
+
+Both are ASGI middleware without anything of ours beneath, so they guard all that is mounted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from everyway.apps.server.answers import plain
+
+OPEN = ("/healthz", "/readyz")
+"""What a balancer asks without a token."""
+COOKIE = "everyway_token"
+"""Where a browser keeps the token."""
+HERE = {"localhost", "127.0.0.1", "::1"}
+"""What this machine calls itself."""
+PATIENCE = 60.0
+"""Seconds that the body of a request may take to come."""
+LINGER = 2**30
+"""Bytes of a body that is too large which are read, and dropped, so that who sends it sees why it
+is refused."""
+
+
+class Known:
+    """Lets those pass who give the token; without one, what was meant for this machine.
+
+    A server on loopback is reached by every page in a browser of its machine: by a form that a
+    foreign page sends, or by a foreign name that points here.  Both name another host than this.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, loopback: bool) -> None:
+        self.app, self.token, self.loopback = app, token.encode(), loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        if self.token and not self._has_token(headers):
+            said = "give the server's token, as Authorization: Bearer TOKEN"
+            return await _refused(401, said, "invalid_api_key", scope, receive, send)
+        if not self.token and not self._from_here(headers):
+            said = "this server is for its own machine; with --token-file it is for others"
+            return await _refused(403, said, "forbidden", scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _has_token(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        cookie = SimpleCookie()
+        try:
+            cookie.load(headers.get("cookie", ""))
+        except CookieError:
+            pass
+        kept = cookie[COOKIE].value if COOKIE in cookie else ""
+        asked = given if scheme.lower() == "bearer" else kept
+        return hmac.compare_digest(asked.strip().encode("utf-8", "replace"), self.token)
+
+    def _from_here(self, headers: Headers) -> bool:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            own = not self.loopback or urlsplit(f"//{host}").hostname in HERE
+            return own and (origin is None or urlsplit(origin).netloc == host)
+        except ValueError:  # no address at all
+            return False
+
+
+class Bounded:
+    """Takes the whole body of a request, of at most so many bytes and in PATIENCE, and then hands
+    it on: nothing behind it reads from a slow or endless sender."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            body = await asyncio.wait_for(self._body(receive), PATIENCE)
+        except asyncio.TimeoutError:
+            return await _refused(408, "the request came too slowly", None, scope, receive, send)
+        if body is None:
+            return None
+        if len(body) > self.limit:
+            said = f"the request is larger than {self.limit} bytes, the most that is taken here"
+            return await _refused(413, said, "too_large", scope, receive, send)
+        given: list[Message] = [{"type": "http.request", "body": bytes(body)}]
+
+        async def again() -> Message:
+            return given.pop() if given else await receive()
+
+        await self.app(scope, again, send)
+
+    async def _body(self, receive: Receive) -> bytearray | None:
+        """At most a byte more than the limit; None where the sender has gone."""
+        body, dropped = bytearray(), 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk = message.get("body", b"")
+            room = max(0, self.limit + 1 - len(body))
+            body += chunk[:room]
+            dropped += len(chunk[room:])
+            if not message.get("more_body") or dropped > LINGER:
+                return body
+
+
+async def _refused(
+    status: int, said: str, code: str | None, scope: Scope, receive: Receive, send: Send
+) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": said})
+    else:
+        await plain(status, said, code)(scope, receive, send)
