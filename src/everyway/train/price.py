@@ -25,7 +25,7 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
@@ -204,7 +204,7 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if is_folder(config.source.data) else 0,
+        rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
         memory=round(_peak() + fitting + rows * found.row_bytes),
@@ -305,14 +305,9 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if is_folder(name):
+    if is_data(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
-
-
-def is_folder(data: str) -> bool:
-    """Whether data is a folder of pictures, or shards of them."""
-    return os.path.isdir(data) or are_shards(data)
 
 
 def _peak() -> int:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import flat
-from everyway.data.columns import read_name
 from everyway.data.emoji import CURRICULUM, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
@@ -98,7 +97,7 @@ def open_data(
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
         return own[name](seed)
-    if is_data(read_name(name)[0]):
+    if is_data(name):
         return Folder(name, size, captioned, reads, unpaired)
     known = ", ".join((*BUILT_IN, *own))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")

@@ -16,6 +16,7 @@ import torch
 
 from everyway.checkpoints import codec_folder
 from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
@@ -24,7 +25,7 @@ from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.fitted_folder import FITTED, SAMPLE, Room
 from everyway.train.folder import TrainingProgress
 from everyway.train.loop import train
-from everyway.train.price import Price, is_folder
+from everyway.train.price import Price
 from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
@@ -129,7 +130,7 @@ def run(
 def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
     this is the process that `writes`."""
-    if config.system not in SYSTEMS or not is_folder(config.source.data):
+    if config.system not in SYSTEMS or not is_data(config.source.data):
         return Choice()
     system = _at_hand(config)
     pairs, found = _measured(system, config)
@@ -196,7 +197,7 @@ def _fits(config: TrainConfig) -> bool:
     own = config.model
     named = getattr(own, "codecs", "") not in ("", CODEC_FOLDER)
     small = config.system == "unidiffuser" and own.preset in SIZES
-    return small and is_folder(config.source.data) and not own.init and not named
+    return small and is_data(config.source.data) and not own.init and not named
 
 
 def _needs_shipped(config: TrainConfig) -> bool:
