@@ -250,14 +250,16 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`."""
-    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
+    source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
+    run |= {"publish": False, "before_after": False, "tracker": ""}
     small = config.model_copy(
-        update=update
-        | {
-            "source": source.model_copy(update={"latents": ""}),
-            "run": config.run.model_copy(update=run | {"publish": False}),
+        update={
+            "steps": min(STEPS, config.steps),
+            "samples": 0,
+            "budget_s": SECONDS,
+            "source": config.source.model_copy(update=source),
+            "run": config.run.model_copy(update=run),
         }
     )
     sample, parameters = _encoding(small)
