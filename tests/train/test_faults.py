@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from everyway.train import devices, train
+from everyway.train import devices, samples, train
 from everyway.train.config import ConfigError
 from everyway.train.faults import fault_of
 from everyway.train.learner import Learner
@@ -35,6 +35,11 @@ class Two(Learner):
     def forward(self, batch):
         loss = self.second(self.first(batch)).square().sqrt().mean()
         return loss, {"all": loss}
+
+
+@pytest.fixture(autouse=True)
+def small_sheets(monkeypatch):
+    monkeypatch.setattr(samples, "COUNT", 1)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def test_a_training_that_diverges_names_the_layer_and_the_state_to_go_back_to(
         return draw(self, share)
 
     monkeypatch.setattr(SystemLearner, "batch", torn)
-    said = r"by step 4: network.outs.0.fc1 made numbers .* state.safetensors, of step 2, stays"
+    said = r"by step 4: network.outs.0.fc1 made numbers .*/state.safetensors, of step 2, stays"
     with pytest.raises(StateError, match=said):
         trained(run_of_two, 6, keep=3)
     assert state.read_bytes() == before
@@ -149,7 +154,7 @@ def test_other_trackers_are_told_only_if_asked(tmp_path, monkeypatch):
     assert told[1]["optim.lr"] == 5e-3 and told[1]["run.tracker"] == "wandb"
     assert [step for step, _ in told[2:-1]] == [1, 2, 2]
     assert {*told[2][1]} == {"loss/image", "loss/image_embed", "loss/text"}
-    assert np.prod(told[4][1]["samples"]) > 10_000
+    assert np.prod(told[4][1]["samples"]) > 1_000
 
 
 def test_tensorboard_has_losses_and_samples(tmp_path):
