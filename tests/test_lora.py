@@ -268,6 +268,7 @@ def test_some_layers_alone(nano):
     [
         ("nano", {"lora": 4}, "a LoRA is of a model; give that as init"),
         ("classifier", {"lora": 4}, "a LoRA is of a model; give that as init"),
+        ("nano", {"lora": 4, "init": "nano", "shard": "true"}, "shard is for trainings of all"),
         ("nano", {"lora_alpha": 4}, "lora_alpha=4.0 has no effect on a training without lora"),
     ],
 )
