@@ -7,9 +7,9 @@ import threading
 
 import httpx
 import pytest
-from serving import running
 
 from everyway.generate import load
+from serving import running
 
 schemathesis = pytest.importorskip("schemathesis", reason="pip install schemathesis")
 hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
