@@ -43,9 +43,9 @@ def measured(model: Model, data: Styled, scenes: int, **settings) -> tuple[list[
         for number, (style, pixels) in enumerate(data.renderings(index).items()):
             picture, seed = Image.fromarray(pixels), len(STYLES) * index + number
             made = {n: varied(model, picture, f, seed, **settings) for n, f in FOCUS.items()}
-            for name, (seen, look) in zip(FOCUS, styled([*made.values()])):
-                kept[name]["objects"] += set(seen.names) == names
-                kept[name]["style"] += look == style
+            for name, seen in zip(FOCUS, styled([*made.values()])):
+                kept[name]["objects"] += set(seen.scene.names) == names
+                kept[name]["style"] += seen.style == style
             if index < SHOWN:
                 cells.append(Cell(image=picture, text=style, given=True))
                 cells += [Cell(image=image, text=name) for name, image in made.items()]

@@ -10,6 +10,9 @@ Source: Bao et al., "One Transformer Fits All Distributions in Multi-Modal Diffu
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from everyway.checkpoints import codec_folder
 from everyway.codecs.plain import Pixels, Thumbnail, Words
+from everyway.codecs.text_tokens import SPECIAL
 from everyway.controls.paint import joint_paint
 from everyway.data.captions import language
 from everyway.errors import UsageError
@@ -31,6 +35,7 @@ from everyway.process.training_times import Tasks, TwoClocks
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, System, labelled
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fresh
 from everyway.tasks import PATHS, TASKS, Task
 from everyway.validation import checked
 
@@ -161,27 +166,54 @@ def nano(vocabulary: tuple[str, ...]) -> UniDiffuserConfig:
     )
 
 
-def mini(codec_config: Mapping[str, Any]) -> UniDiffuserConfig:
-    """The shipped default: 96x96 pictures of nine cells, 12 text tokens, two languages."""
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"dim": 128, "depth": 4, "heads": 4},
+    "mini": {"dim": 192, "depth": 4, "heads": 6},
+    "small": {"dim": 384, "depth": 8, "heads": 6},
+}
+"""Of networks for machines without much, by preset.  1.6, 3.5 and 20 million parameters, and what
+the sizes of states add."""
+LATTICE = 96
+"""Side of the pictures of the shipped default, whose codec takes any."""
+TOKENS = 8
+"""Tokens a side that pictures have at most, where their latents are finer."""
+
+
+def sized(size: str, codecs: Mapping[str, Mapping[str, Any]]) -> UniDiffuserConfig:
+    """A network of SIZES on the states of trained codecs, of which these are the settings.
+
+    Of the shipped default: 96x96 pictures of nine cells, 12 text tokens, two languages.
+    """
+    image, embed, text = (codecs[name] for name in NEEDED)
+    if "cell" in image:
+        side, channels = (image.get("side") or LATTICE) // image["cell"], image["channels"]
+    else:
+        own = image["autoencoder"]
+        side, channels = own["sample_size"], own["latent_channels"]
     return UniDiffuserConfig(
-        image_channels=192,
-        image_size=3,
-        patch=1,
-        embed_dim=64,
-        text_length=12,
-        text_dim=64,
-        dim=192,
-        depth=4,
-        heads=6,
+        image_channels=channels,
+        image_size=side,
+        patch=max(1, side // TOKENS),
+        embed_dim=embed["channels"] if "channels" in embed else embed["vision"]["projection_dim"],
+        text_length=text["length"],
+        text_dim=text["dim"],
+        **SIZES[size],
         codecs="trained",
-        codec_config=codec_config,
+        codec_config=codecs,
         weights={"image": 1.0, "text": 2.0, "image_embed": 0.1},
-        languages=["en", "ko"],
+        languages=_spoken(text["tokenizer"]),
         joint_paths={"image": "last", "text": "first"},
         schedule="cosine-x0",
         guidance=1.5,
         steps=24,
     )
+
+
+def _spoken(tokenizer: str) -> list[str]:
+    """The languages that a tokenizer has words of, where that is more than one."""
+    words = [word for word in json.loads(tokenizer)["model"]["vocab"] if word not in SPECIAL]
+    found = sorted({language(word) for word in words if re.search(r"[^\W\d_]", word)})
+    return found if len(found) > 1 else []
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -385,19 +417,25 @@ def _trained(config: UniDiffuserConfig) -> dict[str, Any]:
 # -- training ---------------------------------------------------------------------------------
 
 
+CODEC_FOLDER = "runs/codecs"
+
+
 class Training(Settings):
     """What a training of this system reads.
 
-    codecs: the folder of trained codecs.  init: a model to start from, codecs and weights.
+    preset: a name in SIZES or in PUBLISHED.
+    codecs: the folder of trained codecs; `nano` has plain ones unless another folder is named.  Of
+    published sizes a model that has them, or a folder of them as `everyway convert` makes it.
+    init: a model to start from, codecs and weights.
     patch, depth: of its network, other than it has them; what does not fit then starts afresh.
     schedule: of `process.config.gaussian`, other than the preset has it.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.
     """
 
-    preset: Literal["nano", "mini"] = "nano"
+    preset: Literal["nano", "mini", "small", "v0", "v1"] = "nano"
     init: str = ""
-    codecs: str = "runs/codecs"
+    codecs: str = CODEC_FOLDER
     patch: int = Field(0, ge=0)
     depth: int = Field(0, ge=0)
     schedule: str | dict[str, Any] = ""
@@ -410,7 +448,7 @@ class Training(Settings):
             self.unread(("codecs", "schedule"), "a training that starts from init")
         else:
             whose = f"preset {self.preset!r} of unidiffuser without init"
-            self.unread(("patch", "depth") + ("codecs",) * (self.preset == "nano"), whose)
+            self.unread(("patch", "depth"), whose)
         if self.schedule:
             gaussian(self.schedule)
         return self
@@ -418,11 +456,13 @@ class Training(Settings):
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
         own = {"schedule": self.schedule} if self.schedule else {}
-        if self.preset == "nano":
+        if self.preset in PUBLISHED:
+            return fresh(sys.modules[__name__], PUBLISHED[self.preset], self.codecs, data)
+        if self.preset == "nano" and self.codecs == CODEC_FOLDER:
             return build(replace(nano(data.words), **own))
         folder = Path(self.codecs)
         codecs = {name: codec_folder.settings(folder, name) for name in NEEDED}
-        made = build(replace(mini(codecs), **own))
+        made = build(replace(sized(self.preset, codecs), **own))
         for name, codec in made.codecs.items():
             codec_folder.fill(folder, name, codec)
         return made
@@ -443,10 +483,15 @@ class Training(Settings):
 
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "nano": dict(preset="nano", data="shapes", steps=1500, lr=5e-3, shift=2.0, out="runs/nano"),
+    "nano": dict(preset="nano", data="shapes", samples=96_000, lr=5e-3, shift=2.0, out="runs/nano"),
     "mini": dict(
         preset="mini", data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0,
         ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
         codecs="runs/codecs", out="runs/mini",
+    ),
+    "small": dict(
+        preset="small", data="lattice", cache=60_000, steps=200_000, lr=3e-3, weight_decay=0.0,
+        ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
+        codecs="runs/codecs", out="runs/small",
     ),
 }  # fmt: skip

@@ -6,7 +6,8 @@ What is trained, a system or a codec, has settings of its own (`model`), in its 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,7 @@ CODECS = {
     Training                a Settings class, the `model` of its config
     TRAININGS               name of a preset -> settings other than the defaults
 """
-PRESETS = ("nano", "mini", "mini-vq", "ediffi-nano", *CODECS)
+PRESETS = ("nano", "mini", "small", "mini-vq", "ediffi-nano", *CODECS)
 """What is shipped here, for help that imports no PyTorch; `names` asks every system."""
 FORMER = {"recogniser": "classifier"}
 """Names of old commands and run folders -> those of now."""
@@ -51,13 +52,17 @@ class Source(Settings):
     """What is learned from."""
 
     data: FileName = "shapes"
-    """A built-in set, or a folder of pictures, in which folders are classes."""
+    """A built-in set, or data of your own: a folder, in which folders are classes, tar shards, or a
+    Hugging Face data set, hf:owner/name."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
     latents: str = ""
     """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
+    unpaired: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch's samples that are pictures without a caption or captions without a picture;
+    what they lack is at t = 1, or the null, and nothing is learned of it.  0 leaves them out."""
     compose: bool = False
     """Pictures of `cache` built-in scenes are put together and encoded on the training's device as
     they are needed, not cached: for GPUs (`train.composed`)."""
@@ -78,12 +83,44 @@ class Optimisation(Settings):
     """Of the matrices, a step, times the rate."""
     warmup: int = Field(100, ge=0)
     """Steps in which the rate rises."""
+    warmup_samples: int = Field(0, ge=0)
+    """Samples in which the rate rises, whatever the batch; 0 leaves it to `warmup`."""
     cooldown: float = Field(0.2, ge=0, lt=1)
     """The last part of the run, in which the rate falls to a fiftieth."""
     clip: float = Field(1.0, ge=0)
     """The largest norm of the gradient, 0 for any."""
     ema: float = Field(0.9995, ge=0, le=1)
     """Decay of the average of the weights that is exported."""
+    ema_samples: int = Field(0, ge=0)
+    """Samples in which that average forgets half, whatever the batch; 0 leaves it to `ema`."""
+    ema_length: float = Field(0.0, ge=0, le=0.28)
+    """Of an average by a power function, in place of `ema`: its width as a part of the training's
+    length, about 0.05 to 0.15; 0 is none."""
+
+
+class Adapter(Settings):
+    """What is trained beside a network whose weights stay as they are."""
+
+    lora: int = Field(0, ge=0, le=4096)
+    """Rank of a LoRA of the model in `init`, whose weights then stay as they are; 0 is none."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What the LoRA adds is times lora_alpha / lora; 0 is as much as the rank."""
+    lora_layers: str = ""
+    """Words with commas between them, as attn,fc1: linear layers named so; by default all."""
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Adapter:
+        if not self.lora:
+            self.unread(("lora_alpha", "lora_layers"), "a training without lora")
+        return self
+
+    @property
+    def alpha(self) -> float:
+        return self.lora_alpha or float(self.lora)
+
+    @property
+    def words(self) -> list[str]:
+        return [word.strip() for word in self.lora_layers.split(",") if word.strip()]
 
 
 class Run(Settings):
@@ -103,12 +140,18 @@ class Run(Settings):
     """Weights, gradients and optimiser lie in shards over the processes' GPUs (FSDP2)."""
     save_every_s: float = Field(120.0, ge=0)
     """Seconds between savings."""
+    keep: int = Field(1, ge=1)
+    """States that are kept: the last one, and those that were saved before it."""
     publish: bool = False
     """Each saving exports the average, too."""
     sample_every: int = Field(0, ge=0)
     """Steps between sheets of samples, 0 for none."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of the log."""
+    before_after: bool = True
+    """A training from `init` ends with a sheet of samples before and after it."""
+    tracker: str = ""
+    """What is told of losses and samples beside TensorBoard, as wandb or mlflow."""
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of what is exported."""
     licence: str = ""
@@ -130,6 +173,8 @@ class TrainConfig(Settings, Generic[Own]):
     """Of the weights, the samples and all noise."""
     steps: int = Field(1000, ge=1)
     """Of the optimiser."""
+    samples: int = Field(0, ge=0)
+    """Samples that are seen in all, whatever the batch; 0 leaves it to `steps`."""
     budget_s: float = Field(0.0, ge=0)
     """Stop, cooled down, within so many seconds; 0 is no limit."""
     batch: int = Field(64, ge=1)
@@ -139,7 +184,29 @@ class TrainConfig(Settings, Generic[Own]):
     model: SerializeAsAny[Own]
     source: Source = Source()
     optim: Optimisation = Optimisation()
+    adapter: Adapter = Adapter()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> TrainConfig:
+        if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
+            raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        return self
+
+    @model_validator(mode="after")
+    def _by_samples(self) -> TrainConfig:
+        """What is counted in samples says how many steps that is."""
+        own, batch = self.optim, self.batch
+        changes: dict[str, float] = {}
+        if own.warmup_samples:
+            changes["warmup"] = math.ceil(own.warmup_samples / batch)
+        if own.ema_samples:
+            changes["ema"] = 0.5 ** (batch / own.ema_samples)
+        if changes:
+            object.__setattr__(self, "optim", own.model_copy(update=changes))
+        if self.samples:
+            object.__setattr__(self, "steps", math.ceil(self.samples / batch))
+        return self
 
     @property
     def folder(self) -> Path:
@@ -193,9 +260,32 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
     kind = _kind(system)
     system = FORMER.get(system, system)
     try:
-        return kind(**{"model": {}, **merged(kind, *tables), "system": system})
+        counted = (_counted_once(kind, table) for table in tables)
+        return kind(**{"model": {}, **merged(kind, *counted), "system": system})
     except ValidationError as error:
         raise ConfigError(fault(error)) from None
+
+
+COUNTED = {"steps": "samples", "warmup": "warmup_samples", "ema": "ema_samples"}
+"""Settings by the step -> by the sample, which are above them."""
+
+
+def _counted_once(kind: type[TrainConfig], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table that says one of a pair by the step alone takes back what former ones say by the
+    sample."""
+    known, own = places(kind), {path for path, _ in _leaves(merged(kind, table))}
+    pairs = ((known[step], known[sample]) for step, sample in COUNTED.items())
+    back = {".".join(by): 0 for step, by in pairs if step in own and by not in own}
+    return {**back, **table}
+
+
+def _leaves(data: Mapping[str, Any], start: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """(path, value) of every value in nested data."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*start, name))
+        else:
+            yield (*start, name), value
 
 
 def remembered(table: Mapping[str, Any]) -> TrainConfig:

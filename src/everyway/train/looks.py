@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 SEEN = 30
 """Tokens seen in fewer captions than this do not bear on the axes."""
+TINY = 1e-6
 OWN = 0.2
 """Least size of what each token has for itself, against 1 for the looks of most: it keeps words
 apart that look alike or like nothing."""
@@ -44,13 +45,19 @@ def effects_of_words(
     return torch.linalg.solve(among + ridge * torch.eye(vocabulary), centred), counts
 
 
-def codes_of_words(effects: Tensor, counts: Tensor, dim: int, seed: int) -> Tensor:
+def codes_of_words(
+    effects: Tensor, counts: Tensor, dim: int, seed: int, least: int = SEEN
+) -> Tensor:
     """(vocabulary, dim): the main axes of the effects, of variance 1 each over the tokens that were
-    seen, and something of its own for every token: the more, the less it looks like anything."""
-    seen = effects[counts >= SEEN]
+    seen, and something of its own for every token: the more, the less it looks like anything.
+
+    least: captions in which a token counts as seen.
+    """
+    seen = effects[counts >= least]
     mean = seen.mean(0)
     axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][: min(dim, len(seen) - 1)]
-    looks = (effects - mean) @ axes.T / ((seen - mean) @ axes.T).std(0)
+    spread = ((seen - mean) @ axes.T).std(0).clamp_min(TINY)  # tokens may all be said together
+    looks = (effects - mean) @ axes.T / spread
     looks = F.pad(looks, (0, dim - looks.shape[1]))  # few words have few axes
     own = (1 - looks.square().mean(1, keepdim=True).sqrt()).clamp_min(OWN)
     generator = torch.Generator().manual_seed(seed)

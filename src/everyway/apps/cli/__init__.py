@@ -24,6 +24,7 @@ COMMANDS = {
     "interpolate": "pictures between two pictures",
     "chain": "text, picture, text, picture, ...",
     "upscale": "a picture made larger",
+    "studio": "everything that a model can do, in a browser",
     "replay": "make a picture again from its own record",
     "train": "train a model, or go on training it",
     "experts": "a model as experts of intervals of noise, and what each of them does",

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,15 +30,16 @@ def spoken(sentence: str) -> str:
     return translated(sentence, language)
 
 
-def translated(sentence: str, language: str) -> str:
+def translated(sentence: str, language: str, tables: Mapping[str, Path] = TABLES) -> str:
     """A sentence by a language's table, with the parts that stand in it."""
-    exact, patterns = _table(language)
+    exact, patterns = _table(tables[language])
     plain = " ".join(sentence.split())
     if plain in exact:
         return exact[plain]
     for pattern, said in patterns:
         if match := pattern.fullmatch(plain):
-            return _joined(said.format(*(translated(part, language) for part in match.groups())))
+            parts = (translated(part, language, tables) for part in match.groups())
+            return _joined(said.format(*parts))
     return sentence
 
 
@@ -74,9 +75,9 @@ def _joined(said: str) -> str:
 
 
 @cache
-def _table(language: str) -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+def _table(path: Path) -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
     """Whole sentences, and patterns of others, those that say most first."""
-    table = json.loads(TABLES[language].read_text(encoding="utf-8"))
+    table = json.loads(path.read_text(encoding="utf-8"))
     exact = {sentence: said for sentence, said in table.items() if "{}" not in sentence}
     open_ = sorted(table.keys() - exact.keys(), key=lambda s: -len(s.replace("{}", "")))
     return exact, [(_pattern(sentence), table[sentence]) for sentence in open_]

@@ -1,0 +1,148 @@
+"""Blend: pictures with weights, masks and a focus, and words, as one result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from everyway.apps.studio import views
+from everyway.apps.studio.bench import MOST
+from everyway.apps.studio.parts import Page, picture_of, values_of
+from everyway.errors import EverywayError
+from everyway.request import MIXES, GenerateRequest, RequestError
+
+SLOTS = 3
+"""Pictures that a blend may have here."""
+LABELS = {
+    "": "the model's own",
+    "attention": "in every attention",
+    "layer": "layer by layer",
+    "model": "step by step",
+    "tokens": "as one sequence",
+    "image": "a picture",
+    "text": "words",
+}
+EXAMPLE = ("a large fox on blue", "a small pizza on green")
+
+
+class Blend(Page):
+    """Several contexts on one page."""
+
+    def build(self) -> None:
+        say = self.say
+        said = say(
+            "Give several things at once. A weight says how much each counts, a mask which part of "
+            "a picture is seen, the focus whether its content or its style is taken."
+        )
+        gr.HTML(views.lead(say("Blend"), said), js_on_load=None)
+        with gr.Row(equal_height=False, elem_classes="ew-work"):
+            with gr.Column(scale=7, min_width=300):
+                with gr.Row(elem_classes="ew-slots"):
+                    self.slots = [self._slot(k) for k in range(1, SLOTS + 1)]
+                with gr.Row():
+                    self.text = gr.Textbox(label=say("Words"), scale=3, elem_id="blend-text")
+                    self.weight = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Weight"))
+                with gr.Row():
+                    made = self.labelled(LABELS, ("image", "text"))
+                    self.kind = gr.Radio(made, value="image", label=say("Make of it"))
+                    mixes = self.labelled(LABELS, ("", *MIXES))
+                    self.mix = gr.Dropdown(mixes, value="", label=say("How it is mixed"))
+                with gr.Accordion(say("Settings"), open=False):
+                    self.model = self.models(lambda system: system == "versatile")
+                    with gr.Row():
+                        self.n = gr.Slider(1, MOST, value=1, step=1, label=say("How many"))
+                        self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
+                        self.colours = gr.Slider(
+                            0, 1, value=0, step=0.1, label=say("Colours of the first picture")
+                        )
+            with gr.Column(scale=5, min_width=300):
+                with gr.Row():
+                    make = self.button("Blend", elem_id="blend", scale=3)
+                    self.stopping()
+                example = gr.Button(say("An example"), size="sm", elem_id="blend-example")
+                self.shown = gr.HTML(
+                    views.hint(say("Give two things or more; their blend appears here.")),
+                    elem_id="blended",
+                    js_on_load=None,
+                )
+        self.masks = [gr.Textbox(visible="hidden") for _ in self.slots]
+        flat = [part for slot in self.slots for part in slot]
+        rest = [self.text, self.weight, self.kind, self.mix]
+        rest += [self.model, self.n, self.seed, self.colours]
+        given = [*flat, *self.masks, *rest]
+        drawn = values_of(len(given), {f"blend-mask-{k + 1}": len(flat) + k for k in range(SLOTS)})
+        make.click(
+            self._made, given, self.shown, js=drawn, show_progress="hidden", concurrency_limit=4
+        )
+        outputs = [self.slots[0][0], self.text, self.weight]
+        example.click(self._example, None, outputs)
+
+    def _slot(self, number: int) -> tuple[gr.Image, gr.Slider, gr.Slider]:
+        """A picture with its weight, its focus and its mask."""
+        say = self.say
+        with gr.Column(min_width=170, elem_classes="ew-slot"):
+            image = gr.Image(
+                label=say(f"Picture {number}"),
+                type="pil",
+                image_mode="RGB",
+                height=170,
+                placeholder=self.dropping,
+                sources=["upload", "clipboard"],
+                buttons=[],
+                elem_id=f"blend-{number}",
+            )
+            weight = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Weight"))
+            said = say("0 content, 1 style")
+            focus = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Focus"), info=said)
+            with gr.Accordion(say("Mask: what of it is seen"), open=False, visible=False) as part:
+                mask = self.canvas(f"blend-mask-{number}", "mask")
+        image.change(self._masking, image, [part, mask], queue=False, show_progress="hidden")
+        return image, weight, focus
+
+    def _masking(self, image: Image.Image | None) -> tuple[Any, Any]:
+        picture = views.address(image) if image is not None else ""
+        return gr.update(visible=bool(picture)), self.canvas_html("mask", picture)
+
+    def _example(self) -> tuple[Image.Image, str, float]:
+        return self.studio.example(EXAMPLE[0]).picture, EXAMPLE[1], 0.5
+
+    def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:
+        try:
+            asked = self.request_of(*fields)
+        except EverywayError as error:
+            yield views.trouble(self.say(str(error)))
+            return
+        for html, _, _ in self.running(asked, request.session_hash):
+            yield html
+
+    def request_of(self, *fields: Any) -> GenerateRequest:
+        """The request that the page's fields are.  Pictures and masks are kept with the studio."""
+        pictures, masks = fields[: 3 * SLOTS], fields[3 * SLOTS : 4 * SLOTS]
+        text, share, kind, mix, model, n, seed, colours = fields[4 * SLOTS :]
+        contexts: list[dict[str, Any]] = []
+        for k, masked in enumerate(masks):
+            image, weight, focus = pictures[3 * k : 3 * k + 3]
+            if image is None:
+                continue
+            mask = picture_of(masked)
+            own = {"mask": self.studio.keep(mask)} if mask is not None else {}
+            contexts.append(
+                {"image": self.studio.keep(image), "weight": weight, "focus": focus, **own}
+            )
+        if (text or "").strip():
+            contexts.append({"text": text.strip(), "weight": share})
+        if not contexts:
+            raise RequestError("nothing is given yet; give a picture, words, or both")
+        several = sum(context["weight"] > 0 for context in contexts) > 1
+        return GenerateRequest(
+            kind=kind,
+            model=model,
+            contexts=contexts,
+            mix=mix if mix and several else None,
+            n=int(n),
+            seed=int(seed or 0),
+            colours=colours if any(image is not None for image in pictures[::3]) else 0.0,
+        )

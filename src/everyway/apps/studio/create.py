@@ -1,0 +1,233 @@
+"""Create: all tasks on one page.  A side that is left empty is filled by the model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from everyway.apps.studio import plane, views
+from everyway.apps.studio.bench import MOST
+from everyway.apps.studio.parts import Page, picture_of, values_of
+from everyway.errors import EverywayError
+from everyway.request import SAMPLER_NAMES, GenerateRequest
+
+LABELS = {
+    "text-to-image": "draw it",
+    "vary-text": "say it in other words",
+    "image-to-text": "describe it",
+    "vary-image": "vary it",
+    "image-to-image": "redraw it",
+    "inpaint": "redraw what is masked",
+    "edit-image": "edit it as the words say",
+    "joint": "both together",
+    "image": "a picture alone",
+    "text": "words alone",
+}
+"""Kind -> what it is called here."""
+GIVEN = {
+    (False, False): ("joint", "image", "text"),
+    (True, False): ("text-to-image", "vary-text"),
+    (False, True): ("image-to-text", "vary-image", "image-to-image", "inpaint"),
+    (True, True): ("image-to-image", "inpaint", "edit-image"),
+}
+"""(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
+EXAMPLE = "a large fox on blue"
+EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "노란 배경에 큰 판다")
+
+
+def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:
+    """What a model may make of what is given, the likeliest first."""
+    fitting = [kind for kind in GIVEN[words, picture] if kind in kinds]
+    if masked and "inpaint" in fitting:
+        return ["inpaint"]
+    return [kind for kind in fitting if kind != "inpaint"]
+
+
+class Create(Page):
+    """The front page."""
+
+    def build(self) -> None:
+        say, first = self.say, self.studio.names[0]
+        kinds = self.studio.kinds(first)
+        example = self.studio.example(EXAMPLE)
+        told = plane.hero(example.picture, example.words, kinds, say)
+        hero = gr.HTML(told, elem_id="hero", js_on_load=views.loaded("ways"))
+        with gr.Row(elem_classes="ew-examples"):
+            read = [text for text in EXAMPLES if self.studio.reads(first, text)]
+            examples = [gr.Button(text, elem_classes="ew-chip-button") for text in read]
+        with gr.Row(equal_height=False, elem_classes="ew-work"):
+            with gr.Column(scale=5, min_width=300):
+                self._inputs(kinds)
+            with gr.Column(scale=7, min_width=300):
+                opening = say("drawn as the studio opened; what you make appears here")
+                shown = views.pair({"image": example.picture, "text": example.words}, opening)
+                grid = views.tag("div", shown, class_="ew-pairs", data_count=1)
+                self.shown = gr.HTML(
+                    views.tag("div", grid, self.how(example.film), class_="ew-run"),
+                    elem_id="made",
+                    js_on_load=None,
+                )
+                back = say("Give this picture back to the model")
+                self.back = gr.Button(back, visible=False, elem_id="back")
+        self.last, self.masked = gr.State([]), gr.Textbox(visible="hidden")
+        self.given_mask = gr.State("")  # of a record that is loaded
+        self.wished = gr.Textbox(visible="hidden")  # a choice that may not be one any more
+        self._listen(hero, examples)
+
+    def _inputs(self, kinds: Sequence[str]) -> None:
+        say = self.say
+        self.text = gr.Textbox(
+            label=say("Words"),
+            placeholder=say("what to draw, in English or Korean; or leave it empty"),
+            lines=2,
+            elem_id="text",
+        )
+        self.image = gr.Image(
+            label=say("Picture"),
+            type="pil",
+            image_mode="RGB",
+            height=190,
+            placeholder=self.dropping,
+            sources=["upload", "clipboard"],
+            buttons=[],
+            elem_id="image",
+        )
+        with gr.Accordion(say("Redraw a part only"), open=False, visible=False) as self.part:
+            self.mask = self.canvas("mask", "mask")
+        self.way = gr.Radio(
+            self.labelled(LABELS, ways(kinds, False, False)),
+            value=ways(kinds, False, False)[0] if ways(kinds, False, False) else None,
+            label=say("The model fills what is empty"),
+            elem_id="way",
+        )
+        with gr.Row():
+            self.make = self.button("Make", elem_id="make", scale=3)
+            self.stopping()
+        with gr.Accordion(say("Settings"), open=False, elem_id="settings"):
+            self.model = self.models(bool, elem_id="model")
+            with gr.Row():
+                self.n = gr.Slider(1, MOST, value=1, step=1, label=say("How many"))
+                self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"), elem_id="seed")
+            own = say("0: the model's own")
+            with gr.Row():
+                self.steps = gr.Slider(0, 1000, value=0, step=1, label=say("Steps"), info=own)
+                self.guidance = gr.Slider(0, 10, value=0, step=0.1, label=say("Guidance"), info=own)
+            with gr.Row():
+                self.strength = gr.Slider(
+                    0.05, 1, value=0.7, step=0.05, label=say("How much is redrawn")
+                )
+                samplers = [(say("the model's own"), ""), *SAMPLER_NAMES]
+                self.sampler = gr.Dropdown(samplers, value="", label=say("Sampler"))
+            self.dice = gr.Button("⚄ " + say("another seed"), size="sm")
+
+    def _listen(self, hero: gr.HTML, examples: Sequence[gr.Button]) -> None:
+        sides = [self.model, self.text, self.image, self.way]
+        quiet = {"queue": False, "show_progress": "hidden"}
+        changed = [self.model.change, self.text.change, self.image.change]
+        gr.on(changed, self._ways, sides, self.way, **quiet)
+        masks = [self.part, self.mask, self.given_mask]
+        self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
+        shown = [self.shown, self.last, self.back]
+        settings = [self.wished if f is self.way else f for f in self.fields] + [self.masked]
+        way = settings.index(self.wished)
+        drawn = values_of(len(settings), {"mask": len(settings) - 1}, {"way": way})
+        gr.on(
+            [self.make.click, self.text.submit],
+            self._made,
+            settings,
+            shown,
+            js=drawn,
+            show_progress="hidden",
+            concurrency_limit=4,
+        )
+        self.dice.click(self._seed, None, self.seed, queue=False)
+        self.back.click(self._back, self.last, [self.text, self.image])
+        for button in examples:
+            example = [*sides[1:3], self.wished]
+            chosen = button.click(lambda text: (text, None, ""), button, example, queue=False)
+            chosen.then(self._made, settings, shown, show_progress="hidden")
+        example = [*sides[1:], self.wished]
+        chosen = hero.select(self._chosen, self.model, example, show_progress="hidden")
+        chosen.then(self._made, settings, shown, show_progress="hidden")
+
+    @property
+    def fields(self) -> list[Any]:
+        """What is set on this page, in the order of `request_of`."""
+        names = ("text", "image", "way", "model", "n", "seed", "steps", "guidance", "strength")
+        return [*(getattr(self, name) for name in names), self.sampler]
+
+    def _ways(self, model: str, text: str, image: Image.Image | None, way: str) -> Any:
+        kinds = self.studio.kinds(model)
+        given = ways(kinds, bool((text or "").strip()), image is not None)
+        chosen = way if way in given else next(iter(given), None)
+        return gr.update(choices=self.labelled(LABELS, given), value=chosen)
+
+    def _masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
+        """The canvas of a picture; mask: what is on it first."""
+        picture = views.address(image) if image is not None else ""
+        part = gr.update(visible=bool(picture), open=bool(mask))
+        return part, self.canvas_html("mask", picture, start=mask), ""
+
+    def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
+        """An example of a way of the plane."""
+        kind, example = event._data["value"], self.studio.example(EXAMPLE)
+        text = example.words if kind == "text-to-image" else ""
+        image = example.picture if kind == "image-to-text" else None
+        given = ways(self.studio.kinds(model), bool(text), image is not None)
+        return text, image, gr.update(choices=self.labelled(LABELS, given), value=kind), kind
+
+    def _back(self, last: Sequence[str]) -> tuple[str, Any]:
+        return "", Image.open(self.studio.out / last[0]) if last else None
+
+    def _seed(self) -> int:
+        return random.randrange(2**31)
+
+    def _made(self, request: gr.Request, *fields: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Frames on the way, then what was made with its film."""
+        try:
+            asked = self.request_of(*fields)
+        except EverywayError as error:
+            yield views.trouble(self.say(str(error))), [], gr.update(visible=False)
+            return
+        yield from self.running(asked, request.session_hash)
+
+    def request_of(
+        self,
+        text: str | None,
+        image: Image.Image | None,
+        way: str,
+        model: str,
+        n: int,
+        seed: int | None,
+        steps: int,
+        guidance: float,
+        strength: float,
+        sampler: str,
+        masked: str = "",
+    ) -> GenerateRequest:
+        """The request that the page's fields are.  masked: a mask as a data: address.
+
+        Pictures are kept with the studio.
+        """
+        words = (text or "").strip() or None
+        mask = picture_of(masked) if image is not None else None
+        given = ways(self.studio.kinds(model), bool(words), image is not None, mask is not None)
+        kind = way if way in given else next(iter(given), way)
+        own = {"mask": self.studio.keep(mask)} if kind == "inpaint" else {}
+        own |= {"strength": strength} if kind == "image-to-image" else {}
+        return GenerateRequest(
+            kind=kind,
+            model=model,
+            text=words,
+            images=(self.studio.keep(image),) if image is not None else (),
+            n=int(n),
+            seed=int(seed or 0),
+            steps=int(steps) or None,
+            guidance=guidance or None,
+            sampler=sampler or None,
+            **own,
+        )

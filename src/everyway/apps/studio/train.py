@@ -1,0 +1,181 @@
+"""Train: point at a folder, see what it takes, start, watch, stop, go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from everyway.apps.cli.flags import seconds
+from everyway.apps.cli.train import settings as settings_of
+from everyway.apps.studio import chart, views
+from everyway.apps.studio.create import Create
+from everyway.apps.studio.parts import Page
+from everyway.apps.studio.trainings import Trainings
+from everyway.errors import EverywayError
+from everyway.train.config import PRESETS, TrainConfig
+
+BUILT_IN = ("shapes", "emoji", "lattice-whole")
+NAME = 9
+"""Letters of a name in a line of a price."""
+CURVE = 400
+"""Points of a curve, at most."""
+
+
+class Train(Page):
+    """One training at a time in sight; others go on."""
+
+    def build(self, create: Create, tabs: gr.Tabs) -> None:
+        """create: is given the model that was trained."""
+        say = self.say
+        said = say(
+            "Your own pictures, each with its captions in a text file of the same name. Start it, "
+            "stop it, and start it again: it goes on where it was, bit for bit."
+        )
+        gr.HTML(views.lead(say("Train"), said), js_on_load=None)
+        with gr.Row(equal_height=False, elem_classes="ew-work"):
+            with gr.Column(scale=5, min_width=300):
+                self.data = gr.Dropdown(
+                    [*BUILT_IN],
+                    value="shapes",
+                    allow_custom_value=True,
+                    label=say("A folder of yours, or a built-in set"),
+                    elem_id="train-data",
+                )
+                self.preset = gr.Dropdown(
+                    [*PRESETS], value="nano", label=say("Preset"), elem_id="train-preset"
+                )
+                with gr.Row():
+                    self.out = gr.Textbox("runs/mine", label=say("Run folder"), elem_id="train-out")
+                    self.budget = gr.Textbox(
+                        "", label=say("Time, as 30m; empty: all steps"), elem_id="train-budget"
+                    )
+                self.set = gr.Textbox(
+                    "sample_every=100",
+                    label=say("Settings, as steps=500, with spaces between"),
+                    elem_id="train-set",
+                )
+                self.price = gr.HTML("", elem_id="train-price", js_on_load=None)
+                with gr.Row():
+                    price = gr.Button(say("See the price"), elem_id="train-see")
+                    start = self.button("Start or go on", elem_id="train-start")
+                    stop = gr.Button(say("Stop"), elem_id="train-stop")
+            with gr.Column(scale=7, min_width=300):
+                self.shown = gr.HTML(
+                    views.hint(say("Losses and samples appear here.")),
+                    elem_id="training",
+                    js_on_load=None,
+                )
+                self.use = gr.Button(say("Use this model"), visible=False, elem_id="train-use")
+        given = [self.data, self.preset, self.out, self.budget, self.set]
+        beat = gr.Timer(1.5, active=False)
+        shown = [self.shown, self.use, beat]
+        price.click(self._priced, given, self.price)
+        start.click(self._started, given, [self.price, *shown], queue=False)
+        stop.click(self._stop_training, self.out, shown, queue=False)
+        beat.tick(self._watched, self.out, shown, queue=False, show_progress="hidden")
+        self.use.click(self._used, self.out, [create.model, tabs], queue=False)
+
+    @property
+    def trainings(self) -> Trainings:
+        """The studio's, in every language."""
+        return self.studio.trainings
+
+    def _config(
+        self, data: str, preset: str, out: str, budget: str, given: str
+    ) -> tuple[TrainConfig, list[str]]:
+        """What the fields mean, and as words of the command line."""
+        from everyway.train import stack
+
+        words = (given or "").split()
+        overrides = settings_of(words) | ({"data": data} if data else {})
+        long = seconds(budget.strip()) if (budget or "").strip() else None
+        config = stack.resolved(preset, overrides, out.strip() or None, long)
+        line = [preset, "--out", config.run.out, *(["--data", data] if data else [])]
+        line += ["--budget", budget.strip()] if long else []
+        return config, [*line, *(w for word in words for w in ("--set", word))]
+
+    def _priced(self, *given: str) -> Iterator[str]:
+        say = self.say
+        yield views.tag("p", escape(say("some steps are tried; this takes a while")))
+        try:
+            _, words = self._config(*given)
+            lines = self.trainings.price(words, self.language).splitlines()
+        except (EverywayError, ValueError, OSError) as error:
+            yield views.trouble(say(str(error)))
+            return
+        rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
+        yield views.tag("div", views.facts(rows), class_="ew-card")
+
+    def _started(self, *given: str) -> tuple[Any, ...]:
+        try:
+            config, words = self._config(*given)
+            self.trainings.start(config, words)
+        except (EverywayError, ValueError, OSError) as error:
+            return views.trouble(self.say(str(error))), gr.skip(), gr.skip(), gr.skip()
+        return "", *self._watched(config.run.out)
+
+    def _stop_training(self, out: str) -> tuple[Any, ...]:
+        self.trainings.stop(out.strip())
+        return self._watched(out)
+
+    def _watched(self, out: str) -> tuple[Any, ...]:
+        """Where a training is: its curves, its newest samples, and whether to look again."""
+        out, say = out.strip(), self.say
+        runs, folder = self.trainings.runs(out), Path(out)
+        said = self.trainings.said(out)
+        if self.trainings.failed(out):
+            why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
+            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False)
+        rows = _log(folder / "log.jsonl")
+        done = (folder / "model" / "config.json").is_file()
+        state = say("it runs") if runs else say("done") if done else say("stopped; Start goes on")
+        if runs and not rows:
+            state = say("it prepares its data")
+        last = rows[-1] if rows else {}
+        where = say(f"step {last['step']}") if rows else ""
+        badge = views.tag("span", escape(state), class_="ew-badge", data_on="1" if runs else "0")
+        head = views.tag("p", badge, " ", escape(where), class_="ew-state")
+        before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
+        body = head + before + self._curves(rows) + self._samples(folder)
+        return body, gr.update(visible=done and not runs), gr.Timer(active=runs)
+
+    def _curves(self, rows: list[dict[str, float]]) -> str:
+        names = [n for n in (rows[-1] if rows else {}) if n not in ("step", "seconds")]
+        every = max(1, len(rows) // CURVE)
+        lines = {n: [(r["step"], r[n]) for r in rows[::every] if n in r] for n in names}
+        return chart.lines(lines, self.say("losses"), self.say("step")) if len(rows) > 1 else ""
+
+    def _samples(self, folder: Path) -> str:
+        """The newest sheet."""
+        for path in sorted((folder / "samples").glob("*.png"))[::-1]:
+            with suppress(OSError), Image.open(path) as sheet:
+                said = self.say("samples of the average")
+                src = views.address(sheet.convert("RGB"))
+                return f'<img class="ew-sheet" src="{src}" alt="{escape(said)}">'
+        return ""
+
+    def _used(self, out: str) -> tuple[Any, Any]:
+        """The trained model on every page's list, and on the first page."""
+        name = out.strip()
+        if name not in self.studio.names:
+            self.studio.names.append(name)
+        self.studio.forget(name)
+        chosen = gr.update(choices=[*self.studio.names], value=name)
+        return chosen, gr.update(selected="create")
+
+
+def _log(path: Path) -> list[dict[str, float]]:
+    """The rows of a training's log, but for one that is being written."""
+    rows = []
+    with suppress(OSError):
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,84 @@
+"""Trainings that a studio starts, each `everyway train` in a process of its own."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from everyway.errors import UsageError
+from everyway.train.config import TrainConfig
+
+COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
+TAIL = 2000
+"""Characters of what a training says that are shown where it failed."""
+
+
+@dataclass(eq=False)
+class Trainings:
+    """Those that were started here.  running: run folder -> its last process."""
+
+    running: dict[str, subprocess.Popen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        atexit.register(self.close)
+
+    def start(self, config: TrainConfig, words: Sequence[str]) -> None:
+        """words: of the command line.  UsageError where one runs in its folder."""
+        out = config.run.out
+        if self.runs(out):
+            raise UsageError(f"a training runs in {out} already; stop it first")
+        said = open(_said(out), "w", encoding="utf-8")
+        self.running[out] = subprocess.Popen([*COMMAND, *words], stdout=said, stderr=said)
+        said.close()
+
+    @staticmethod
+    def price(words: Sequence[str], language: str) -> str:
+        """What a training would take, as `everyway train --dry-run` tells it after some steps of
+        it: lines of a name and what it is.  UsageError where it cannot be."""
+        command = [*COMMAND, *words, "--dry-run"]
+        own = {**os.environ, "LANGUAGE": language, "PYTHONIOENCODING": "utf-8"}
+        told = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=own)
+        said = told.stderr.strip()
+        if told.returncode:
+            raise UsageError((said.splitlines() or ["it failed"])[-1].removeprefix("everyway: "))
+        return said
+
+    def runs(self, out: str) -> bool:
+        return out in self.running and self.running[out].poll() is None
+
+    def stop(self, out: str) -> None:
+        """As Ctrl-C: after the step that it is in, and everything is kept."""
+        if self.runs(out):
+            self.running[out].send_signal(signal.SIGINT)
+
+    def said(self, out: str) -> str:
+        """The last that a training said."""
+        with suppress(OSError):
+            return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
+        return ""
+
+    def failed(self, out: str) -> bool:
+        """Whether the last one in a folder ended in a fault."""
+        process = self.running.get(out)
+        return process is not None and process.poll() not in (None, 0, 130)
+
+    def close(self) -> None:
+        """Stops all, and waits until they are saved."""
+        for out in self.running:
+            self.stop(out)
+        for process in self.running.values():
+            process.wait()
+
+
+def _said(out: str) -> Path:
+    """Where what a training says is kept: beside its folder, which is its own."""
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f"{path.name}.said.txt")

@@ -1,0 +1,180 @@
+"""Results as HTML: pictures with their words, how sure tokens are, and films."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from everyway.apps.server.scheduler import Frame, Step
+from everyway.apps.studio.bench import Made
+from everyway.media import medium
+
+Say = Callable[[str], str]
+"""A sentence in the language of the page."""
+WEB = Path(__file__).with_name("web")
+LARGE = 256
+"""Pixels a side; larger frames on the way are sent as JPEG."""
+
+
+def loaded(name: str) -> str:
+    """The JavaScript that makes HTML of that name answer to the page; `trigger` tells it."""
+    return (WEB / "load" / f"{name}.js").read_text(encoding="utf-8")
+
+
+def tag(name: str, *inside: str, **attributes: Any) -> str:
+    """An element.  inside: HTML.  attributes: `class_` and `aria_label` as in HTML; False leaves
+    one out, True has no value."""
+    said = {k.strip("_").replace("_", "-"): v for k, v in attributes.items()}
+    own = "".join(
+        f" {k}" if v is True else f' {k}="{escape(str(v))}"'
+        for k, v in said.items()
+        if v is not False and v is not None
+    )
+    return f"<{name}{own}>{''.join(inside)}</{name}>"
+
+
+def address(picture: Image.Image | bytes, whole: bool = True) -> str:
+    """A picture as a data: address.  bytes: of a PNG.  whole: False may lose a little of it."""
+    kind = "png"
+    if isinstance(picture, Image.Image):
+        held = io.BytesIO()
+        kind = "png" if whole or max(picture.size) <= LARGE else "jpeg"
+        picture.convert("RGB").save(held, format=kind)
+        picture = held.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def pair(outputs: Mapping[str, Any], note: str = "", picture: str = "", extra: str = "") -> str:
+    """A figure of one sample: its picture above its words.  picture: its address, if it has one
+    that is better than its pixels'.  note: small, below.  extra: HTML beside the picture."""
+    image = outputs.get("image")
+    others = [
+        str(medium(name, {}).preview(value)) for name, value in outputs.items() if name != "image"
+    ]
+    shown = ""
+    if image is not None:
+        src = picture or address(image, whole=False)
+        said = others[0] if others else note
+        shown = tag("div", f'<img src="{src}" alt="{escape(said)}">', extra, class_="ew-picture")
+    words = "".join(tag("p", escape(text), class_="ew-words") for text in others)
+    small = tag("p", note, class_="ew-note") if note else ""
+    return tag("figure", shown, tag("figcaption", words, small), class_="ew-pair")
+
+
+def heat(sure: Tensor, say: Say) -> str:
+    """How sure every token is: light is sure; hatched is masked still."""
+    side = sure.shape[-1]
+    cells = "".join(
+        f'<i class="{"ew-masked" if p == 0 else ""}" style="--p:{p:.2f}" title="{p:.0%}"></i>'
+        for p in sure.flatten().tolist()
+    )
+    label = say("how sure each token is; hatched is masked still")
+    return tag("div", cells, class_="ew-heat", style=f"--side:{side}", role="img", aria_label=label)
+
+
+def heats(frame: Frame, say: Say) -> str:
+    """How sure the tokens of a sample are, where it has any."""
+    return "".join(heat(sure, say) for sure in frame.certainty.values())
+
+
+def going(step: Step, say: Say, plane: str = "") -> str:
+    """A run on its way.  plane: where it is in the plane of times."""
+    figures = [pair(frame.outputs, extra=heats(frame, say)) for frame in step.frames]
+    stage = f" · {step.stage}/{step.stages}" if step.stages > 1 else ""
+    where = say(f"step {step.step} of {step.steps}") + stage
+    return tag(
+        "div",
+        bar(step.done),
+        tag("div", tag("span", where), plane, class_="ew-where"),
+        tag("div", *figures, class_="ew-pairs", data_count=len(figures)),
+        class_="ew-run ew-going",
+        aria_busy="true",
+    )
+
+
+def bar(done: float) -> str:
+    """How far a run is."""
+    return tag("div", f'<i style="width:{done:.0%}"></i>', class_="ew-bar")
+
+
+def made(results: Sequence[Made], say: Say, foot: str = "", picture: Callable = None) -> str:
+    """What a run made.  foot: HTML below.  picture: Made -> the address of its file."""
+    figures = []
+    for one in results:
+        name = one.row.get("image")
+        src = picture(one) if picture and name else ""
+        seed = say(f"seed {one.result.seed}")
+        save = tag("a", say("download"), href=src, download=name, class_="ew-link") if name else ""
+        note = " · ".join(filter(None, (seed, stopped(one.row, say), save)))
+        figures.append(pair(one.result.outputs, note, src))
+    grid = tag("div", *figures, class_="ew-pairs", data_count=len(figures))
+    return tag("div", grid, foot, class_="ew-run ew-made")
+
+
+def stopped(row: Mapping[str, Any], say: Say) -> str:
+    """Where a result was stopped, or ""."""
+    where = row["facts"].get("stopped")
+    return say(f"stopped at step {where[0]} of {where[1]}") if where else ""
+
+
+def film(
+    frames: Iterable[Mapping[str, Any]],
+    label: str,
+    say: Say,
+    at: int = -1,
+    notes: Sequence[str] = (),
+    beside: Sequence[str] = (),
+) -> str:
+    """Pictures and words in a row, to scrub through.  frames: name -> value.  at: which is shown
+    first.  notes, beside: of each, small words and HTML."""
+    listed = [
+        {
+            "image": address(f["image"], whole=False) if f.get("image") is not None else "",
+            "text": " · ".join(str(v) for k, v in f.items() if k != "image"),
+        }
+        for f in frames
+    ]
+    for name, own in (("note", notes), ("beside", beside)):
+        for one, said in zip(listed, own):
+            one[name] = said
+    return tag(
+        "ew-film",
+        frames=json.dumps(listed, ensure_ascii=False),
+        at=at % len(listed) if listed else 0,
+        label=label,
+        play=say("play"),
+        pause=say("pause"),
+    )
+
+
+def trouble(message: str) -> str:
+    """What was wrong, in one line that says how to mend it."""
+    return tag("p", escape(message), class_="ew-trouble", role="alert")
+
+
+def hint(message: str) -> str:
+    """What a place is for, before there is anything."""
+    return tag("div", tag("p", escape(message)), class_="ew-hint")
+
+
+def facts(rows: Iterable[tuple[str, Any]]) -> str:
+    """Names and values, below each other."""
+    inside = "".join(
+        tag("dt", escape(name)) + tag("dd", escape(str(value)))
+        for name, value in rows
+        if value not in ("", None, (), [], {})
+    )
+    return tag("dl", inside, class_="ew-facts")
+
+
+def lead(title: str, said: str) -> str:
+    """The head of a page."""
+    return tag("header", tag("h2", escape(title)), tag("p", escape(said)), class_="ew-lead-in")

@@ -1,0 +1,325 @@
+"""What a training takes on this machine, found by some steps of it, and told before it is paid.
+
+A rehearsal is the training itself, of some samples of its own data and for some seconds, in a
+folder that is removed afterwards.  Everything that a command spends is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from pydantic import Field
+
+from everyway.checkpoints.card import hardware
+from everyway.checkpoints.store import write_text
+from everyway.data.folder import Folder
+from everyway.settings import Settings
+from everyway.systems import SYSTEMS
+from everyway.train import sources
+from everyway.train.config import ConfigError, TrainConfig, differences, parsed
+from everyway.train.devices import PartialState, agreed
+from everyway.train.folder import RESUMABLE
+from everyway.train.loop import train
+from everyway.train.systems import prepared
+
+FILE = "price.json"
+ROWS = 64
+"""Samples that a rehearsal encodes and learns from."""
+STEPS, SECONDS = 60, 8.0
+"""A rehearsal's end, whichever comes first."""
+WARM = 3
+"""Its first steps, which take longer than the others."""
+PARTS = ("begun", "codecs", "latents", "building", "training", "saving")
+"""Of the time that a command takes."""
+FASTER = 0.85
+"""Time of several threads, as a part of one's, from which they are worth it."""
+SHARE = 0.1
+"""Of a budget, the least that is left to learn in."""
+PASSES = (20, 200)
+"""How often each sample is seen, from which shapes are expected, and from which little is new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """Seconds: of a step, on the wall and of the processor, of encoding a sample, of building all,
+    and of saving and exporting it.
+
+    bytes: of the state and the exported model; row_bytes: of a sample in the cache.
+    """
+
+    step: float
+    processor: float
+    sample: float
+    build: float
+    finish: float
+    bytes: int
+    row_bytes: float
+    parameters: int
+
+
+class Price(Settings):
+    """What a training will do and take; it prints itself, and stands in the run folder."""
+
+    asked: dict[str, Any]
+    """The settings that were asked for."""
+    config: dict[str, Any]
+    """Those that it runs with."""
+    codecs: str = ""
+    """What codecs are made first: "fitted", "shipped", or none."""
+    about: dict[str, str] = Field(default_factory=dict)
+    """Lines on data and codecs."""
+    step_s: float
+    """Of a step."""
+    processor_s: float
+    """Of a step, of all cores together: less than `step_s` where others use them."""
+    steps: int
+    """Of the optimiser."""
+    rows: int
+    """Samples in the cache, 0 where they have no end."""
+    parameters: int
+    seconds: dict[str, float]
+    """Of each part, in order."""
+    memory: int
+    disk: int
+    threads: int
+    """Of the processor."""
+
+    @property
+    def total(self) -> float:
+        """In seconds."""
+        return sum(self.seconds.values())
+
+    def settings(self) -> TrainConfig:
+        return parsed(self.config)
+
+    def lines(self) -> dict[str, str]:
+        """What -> a line on it, for people to read."""
+        own = self.settings()
+        samples, out = self.steps * own.batch, own.folder.absolute()
+        passes = f", each {samples / self.rows:,.0f} times" if self.rows else ""
+        where = next(p for p in (out, *out.parents) if p.exists())
+        preset = getattr(own.model, "preset", "")
+        took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
+        return {
+            **self.about,
+            "model": f"{own.system} {preset}, {self.parameters / 1e6:.1f} million parameters",
+            "training": f"{self.steps:,} steps of {own.batch}: {samples:,} samples{passes}; "
+            f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
+            "time": f"{spell(self.total)} in all: {took['begun']} so far, {took['codecs']} codecs, "
+            f"{took['latents']} latents, {took['building']} building, {took['training']} training, "
+            f"{took['saving']} saving",
+            "memory": f"{size(self.memory)}, this machine has "
+            f"{size(psutil.virtual_memory().total)}",
+            "disk": f"{size(self.disk)}, {size(shutil.disk_usage(where).free)} are free",
+            "expect": self.expect(samples),
+        }
+
+    def expect(self, samples: int) -> str:
+        """What so many samples are good for."""
+        if not self.rows:
+            return "new samples without end: the longer, the better"
+        passes = samples / self.rows
+        if passes < PASSES[0]:
+            return "colours and places, hardly shapes: more time, or a smaller model, does more"
+        if passes < PASSES[1]:
+            return "what many pictures share is drawn and named; what is rare is not yet"
+        return "it will know this folder; more of it teaches little that is new, more pictures do"
+
+    def save(self) -> None:
+        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+
+
+def held(asked: TrainConfig) -> Price | None:
+    """The price in the run folder, if it is of these settings; what may change meanwhile is as it
+    is asked for now, and more or less time is the training's."""
+    path = asked.folder / FILE
+    try:
+        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        former = parsed(price.asked)
+    except (OSError, ValueError):
+        return None
+    if differences(former, asked, RESUMABLE):
+        return None
+    own = price.settings()
+    run = asked.run.model_copy(update={"out": own.run.out})
+    changes: dict[str, Any] = {"run": run}
+    if asked.budget_s != former.budget_s:
+        changes["budget_s"] = max(0.0, own.budget_s + asked.budget_s - former.budget_s)
+    if asked.steps != former.steps:
+        changes |= {"steps": asked.steps, "samples": asked.samples}
+    own = own.model_copy(update=changes)
+    return price.model_copy(update={"asked": asked.model_dump(), "config": own.model_dump()})
+
+
+def priced(
+    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+) -> Price:
+    """asked: as the user has it.  config: as it will run; tried: the same with what is there to
+    rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+
+    Raises ConfigError where a budget leaves no time to learn in.
+    """
+    found, threads = _with_threads(tried, place)
+    rows = _rows(tried)
+    before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
+    began = time.time() - psutil.Process().create_time()
+    before = {"begun": began, **before}
+    if asked.budget_s:
+        left = asked.budget_s - sum(before.values()) - found.finish
+        learning = left / (1 + found.finish / 2 / max(1.0, config.run.save_every_s))
+        if learning < SHARE * asked.budget_s:
+            need = (asked.budget_s - left) / (1 - SHARE)
+            raise ConfigError(
+                f"a budget of {spell(asked.budget_s)} leaves no time to learn in; give "
+                f"{spell(need)} or more"
+            )
+        config = config.model_copy(update={"budget_s": learning})
+        learning = min(learning, config.steps * found.step)
+        steps = min(config.steps, max(1, round(learning / found.step)))
+    else:
+        steps, learning = config.steps, config.steps * found.step
+    savings = found.finish * (1 + learning / max(1.0, config.run.save_every_s) / 2)
+    return Price(
+        asked=asked.model_dump(),
+        config=config.model_dump(),
+        step_s=found.step,
+        processor_s=found.processor,
+        steps=steps,
+        rows=rows if os.path.exists(config.source.data) else 0,
+        parameters=found.parameters,
+        seconds={**before, "training": learning, "saving": savings},
+        memory=round(_peak() + rows * found.row_bytes),
+        disk=round(2 * found.bytes + rows * found.row_bytes),
+        threads=threads,
+        **known,
+    )
+
+
+@contextmanager
+def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
+    """A folder in the run folder, of all processes; both are removed afterwards, the run folder
+    where there was none."""
+    place = out / "rehearsal"
+    fresh = agreed(not out.exists())
+    if process.is_main_process:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+    process.wait_for_everyone()
+    try:
+        yield place
+    finally:
+        if process.is_main_process:
+            shutil.rmtree(place, ignore_errors=True)
+            if fresh and not any(out.iterdir()):
+                out.rmdir()
+
+
+def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
+    """With one thread of the processor or with all, unless the user has chosen: a small model on
+    a machine that others use is faster with one."""
+    most = torch.get_num_threads()
+    if most == 1 or "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
+        return rehearsed(config, place / "one"), most
+    several = rehearsed(config, place / "several")
+    torch.set_num_threads(1)
+    one = rehearsed(config, place / "one")
+    if several.step > FASTER * one.step:
+        return one, 1
+    torch.set_num_threads(most)
+    return several, most
+
+
+def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
+    """Some steps of a training, in the folder `out`."""
+    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
+    run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
+    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
+    small = config.model_copy(
+        update=update
+        | {
+            "source": source.model_copy(update={"latents": ""}),
+            "run": config.run.model_copy(update=run | {"publish": False}),
+        }
+    )
+    sample, parameters = _encoding(small)
+    began = _now()
+    times: list[tuple[float, float]] = []
+    train(small, lambda progress: times.append(_now()))
+    ended, _ = _now()
+    warm = times[min(WARM, len(times) - 2) :] if len(times) > 1 else [began, *times]
+    step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
+    latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
+    rows = _rows(small)
+    row_bytes = sum(f.stat().st_size for f in latents) / rows
+    others = [f for f in out.rglob("*") if f.is_file() and f not in latents]
+    return Rehearsal(
+        step=step,
+        processor=processor,
+        sample=sample,
+        build=max(0.0, times[0][0] - began[0] - step - rows * sample),
+        finish=ended - times[-1][0],
+        bytes=sum(f.stat().st_size for f in others),
+        row_bytes=row_bytes,
+        parameters=parameters,
+    )
+
+
+def _now() -> tuple[float, float]:
+    """Seconds of the wall and of the processor."""
+    return time.monotonic(), time.process_time()
+
+
+def _encoding(config: TrainConfig) -> tuple[float, int]:
+    """(seconds a sample, parameters of the network); none of what is not a system."""
+    if config.system not in SYSTEMS:
+        return 0.0, 0
+    system = prepared(config)
+    parameters = sum(p.numel() for n in system.networks.values() for p in n.parameters())
+    if config.source.compose:
+        return 0.0, parameters
+    data, count = sources.data_of(system, config), _rows(config)
+    began = time.monotonic()
+    sources.encode(system, [sources.sample_at(data, row, count) for row in range(count)])
+    return (time.monotonic() - began) / count, parameters
+
+
+def _rows(config: TrainConfig) -> int:
+    """Samples in the cache of a training."""
+    count, name = config.source.cache, config.source.data
+    if os.path.exists(name):
+        count = min(count, len(Folder(name)))
+    return count * (1 + config.source.flip)
+
+
+def _peak() -> int:
+    """Bytes of memory at most so far, of the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def spell(seconds: float) -> str:
+    """A time in words, of two figures or three."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    power = min(3, int(math.log(max(count, 1), 1000)))
+    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"

@@ -1,0 +1,120 @@
+"""Whether the codecs at hand can show some pictures and say some captions, before hours go by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everyway.codecs.image_vae import psnr
+from everyway.contracts import Codec
+from everyway.data.reading import read
+from everyway.data.sample import Sample, to_tensor
+from everyway.errors import UsageError
+from everyway.system import System
+
+SHOWS, SAYS = 24.0, 0.98
+"""The dB of pictures, and the share of captions that come back, from which codecs serve."""
+NAMED = 3
+"""Unknown words that a line names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suited:
+    """psnr_db: of pictures through the image codec and back; None where there is none.
+
+    exact: the share of captions that come back word by word, and captions how many they are.
+    unknown: words that are not known.
+    """
+
+    psnr_db: float | None = None
+    exact: float | None = None
+    captions: int = 0
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def shows(self) -> bool:
+        return self.psnr_db is None or self.psnr_db >= SHOWS
+
+    @property
+    def says(self) -> bool:
+        return self.exact is None or self.exact >= SAYS
+
+    @property
+    def seen(self) -> str:
+        """What it shows, in words."""
+        below = "" if self.shows else f", below {SHOWS:g}"
+        return f"{self.psnr_db:.1f} dB on your pictures{below}"
+
+    @property
+    def said(self) -> str:
+        """What it says, in words."""
+        right = f"{round(self.exact * self.captions)} of {self.captions} captions come back"
+        if not self.unknown:
+            return right
+        named, rest = ", ".join(self.unknown[:NAMED]), len(self.unknown) - NAMED
+        more = f" and {rest} more words" if rest > 0 else ""
+        return f"{right}; unknown: {named}{more}"
+
+
+@torch.no_grad()
+def suited(system: System, samples: Sequence[Sample], captions: Sequence[str]) -> Suited:
+    """The codecs of a system on pictures of the size that it reads, and on captions."""
+    found: dict[str, Any] = {}
+    codecs = {m.source: m.codec for m in system.modalities.values() if m.decodes}
+    if "image" in codecs and samples:
+        found["psnr_db"] = _shown(codecs["image"], to_tensor([s.image for s in samples]))
+    if "text" in codecs and captions:
+        right = [_comes_back(codecs["text"], caption) for caption in captions]
+        found |= {"exact": sum(right) / len(right), "captions": len(right)}
+        found["unknown"] = tuple(_unknown(codecs["text"], captions))
+    return Suited(**found)
+
+
+def _shown(codec: Codec, pictures: Tensor) -> float:
+    """dB, in the size of the pictures."""
+    made = [codec.decode(codec.encode(part)) for part in pictures.split(16)]
+    made = F.interpolate(torch.cat(made), pictures.shape[-2:], mode="bilinear")
+    return float(psnr(made, pictures))
+
+
+def _comes_back(codec: Codec, caption: str) -> bool:
+    """Word by word; where a lexicon tells it in other words, with nothing of it left out."""
+    try:
+        said = codec.decode(codec.encode([caption]))[0]
+    except UsageError:
+        return False
+    lexicon = getattr(codec, "lexicon", None)
+    if lexicon is None:
+        return _words(said) == _words(caption)
+    reading = read(caption, lexicon)
+    return reading.scene is not None and not (reading.unread or reading.more or reading.several)
+
+
+def _unknown(codec: Codec, captions: Sequence[str]) -> Iterator[str]:
+    """The words that no caption can be told with, each once."""
+    tokens, lexicon = getattr(codec, "tokens", None), getattr(codec, "lexicon", None)
+    if lexicon is not None:
+        found = (word for caption in captions for word in read(caption, lexicon).unread)
+    else:
+        found = (w for caption in captions for w in _words(caption) if not _known(codec, tokens, w))
+    yield from dict.fromkeys(found)
+
+
+def _known(codec: Codec, tokens: Any, word: str) -> bool:
+    try:
+        if tokens is None:
+            codec.encode([word])
+            return True
+        return bool((tokens.encode([word]) != getattr(tokens, "unknown", -1)).all())
+    except UsageError:
+        return False
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
