@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from browsing import Visit, browsing, serving
 from PIL import Image
 
 from everyway.record import read_record
-
-from browsing import Visit, browsing, serving
 
 
 def test_words_become_a_picture_in_the_browser(tmp_path):
