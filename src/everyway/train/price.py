@@ -6,6 +6,7 @@ folder that is removed afterwards.  Everything that a command spends is counted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -25,6 +26,7 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
@@ -138,7 +140,7 @@ class Price(Settings):
         return "it will know this folder; more of it teaches little that is new, more pictures do"
 
     def save(self) -> None:
-        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+        write_text(self.settings().folder / FILE, json.dumps(self.model_dump(), indent=2))
 
 
 def held(asked: TrainConfig) -> Price | None:
@@ -146,7 +148,7 @@ def held(asked: TrainConfig) -> Price | None:
     is asked for now, and more or less time is the training's."""
     path = asked.folder / FILE
     try:
-        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
     except (OSError, ValueError):
         return None
@@ -164,10 +166,16 @@ def held(asked: TrainConfig) -> Price | None:
 
 
 def priced(
-    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+    asked: TrainConfig,
+    config: TrainConfig,
+    tried: TrainConfig,
+    place: Path,
+    fitting: int = 0,
+    **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
     rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
     """
@@ -197,10 +205,10 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if os.path.exists(config.source.data) else 0,
+        rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
-        memory=round(_peak() + rows * found.row_bytes),
+        memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
         threads=threads,
         **known,
@@ -243,14 +251,16 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`."""
-    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
+    source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
+    run |= {"publish": False, "before_after": False, "tracker": ""}
     small = config.model_copy(
-        update=update
-        | {
-            "source": source.model_copy(update={"latents": ""}),
-            "run": config.run.model_copy(update=run | {"publish": False}),
+        update={
+            "steps": min(STEPS, config.steps),
+            "samples": 0,
+            "budget_s": SECONDS,
+            "source": config.source.model_copy(update=source),
+            "run": config.run.model_copy(update=run),
         }
     )
     sample, parameters = _encoding(small)
@@ -298,7 +308,7 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if os.path.exists(name):
+    if is_data(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
 
