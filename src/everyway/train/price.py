@@ -165,10 +165,16 @@ def held(asked: TrainConfig) -> Price | None:
 
 
 def priced(
-    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+    asked: TrainConfig,
+    config: TrainConfig,
+    tried: TrainConfig,
+    place: Path,
+    fitting: int = 0,
+    **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
     rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
     """
@@ -201,7 +207,7 @@ def priced(
         rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
-        memory=round(_peak() + rows * found.row_bytes),
+        memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
         threads=threads,
         **known,
@@ -244,14 +250,16 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`."""
-    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
+    source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
+    run |= {"publish": False, "before_after": False, "tracker": ""}
     small = config.model_copy(
-        update=update
-        | {
-            "source": source.model_copy(update={"latents": ""}),
-            "run": config.run.model_copy(update=run | {"publish": False}),
+        update={
+            "steps": min(STEPS, config.steps),
+            "samples": 0,
+            "budget_s": SECONDS,
+            "source": config.source.model_copy(update=source),
+            "run": config.run.model_copy(update=run),
         }
     )
     sample, parameters = _encoding(small)

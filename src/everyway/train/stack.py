@@ -45,6 +45,8 @@ FOLDER: dict[str, Any] = dict(
 own; all counted in samples."""
 ENDLESS = 1_000_000_000
 """Steps where a budget is the end."""
+BYTES = 40
+"""Of memory, for each number of a picture, while codecs are fitted: in float32 and float64."""
 LOOKED_AT = 64
 """Pictures, and captions, that codecs are measured on."""
 HOPELESS = Suited(psnr_db=18.0, exact=0.1)
@@ -54,12 +56,14 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people."""
+    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people.
+    seconds: of making them.  bytes: that it takes beyond those of the trial."""
 
     codecs: str = ""
     folder: str = ""
     about: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
 
 
 def resolved(
@@ -102,7 +106,8 @@ def planned(asked: TrainConfig) -> Price:
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
         known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
-        return devices.agreed(price.priced(asked, config, tried, place, **known))
+        made = price.priced(asked, config, tried, place, choice.bytes, **known)
+        return devices.agreed(made)
 
 
 def run(
@@ -156,9 +161,15 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     for name, line in fitted_folder.described(made).items():
         about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
     count = len(Folder(config.source.data, captioned=True))
-    more = min(FITTED, count) / min(SAMPLE, count)
-    seconds = {"codecs": spent * more}
-    return Choice(codecs="fitted", folder=str(trial), about=about, seconds=seconds)
+    tried, fitted = min(SAMPLE, count), min(FITTED, count)
+    numbers = 3 * made["image"].settings["side"] ** 2
+    return Choice(
+        codecs="fitted",
+        folder=str(trial),
+        about=about,
+        seconds={"codecs": spent * fitted / tried},
+        bytes=(fitted - tried) * numbers * BYTES,
+    )
 
 
 def copy(system: System, out: Path) -> None:
