@@ -249,7 +249,7 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
-    """Some steps of a training, in the folder `out`."""
+    """Some steps of a training, in the folder `out`, as the first process measures them."""
     source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
     run |= {"publish": False, "before_after": False, "tracker": ""}
@@ -267,13 +267,15 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     times: list[tuple[float, float]] = []
     train(small, lambda progress: times.append(_now()))
     ended, _ = _now()
+    if not times:  # of several processes one is told of progress
+        return agreed(None)
     warm = times[min(WARM, len(times) - 2) :] if len(times) > 1 else [began, *times]
     step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
     rows = _rows(small)
     row_bytes = sum(f.stat().st_size for f in latents) / rows
     others = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    return Rehearsal(
+    made = Rehearsal(
         step=step,
         processor=processor,
         sample=sample,
@@ -283,6 +285,7 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
         row_bytes=row_bytes,
         parameters=parameters,
     )
+    return agreed(made)
 
 
 def _now() -> tuple[float, float]:
