@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,3 +209,20 @@ def test_the_last_of_steps_and_samples_counts():
     assert parsed({"samples": 640}, {"steps": 7}).steps == 7
     assert parsed({"warmup_samples": 640}, {"optim.warmup": 7}).optim.warmup == 7
     assert parsed({"ema_samples": 640}, {"ema": 0.5}).optim.ema == 0.5
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_train_as_one(folder, tmp_path):
+    own = ("batch=8", "steps=3", "device=cpu", "precision=fp32", "lr=1e-4")
+    for out, count in (("one", 1), ("two", 2)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        command += ["--standalone", "-m", "everyway.apps.cli", "train", "nano", "--data", folder]
+        command += ["--out", tmp_path / out, *(w for word in own for w in ("--set", word))]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("\ntime ") == 1
+    one, two = (weights(tmp_path / out) for out in ("one", "two"))
+    assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
