@@ -6,6 +6,7 @@ folder that is removed afterwards.  Everything that a command spends is counted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -139,7 +140,7 @@ class Price(Settings):
         return "it will know this folder; more of it teaches little that is new, more pictures do"
 
     def save(self) -> None:
-        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+        write_text(self.settings().folder / FILE, json.dumps(self.model_dump(), indent=2))
 
 
 def held(asked: TrainConfig) -> Price | None:
@@ -147,7 +148,7 @@ def held(asked: TrainConfig) -> Price | None:
     is asked for now, and more or less time is the training's."""
     path = asked.folder / FILE
     try:
-        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
     except (OSError, ValueError):
         return None

@@ -179,6 +179,8 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
             f"flip mirrors pictures, and captions of {source.data} say left and right"
         )
     rows = chosen(system, config, data)
+    if getattr(data, "by_class", False) and "text" in system.raws:
+        note("no picture has a caption: the names of the classes are taken for them")
     key = agreed(_fingerprint(system, config, rows) if state.is_main_process else "")
     where = Path(source.latents) if source.latents else config.folder
     folder = where / f"latents-{key}"
