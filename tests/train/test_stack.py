@@ -19,7 +19,7 @@ from everyway.data.folder import write_folder
 from everyway.data.sample import Sample
 from everyway.data.shapes import Shapes
 from everyway.generate import load
-from everyway.train import fitted_folder, price, stack
+from everyway.train import fitted_folder, price, stack, train
 from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
 from everyway.train.fitted_folder import Room
 from everyway.train.suited import suited
@@ -188,6 +188,15 @@ def test_what_was_chosen_stands_in_the_run_folder(folder, tmp_path, quick, monke
     assert all(torch.equal(whole[name], other[name]) for name in whole)
     drawn = load(str(tmp_path / "run" / "model")).generate(kind="image", steps=2)[0].image
     assert drawn.size == (32, 32)
+
+
+def test_a_run_that_was_begun_without_a_price_goes_on_as_it_was(folder, tmp_path):
+    own = {"data": str(folder), "batch": 8, "device": "cpu", "precision": "fp32", "steps": 1}
+    train(resolve("nano", own, out=str(tmp_path)))
+    again = asked(folder, tmp_path, steps=2)
+    assert again.model.times.shift == 2.0  # the preset's, and not that of fitted codecs
+    assert not stack.is_planned(again, read=True)
+    assert train(again)["step"] == 2
 
 
 # -- schedules ------------------------------------------------------------------------------------
