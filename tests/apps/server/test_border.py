@@ -245,9 +245,11 @@ def test_a_token_is_needed_elsewhere(nano, tmp_path):
                 assert client.get("/readyz", headers=headers).is_success
             own = {"authorization": "Bearer 0123456789abcdef", "host": "example.org"}
             assert client.get("/v1/models", headers=own).is_success
-            assert client.get(
-                "/v1/models", headers={"cookie": "everyway_token=0123456789abcdef"}
-            ).is_success
+            refused(client.get("/v1/models?token=0123456789abcdeg"), 401)
+            answer = client.get(f"{address}//v1/models?token=0123456789abcdef")
+            assert (answer.status_code, answer.headers["location"]) == (303, "/v1/models")
+            assert "httponly; path=/; samesite=strict" in answer.headers["set-cookie"].lower()
+            assert client.get("/v1/models").is_success  # the client has kept it
 
 
 # -- clients that are rude ------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from everyway.apps.studio.create import Create
 from everyway.apps.studio.parts import Page
 from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
-from everyway.train import stack
 from everyway.train.config import PRESETS, TrainConfig
 
 BUILT_IN = ("shapes", "emoji", "lattice-whole")
@@ -92,6 +91,8 @@ class Train(Page):
         self, data: str, preset: str, out: str, budget: str, given: str
     ) -> tuple[TrainConfig, list[str]]:
         """What the fields mean, and as words of the command line."""
+        from everyway.train import stack
+
         words = (given or "").split()
         overrides = settings_of(words) | ({"data": data} if data else {})
         long = seconds(budget.strip()) if (budget or "").strip() else None

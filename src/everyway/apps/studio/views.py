@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from everyway.apps.server.scheduler import Step
+from everyway.apps.server.scheduler import Frame, Step
 from everyway.apps.studio.bench import Made
 from everyway.media import medium
 
@@ -80,12 +80,14 @@ def heat(sure: Tensor, say: Say) -> str:
     return tag("div", cells, class_="ew-heat", style=f"--side:{side}", role="img", aria_label=label)
 
 
+def heats(frame: Frame, say: Say) -> str:
+    """How sure the tokens of a sample are, where it has any."""
+    return "".join(heat(sure, say) for sure in frame.certainty.values())
+
+
 def going(step: Step, say: Say, plane: str = "") -> str:
     """A run on its way.  plane: where it is in the plane of times."""
-    figures = []
-    for frame in step.frames:
-        maps = "".join(heat(sure, say) for sure in frame.certainty.values())
-        figures.append(pair(frame.outputs, extra=maps))
+    figures = [pair(frame.outputs, extra=heats(frame, say)) for frame in step.frames]
     stage = f" · {step.stage}/{step.stages}" if step.stages > 1 else ""
     where = say(f"step {step.step} of {step.steps}") + stage
     return tag(
@@ -124,10 +126,15 @@ def stopped(row: Mapping[str, Any], say: Say) -> str:
 
 
 def film(
-    frames: Iterable[Mapping[str, Any]], label: str, say: Say, at: int = -1, notes: Sequence = ()
+    frames: Iterable[Mapping[str, Any]],
+    label: str,
+    say: Say,
+    at: int = -1,
+    notes: Sequence[str] = (),
+    beside: Sequence[str] = (),
 ) -> str:
     """Pictures and words in a row, to scrub through.  frames: name -> value.  at: which is shown
-    first.  notes: of each."""
+    first.  notes, beside: of each, small words and HTML."""
     listed = [
         {
             "image": address(f["image"], whole=False) if f.get("image") is not None else "",
@@ -135,8 +142,9 @@ def film(
         }
         for f in frames
     ]
-    for one, note in zip(listed, notes):
-        one["note"] = note
+    for name, own in (("note", notes), ("beside", beside)):
+        for one, said in zip(listed, own):
+            one[name] = said
     return tag(
         "ew-film",
         frames=json.dumps(listed, ensure_ascii=False),
