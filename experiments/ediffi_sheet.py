@@ -1,5 +1,5 @@
-"""What `mini-ediffi` does on one labelled sheet: its cascade, another model's pictures enlarged, a
-style, and each of its experts in place of all.
+"""What `mini-ediffi` does on one labelled sheet: a painted scene, a style, its cascade, another
+model's pictures enlarged, and each of its experts in place of all.
 
 Prompts and seeds are fixed; nothing is chosen by hand.
 
@@ -16,12 +16,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from everyway.data.lattice import Lattice
+from everyway.data.styles import draw as drawn
 from everyway.generate import Model, load
 from everyway.metrics.judge import LATTICE
 from everyway.sheet import Cell, Section, sheet
 
 PROMPTS = (*LATTICE.prompts[:2], *LATTICE.more["two objects"][:2])
 STYLED = "a large dog in the middle, green background"
+PAINTED = "a large fox left of a small teapot, blue background"
+WORDS = {"#e4572e": "a large fox", "#2e86ab": "a small teapot", "#dddddd": "blue background"}
+COLOURS = 128
+"""Of the sheet as it is written."""
 
 
 def draw(model: Model, text: str, **settings) -> Image.Image:
@@ -63,13 +69,34 @@ def other(model: Model) -> list[Cell]:
 
 
 def style(model: Model) -> list[Cell]:
-    """A prompt in the style of another picture, more and more of it."""
-    given = draw(model, PROMPTS[0])
-    cells = [Cell(image=given, text="the style", given=True)]
-    for strength in (0.0, 0.5, 1.0):
-        weights = {"style": strength}
-        made = draw(model, STYLED, given={"style": given}, context_weights=weights)
-        cells.append(Cell(image=made, text=f"{STYLED}; style {strength:g}"))
+    """A prompt in the style of a picture of something else, more and more of it."""
+    cells = []
+    for name, strengths in (("grey", (1.0,)), ("tinted", (0.0, 0.5, 1.0))):
+        given = Image.fromarray(drawn(Lattice(seed=77).scene(3), name))
+        cells.append(Cell(image=given, text=f"the style: {name}", given=True))
+        for strength in strengths:
+            weights = {"style": strength}
+            made = draw(model, STYLED, given={"style": given}, context_weights=weights)
+            cells.append(Cell(image=made, text=f"{STYLED}; style {strength:g}"))
+    return cells
+
+
+def canvas(left: str, right: str) -> Image.Image:
+    """Two objects' colours in the middle row, the background's around them."""
+    made = Image.new("RGB", (96, 96), "#dddddd")
+    made.paste(left, (0, 32, 32, 64))
+    made.paste(right, (64, 32, 96, 64))
+    return made
+
+
+def painted(model: Model) -> list[Cell]:
+    """One prompt on a map that agrees with it, and on one that does not."""
+    fox, teapot = [*WORDS][:2]
+    cells = [asked(PAINTED, draw(model, PAINTED))]
+    for order in ((fox, teapot), (teapot, fox)):
+        map_ = canvas(*order)
+        made = draw(model, PAINTED, paint=map_, words=WORDS)
+        cells += [Cell(image=map_, text="painted", given=True), Cell(image=made, text=PAINTED)]
     return cells
 
 
@@ -78,7 +105,7 @@ def experts(model: Model) -> list[Cell]:
     text = PROMPTS[3]
     cells = [asked(text, draw(model, text))]
     for name, network in model.system.networks.items():
-        alone = replace(model, system=replace(model.system, network=network))
+        alone = replace(model, system=replace(model.system, network=network, placement=None))
         made = asked(text, draw(alone, text))
         cells.append(replace(made, text=f"{name.removeprefix('network.')} at all noise"))
     return cells
@@ -86,9 +113,10 @@ def experts(model: Model) -> list[Cell]:
 
 ROWS: dict[str, Callable[[Model], list[Cell]]] = {
     "text to image": lambda model: [asked(text, draw(model, text)) for text in PROMPTS],
+    "painted words": painted,
+    "a style": style,
     "the cascade": cascade,
     "another model's picture, enlarged": other,
-    "a style": style,
     "experts, on and off": experts,
 }
 
@@ -101,7 +129,8 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load(args.model, device="cpu")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet([Section(title=t, cells=made(model)) for t, made in ROWS.items()]).save(args.out)
+    page = sheet([Section(title=t, cells=made(model)) for t, made in ROWS.items()])
+    page.quantize(COLOURS).save(args.out, optimize=True)
 
 
 if __name__ == "__main__":

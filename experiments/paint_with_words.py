@@ -1,15 +1,21 @@
 """How many objects land where they are painted, with and without paint: 500 random canvases of two
 objects of Emoji Lattice.
 
-    python experiments/paint_with_words.py [MODEL] [--n 500] [--weight W] [--form F] [--out FILE]
+    python experiments/paint_with_words.py [MODEL] [--n 500] [--weight W] [--form F] [--above S]
 
 A canvas has a rectangle for each object, about a place where the world can have it: left and right,
-or top and bottom, drawn at random and so mostly against what the prompt says; the rest of it is
-painted with the words of the background.  Three prompts of each: `unsaid` leaves the place open;
-`said` says one, at random; `usual` says that the first stands left of the second, to which a prompt
-that leaves it open is completed where nothing is painted.
+or top and bottom, drawn at random; the rest of it is painted with the words of the background.  A
+person types what is to be seen and leaves to the map where: "a large fox and a small teapot, blue
+background".  What the network reads of that is `usual` without a map: the first stands left of the
+second.  With one it is `map`, completed from the map.  Two more tell what attention does by itself:
+`unsaid` is read as it was typed, and `said` says a place at random.
 
-Rows that the file holds already are not made again.
+    python experiments/paint_with_words.py [MODEL] --sheet FILE
+
+makes a picture of two prompts, each without paint and on four maps.
+
+Each row is compared with the first, `usual` without paint, canvas by canvas.  Rows that the file
+holds already are not made again.
 Source of the method: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324.
 """
 
@@ -24,8 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from everyway.apps.files import append_line
+from everyway.codecs.token_table import TokenTable
 from everyway.controls.paint import FORMS, Canvas, PaintWeight, painting
 from everyway.data.captions import plain
 from everyway.data.lattice import CELL, CELLS, LEXICON, SIDE, SIDES, Lattice
@@ -40,7 +48,7 @@ from everyway.sampling.loop import final
 SEED = 4_000_000
 """Of scenes and canvases that no training saw."""
 BATCH = 50
-PROMPTS = ("unsaid", "said", "usual")
+PROMPTS = ("usual", "map", "unsaid", "said")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,9 +59,16 @@ class Drawn:
     scene: Scene
     regions: dict[str, tuple[int, int, int, int]]
 
-    def text(self, prompt: str) -> str:
-        relation = {"unsaid": None, "said": self.scene.relation, "usual": "left of"}[prompt]
-        return plain(replace(self.scene, relation=relation), LEXICON)
+    def text(self, prompt: str, reader: TokenTable) -> str:
+        typed = plain(replace(self.scene, relation=None), LEXICON)
+        match prompt:
+            case "usual":
+                return reader.completed(typed)
+            case "map":
+                return reader.completed(typed, self.canvas(typed).middles())
+            case "said":
+                return plain(self.scene, LEXICON)
+        return typed
 
     def canvas(self, text: str) -> Canvas:
         maps = torch.zeros(1 + len(self.regions), SIDE, SIDE)
@@ -93,7 +108,7 @@ def drawn(index: int) -> Drawn:
 
 
 def measured(model, prompt: str, weight: PaintWeight | None, n: int) -> dict[str, Any]:
-    """What is right of n pictures: shares, with the standard error of `lands`."""
+    """What is right of each of n pictures, and how crisp they are."""
     samples = [drawn(index) for index in range(n)]
     lands, right, crisp = [], [], []
     for start in range(0, n, BATCH):
@@ -103,19 +118,16 @@ def measured(model, prompt: str, weight: PaintWeight | None, n: int) -> dict[str
             stated = replace(sample.scene, relation=None)
             right.append(score(stated, seen))
             crisp.append(psnr)
-    shares = {name: float(np.mean([r[name] for r in right])) for name in right[0]}
-    error = float(np.std(lands) / n**0.5)
-    return {
-        "lands": float(np.mean(lands)),
-        "error": error,
-        **shares,
-        "crisp": float(np.median(crisp)),
-    }
+    shares = {name: [float(r[name]) for r in right] for name in right[0]}
+    return {"lands": [float(x) for x in lands], **shares, "crisp": float(np.median(crisp))}
 
 
 def _pictures(model, part: Sequence[Drawn], prompt: str, weight: PaintWeight | None, seed: int):
     """What a batch of pictures shows, and how crisp each is."""
-    system, texts = model.system, [sample.text(prompt) for sample in part]
+    system = model.system
+    parts = (*system.modalities.values(), *system.conditions.values())
+    reader = next(p.codec for p in parts if isinstance(p.codec, TokenTable))
+    texts = [sample.text(prompt, reader) for sample in part]
     change = None
     if weight:
         canvases = [sample.canvas(text) for sample, text in zip(part, texts)]
@@ -125,9 +137,50 @@ def _pictures(model, part: Sequence[Drawn], prompt: str, weight: PaintWeight | N
     return zip(*(nearest(to_picture(one)) for one in pixels))
 
 
-def line(row: dict[str, Any]) -> str:
-    cells = "{lands:.3f} ± {error:.3f} | {object:.3f} | {size:.3f} | {background:.3f} | {crisp:.1f}"
-    return f"| {row['prompt']} | {row['paint']} | {cells.format(**row)} | {row['n']} |"
+def line(row: dict[str, Any], first: dict[str, Any]) -> str:
+    """lands, objects and sizes with what they are more than in the first row, and 95 % of that."""
+    cells = [row["prompt"], row["paint"]]
+    for name in ("lands", "object", "size"):
+        more = np.subtract(row[name], first[name])
+        near = 1.96 * more.std() / len(more) ** 0.5
+        cells.append(f"{np.mean(row[name]):.3f} ({more.mean():+.3f} ± {near:.3f})")
+    cells += [f"{np.mean(row['background']):.3f}", f"{row['crisp']:.1f}", str(row["n"])]
+    return f"| {' | '.join(cells)} |"
+
+
+SHOWN = {
+    "a large fox and a small teapot on blue": ("fox", "teapot"),
+    "a small rocket left of a large cactus on yellow": ("rocket", "cactus"),
+}
+"""Prompt of the sheet -> its objects."""
+GROUND, PAINTS = "#dddddd", ("#e4572e", "#2e86ab")
+
+
+def sheet(model) -> Image.Image:
+    """A row of maps and one of pictures for each prompt of SHOWN, the first without a map."""
+    sides = [*SIDES.values()]
+    laid = [places[::way] for places in sides for way in (1, -1)]
+    pad = 8
+    made = Image.new("RGB", ((1 + len(laid)) * (SIDE + pad) - pad, 4 * (SIDE + pad) - pad), "white")
+    for row, (text, names) in enumerate(SHOWN.items()):
+        words = dict(zip(PAINTS, names)) | {GROUND: f"{text.split()[-1]} background"}
+        for column, places in enumerate([None, *laid]):
+            painted = {} if places is None else {"paint": _painted(places), "words": words}
+            one = model.generate(kind="text-to-image", text=text, seed=0, **painted)[0].image
+            parts = (painted.get("paint"), one.resize((SIDE, SIDE)))
+            for line, part in enumerate(parts):
+                if part is not None:
+                    made.paste(part, (column * (SIDE + pad), (2 * row + line) * (SIDE + pad)))
+    return made
+
+
+def _painted(places: Sequence[str]) -> Image.Image:
+    """A map with a cell of each colour of PAINTS at these places."""
+    made = Image.new("RGB", (SIDE, SIDE), GROUND)
+    for colour, place in zip(PAINTS, places):
+        top, left = (k * CELL for k in CELLS[place])
+        made.paste(colour, (left, top, left + CELL, top + CELL))
+    return made
 
 
 def main() -> None:
@@ -137,26 +190,35 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="*", default=PROMPTS, choices=PROMPTS)
     parser.add_argument("--weight", type=float, nargs="*", help="by default the model's own")
     parser.add_argument("--form", choices=FORMS, help="by default the model's own")
+    parser.add_argument("--above", type=float, help="by default the model's own")
     parser.add_argument("--out", type=Path, default=Path("runs/paint_with_words.jsonl"))
+    parser.add_argument("--sheet", type=Path, help="makes this picture alone")
     args = parser.parse_args()
     model = load(args.model)
+    if args.sheet:
+        return sheet(model).save(args.sheet)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     former = args.out.read_text("utf-8").splitlines() if args.out.exists() else []
     made = [json.loads(text) for text in former]
     print("| prompt | paint | lands | objects | sizes | background | crispness dB | n |")
     print("|---|---|---|---|---|---|---|---|")
     own = {**model.system.paint, **FORMS.get(args.form, {})}
+    own |= {} if args.above is None else {"above": args.above}
     values = [PaintWeight(**own).value] if args.weight is None else args.weight
     weights = [PaintWeight(**{**own, "value": value}) for value in values]
+    first = None
     for prompt in args.prompts:
-        for weight in (None, *weights):
-            paint = f"{weight.value:g} {weight.statistic} {weight.growth}" if weight else "none"
+        for weight in (None, *weights) if prompt != "usual" else (None,):
+            paint = "none"
+            if weight:
+                paint = f"{weight.value:g} {weight.statistic} {weight.growth} > {weight.above:g}"
             asked = {"model": model.hash, "prompt": prompt, "paint": paint, "n": args.n}
             row = next((one for one in made if asked.items() <= one.items()), None)
             if row is None:
                 row = asked | measured(model, prompt, weight, args.n)
                 append_line(args.out, json.dumps(row))
-            print(line(row), flush=True)
+            first = row if first is None else first
+            print(line(row, first), flush=True)
 
 
 if __name__ == "__main__":

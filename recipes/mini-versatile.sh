@@ -7,6 +7,8 @@
 #   PROCESSES=1   of the training: one a core (a divisor of 128)
 #   PLAN=0        1 adds the published plan before them: variations of pictures, then texts to
 #                 pictures too, a quarter of the hours each
+#   CACHE=40000   scenes that a part learns from
+#   SCENES=300    of each row of the scores
 #   RUNS=runs     folder of everything it writes
 #   PYTHON=.venv/bin/python
 set -euo pipefail
@@ -14,6 +16,8 @@ cd "$(dirname "$0")/.."
 HOURS=${HOURS:-1.2}
 PROCESSES=${PROCESSES:-1}
 PLAN=${PLAN:-0}
+CACHE=${CACHE:-40000}
+SCENES=${SCENES:-300}
 RUNS=${RUNS:-runs}
 PYTHON=${PYTHON:-.venv/bin/python}
 export OMP_NUM_THREADS=1 # small matrices: a second thread costs more than it brings
@@ -23,7 +27,7 @@ if [ "$PROCESSES" -gt 1 ]; then
   launch=("$PYTHON" -m torch.distributed.run --nproc-per-node "$PROCESSES")
 fi
 train() { # NAME PER-CENT SETTING...
-  local name=$1 minutes told=()
+  local name=$1 minutes told=(--set "cache=$CACHE")
   minutes=$(LC_ALL=C awk "BEGIN { printf \"%.2f\", $HOURS * 0.6 * $2 }")
   shift 2
   for setting in "$@"; do told+=(--set "$setting"); done
@@ -41,9 +45,11 @@ fi
 train mini-versatile-1 42 cooldown=0 ${first[@]+"${first[@]}"}
 train mini-versatile 58 "init=$RUNS/mini-versatile-1/model" seed=1 lr=4e-3 cooldown=0.5 \
   text_to_image=0.9 image_to_text=0.6 image_variation=2 text_variation=0.2
-"$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini-versatile/model" -n 300 --json
+"$PYTHON" -m everyway.apps.cli evaluate "$RUNS/mini-versatile/model" -n "$SCENES" --json
 
 cat <<END
 
-To ship this model:  cp $RUNS/mini-versatile/model/* src/everyway/shipped/mini-versatile/
+To ship this model:
+  rm src/everyway/shipped/mini-versatile/*
+  cp $RUNS/mini-versatile/model/* src/everyway/shipped/mini-versatile/
 END

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 
 from everyway import library, upscale
+from everyway.checkpoints import store
 from everyway.generate import Model, Preview, Result, load
+from everyway.process import intervals
+from everyway.process.training_times import LogNormal
 from everyway.request import GenerateRequest, RequestError
-from everyway.systems import cascade, ediffi
+from everyway.systems import cascade, ediffi, ensemble
 
 WORDS = ("a", "red", "blue", "circle", "left", "right", "on", "white")
 TEXT = "a red circle left on white"
@@ -92,6 +95,24 @@ def test_a_cascade_is_stored_and_loaded(model, folder, tmp_path):
     settings = {"kind": "text-to-image", "text": TEXT, "steps": 2}
     (a,), (b,) = model.generate(**settings), again.generate(**settings)
     assert a.image.tobytes() == b.image.tobytes()
+
+
+def test_a_cascade_of_experts_is_written_a_byte_a_weight(model, alone, tmp_path):
+    base = replace(model.system, name="ediffi", systems={}, config=dict(model.system.config))
+    base.config.pop("cascade")
+    experts = ensemble.ensemble(base, intervals.level(1), LogNormal())
+    for name, system in (("base", experts), ("sr", alone.system)):
+        library.save(tmp_path / name, system, {"image_size": 16})
+    loaded = [library.load(tmp_path / name, device="cpu") for name in ("base", "sr")]
+    for weights in ("fp32", "int8"):
+        library.save_cascade(tmp_path / weights, loaded[0], loaded[1:], weights)
+    settings = {"kind": "text-to-image", "text": TEXT, "steps": 2}
+    made = [load(tmp_path / w, device="cpu").generate(**settings)[0] for w in ("fp32", "int8")]
+    whole, rounded = (pixels(result.image) for result in made)
+    assert np.abs(whole - rounded).mean() < 2 < whole.std()
+    networks = {"network.E1_0", "network.E1_1", "sr32.network"}
+    assert store.document(tmp_path / "int8")["deltas"] == dict.fromkeys(networks, "")
+    assert "deltas" not in store.document(tmp_path / "fp32")
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 10), (31, 17)])

@@ -14,6 +14,7 @@ import everyway
 ROOT = Path(everyway.__file__).parent
 LAYERS = {
     "errors": -1,
+    "launched": -1,
     "contracts": 0,
     "atomic": 0,
     "validation": 0,
@@ -34,6 +35,7 @@ LAYERS = {
     "layouts": 6,
     "request": 6,
     "sheet": 6,
+    "lora": 4,
     "library": 7,
     "upscale": 6.5,
     "plan": 8,

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from everyway import __version__, library, upscale
+from everyway import __version__, library, lora, upscale
 from everyway.contracts import Bundle, Contexts, Denoise, contexts_in, flat, kind_of, placed
 from everyway.controls.asking import Change, Changed
 from everyway.controls.blend import (
@@ -33,7 +33,7 @@ from everyway.controls.masks import free_places, pinned
 from everyway.controls.paint import FORMS, PaintWeight, painting
 from everyway.errors import UsageError
 from everyway.guidance import branches, guided, is_off
-from everyway.job import Blended, Job, Sample, batches, jobs, opened, read
+from everyway.job import Blended, Inputs, Job, Sample, batches, jobs, opened, read
 from everyway.media import Medium, medium
 from everyway.objective import corrupt
 from everyway.placement import machine
@@ -48,6 +48,7 @@ from everyway.system import System
 from everyway.tasks import Task, times_for
 
 BATCH = 16  # samples in flight; results stream out batch by batch
+ADAPTED = 4  # systems with LoRAs that are kept ready; they share the weights of the model's own
 UPSCALER = "upscaler."
 """What the names of another model's stages begin with."""
 Noises = dict[tuple[int, int], PerSampleNoise]
@@ -170,6 +171,7 @@ class Model:
     load_options: what `load` was given, as plain data.  note: what it made of it, in one line.
     formats: of the files that its weights were read from.
     upscaler: another model, whose cascade enlarges pictures of requests that name one.
+    adapted: the LoRAs of a request, by digest and weight -> the system with them, of the last few.
     """
 
     name: str
@@ -180,6 +182,7 @@ class Model:
     note: str = ""
     formats: library.Formats = field(default_factory=dict)
     upscaler: Model | None = field(default=None, repr=False)
+    adapted: dict[Any, System] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def from_pretrained(
@@ -264,6 +267,8 @@ class Model:
             needed -= {upscale.LOW_RES}
         if missing := needed - inputs.values.keys() - inputs.contexts.keys():
             raise RequestError(f"{request.kind} needs {', '.join(sorted(missing))}; give it")
+        for adapter, _ in inputs.loras:
+            adapter.check_base(self.name, self.hash)
         if inputs.canvas:
             painting([inputs.canvas], self._of(first.system), first.task)  # raises now or never
         for note in inputs.notes:
@@ -278,6 +283,10 @@ class Model:
         What is made of each is the same in any batch, so whoever has many jobs at a time (a server)
         chooses what it runs together.
         """
+        return self._with_loras(batch[0].inputs)._batch(batch)
+
+    def _batch(self, batch: Sequence[Sample]) -> Generator[Preview | Result, None, None]:
+        """Without the LoRAs of its request, which this model has by now."""
         request = batch[0].request
         stages = self._stages(request)
         rows = [sample for sample in batch for _ in range(sample.rows)]
@@ -411,6 +420,20 @@ class Model:
                     'generate(kind="text-to-image", text="a red circle")'
                 )
         return [one if isinstance(one, Job) else opened(one, self.system) for one in listed]
+
+    def _with_loras(self, inputs: Inputs) -> Model:
+        """This model with the LoRAs of a request; its own weights stay as they are."""
+        if not inputs.loras:
+            return self
+        key = tuple((adapter.digest, weight) for adapter, weight in inputs.loras)
+        if key not in self.adapted:
+            if self.system.placement and self.system.placement.files:
+                raise RequestError("a LoRA needs the experts in memory; load with --memory low")
+            network = lora.adapted(self.system.network, inputs.loras)
+            for former in [*self.adapted][: 1 - ADAPTED]:
+                self.adapted.pop(former, None)
+            self.adapted[key] = replace(self.system, network=network)
+        return replace(self, system=self.adapted[key])
 
     def _made(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from PIL import Image
 from everyway.contracts import Context, Contexts, kind_of
 from everyway.controls.masks import put_back
 from everyway.controls.paint import Canvas
+from everyway.data.captions import Point
 from everyway.data.pictures import square
 from everyway.data.sample import to_tensor
+from everyway.lora import LoRA, lora_of
 from everyway.media import (
     Medium,
     free_pixels,
@@ -36,6 +38,7 @@ from everyway.request import (
     known,
     read_file,
     read_image,
+    read_lora,
 )
 from everyway.system import Condition, System
 
@@ -77,6 +80,8 @@ def opened(
     for name in (*request.paths, *names):
         if name not in held:
             held[name] = read_file(name, "picture" if name in request.paths else "file")
+    for name in request.lora.keys() - held.keys():
+        held[name] = read_lora(name)
     return Job(request=request, files=held)
 
 
@@ -157,6 +162,7 @@ class Inputs:
     contexts: name -> one that is blended, as "image:2"; of several one of weight 0 is left out.
     picture: of inpainting and of upscaling, whole.  mask: of inpainting.
     canvas: what words of the text are painted on.
+    loras: each with its weight; one of weight 0 is left out.
     reference: the first picture given, (3, side, side).
     digests: name in the request -> digest.  notes: on how the inputs are seen, for the user.
     """
@@ -166,6 +172,7 @@ class Inputs:
     picture: Image.Image | None
     mask: Image.Image | None
     canvas: Canvas | None
+    loras: Sequence[tuple[LoRA, float]]
     reference: torch.Tensor | None
     digests: Mapping[str, str]
     notes: tuple[str, ...]
@@ -197,14 +204,17 @@ def read(job: Job, system: System, side: int) -> Inputs:
     """
     request = job.request
     embeddings = (c.embedding for c in request.contexts if c.embedding)
-    held = {name: job.file(name) for name in (*request.paths, *embeddings)}
+    held = {name: job.file(name) for name in (*request.paths, *embeddings, *request.lora)}
     pictures = [read_picture(held[name], name) for name in request.images]
     mask = read_picture(held[request.mask], request.mask, "black") if request.mask else None
     if mask:
         _fits(mask, pictures[0], side)
     whole = bool(mask) or request.kind == "upscale"  # and not the square in its middle
     seen = [] if request.kind == "upscale" else pictures
-    text = _completed(request.text, system, placed=not request.paint)
+    painted = read_picture(held[request.paint], request.paint) if request.paint else None
+    canvas = _canvas(request, painted, side) if painted else None
+    where = canvas.middles() if canvas else None
+    text = _completed(request.text, system, where)
     values: dict[str, list[Any]] = {"image": seen, "text": [text]}
     values["label"] = [request.label]
     for name, value in request.given.items():
@@ -220,16 +230,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
     blended = [c.value for c in contexts.values() if isinstance(c.value, Image.Image)]
     first = [*seen, *blended][:1]
     squares = [*zip(request.images, seen), *([(request.mask, mask)] if mask else [])]
-    canvas = None
-    if request.paint:
-        painted = read_picture(held[request.paint], request.paint)
-        squares.append((request.paint, painted))
-        canvas = Canvas(
-            text=text,
-            maps=painted_shares(painted, list(request.words), side, request.paint),
-            phrases=tuple(words.phrase for words in request.words.values()),
-            strengths=tuple(words.strength for words in request.words.values()),
-        )
+    squares += [(request.paint, painted)] if painted else []
     return Inputs(
         values={
             k: [_squared(v, side) for v in own]
@@ -239,13 +240,24 @@ def read(job: Job, system: System, side: int) -> Inputs:
         contexts=contexts,
         picture=pictures[0] if whole else None,
         mask=mask,
-        canvas=canvas,
+        canvas=replace(canvas, text=text) if canvas else None,
+        loras=[(lora_of(held[n], n), weight) for n, weight in request.lora.items() if weight],
         reference=picture_tensor(first, side)[0] if first else None,
         digests={name: digest(content) for name, content in held.items()},
         notes=(
             *(_seen(name, p.size, side) for name, p in squares if p.width != p.height),
-            *_unread(request.text, system, placed=not request.paint),
+            *_unread(request.text, system, where),
         ),
+    )
+
+
+def _canvas(request: GenerateRequest, painted: Image.Image, side: int) -> Canvas:
+    """What the words of a request are painted on, by the colours of a map."""
+    return Canvas(
+        text=request.text,
+        maps=painted_shares(painted, list(request.words), side, request.paint),
+        phrases=tuple(words.phrase for words in request.words.values()),
+        strengths=tuple(words.strength for words in request.words.values()),
     )
 
 
@@ -261,7 +273,7 @@ def _blended(context: GivenContext, job: Job, system: System, side: int) -> Blen
     if context.embedding is not None:
         return Blended(value=_embedded(context, own, job))
     if context.text is not None:
-        return Blended(value=_completed(context.text, system, placed=True))
+        return Blended(value=_completed(context.text, system))
     picture = read_picture(job.file(context.image), context.image)
     if context.mask is None:
         return Blended(value=square(picture, side))
@@ -291,13 +303,15 @@ def _input(name: str, system: System) -> Medium:
     return medium(known("input", name, sorted(system.raws)), system.media)
 
 
-def _completed(text: str | None, system: System, placed: bool = True) -> str | None:
+def _completed(
+    text: str | None, system: System, where: Mapping[str, Point] | None = None
+) -> str | None:
     """A prompt as the codecs that know what it leaves unsaid complete it.
 
-    placed: False leaves open where things are, for a map to say it.
+    where: phrase -> the middle of where a map has it, to complete places from.
     """
     for codec in (m.codec for m in _readers(system) if text and hasattr(m.codec, "completed")):
-        return codec.completed(text, placed)
+        return codec.completed(text, where)
     return text
 
 
@@ -307,11 +321,11 @@ def _readers(system: System) -> Iterator[Any]:
     return (each for each in everything if each.source == "text")
 
 
-def _unread(text: str | None, system: System, placed: bool) -> Iterator[str]:
+def _unread(text: str | None, system: System, where: Mapping[str, Point] | None) -> Iterator[str]:
     """What of a text the codecs that can tell will not read, and how it is `_completed`."""
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
-        also = (placed,) if hasattr(reader, "completed") else ()
+        also = (where,) if hasattr(reader, "completed") else ()
         yield from reader.remarks(text, *also) if hasattr(reader, "remarks") else ()
 
 
@@ -353,11 +367,12 @@ class Sample:
 
     @property
     def alike(self) -> str:
-        """The same for samples of a model that may share a batch: of equal settings and inputs of
-        the same names, and of pictures of one size where these are enlarged."""
+        """The same for samples of a model that may share a batch: of equal settings and LoRAs, of
+        inputs of the same names, and of pictures of one size where these are enlarged."""
         settings = self.request.model_dump_json(exclude=OWN)
         extent = self.inputs.size if self.request.kind == "upscale" else (0, 0)
-        return f"{settings} {sorted(self.inputs.values)} {extent}"
+        loras = [adapter.digest for adapter, _ in self.inputs.loras]
+        return f"{settings} {sorted(self.inputs.values)} {extent} {loras}"
 
 
 def batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everyway import launched
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
 from everyway.errors import UsageError
 from everyway.layouts import convert
+from everyway.lora import lora_of
 from everyway.nets.precision import fast
 from everyway.placement import (
     MEMORY,
@@ -34,6 +36,7 @@ from everyway.placement import (
     memory_for,
     one_of_several,
 )
+from everyway.request import LORA
 from everyway.system import System
 from everyway.systems import HUB, cascade
 from everyway.upscale import enlarges, side_of
@@ -78,9 +81,14 @@ def folder_of(name_or_path: str) -> Path:
 
 
 def _trained(path: Path) -> Path:
-    """The model of a training's folder, or the path as it is."""
+    """The model of a training's folder, or the path as it is; ModelError for that of a LoRA."""
     model = path / "model"
-    return model if (model / "config.json").is_file() and not convert.is_ours(path) else path
+    if (model / "config.json").is_file() and not convert.is_ours(path):
+        return model
+    if (path / LORA).is_file():
+        base = lora_of((path / LORA).read_bytes(), str(path)).facts.base
+        raise ModelError(f"{path} holds a LoRA; give --model {base} --lora {path}")
+    return path
 
 
 def _source(name_or_path: str) -> str:
@@ -140,7 +148,7 @@ def load(
         _spare(system)
     if placed.memory == "disk":
         placed = replace(placed, files=_in_files(system, opened, path, DTYPES[dtype]))
-    name = _named(path) if not source.startswith(HUB) else Path(source).name
+    name = name_of(source)
     return Loaded(
         name=name,
         hash=_hash(path, opened, system, bool(parts or settings), DTYPES[dtype]),
@@ -150,6 +158,21 @@ def load(
         note=f"{name}: {_note(placed, dtype, bytes_, free)}{convert.taken(opened)}",
         formats={c: {n: e.dtype for n, e in own.items()} for c, own in opened.components.items()},
     )
+
+
+def hash_of(name_or_path: str | Path) -> str:
+    """The hash that a model has when it is loaded; of one of ours no weight is read for it.
+
+    Errors as of `load`.
+    """
+    path = convert.local(_source(os.fspath(name_or_path)))
+    return store.fingerprint(path) if convert.is_ours(path) else load(path, "cpu", "fp32").hash
+
+
+def name_of(name_or_path: str | Path) -> str:
+    """What a model is called when it is loaded."""
+    source = _source(os.fspath(name_or_path))
+    return Path(source).name if source.startswith(HUB) else _named(convert.local(source))
 
 
 def metadata_of(name_or_path: str | Path) -> Mapping[str, Any]:
@@ -241,7 +264,8 @@ def save_cascade(
 ) -> None:
     """One model folder of a model and of those that enlarge its pictures, in order, with its card.
 
-    weights: a name in DTYPES, of what is written.
+    weights: a name in DTYPES, of what is written; or "int8": networks a byte a weight, the rest
+    fp16.
     Raises ModelError for a stage that enlarges none.
     """
     made = {}
@@ -254,8 +278,17 @@ def save_cascade(
     own = {k: v for k, v in base.metadata.items() if k != "scores"}
     metadata = {**own, "name": folder.name, "cascade": rows}
     config = {"system": system.name, "config": dict(system.config)}
-    store.save(folder, config, system.weights(), metadata, DTYPES[weights])
+    whole = weights != "int8"
+    deltas = system.deltas if whole else dict.fromkeys(_networks(system), "")
+    dtype = DTYPES[weights] if whole else torch.float16
+    store.save(folder, config, system.weights(), metadata, dtype, deltas)
     card.write_card(folder)
+
+
+def _networks(system: System) -> list[str]:
+    """The components that are networks, those of systems within this one too."""
+    inner = [f"{name}.{n}" for name, own in system.systems.items() for n in own.networks]
+    return [*system.networks, *inner]
 
 
 def push(
@@ -281,7 +314,8 @@ def _known(what: str, name: str, names: tuple[str, ...]) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        own = f"cuda:{launched.local_rank()}" if launched.processes() > 1 else "cuda"
+        name = own if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()  # "meta" holds no numbers

@@ -115,12 +115,12 @@ def read_text(given: Any, name: str) -> str:
     return said(given)
 
 
-def read_label(given: Any, name: str) -> int:
-    """given: a number, or its digits."""
-    if isinstance(given, str) and given.isascii() and given.isdigit():
-        return int(given)
-    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-        raise RequestError(f"{name} is {given!r:.40}; give the number of a class, from 0 up")
+def read_label(given: Any, name: str) -> int | str:
+    """given: a number from 0 up, or a name; the codec knows which there are."""
+    if isinstance(given, bool) or not isinstance(given, (int, str)) or given in ("",):
+        raise RequestError(f"{name} is {given!r:.40}; give a class by its number or name")
+    if isinstance(given, int) and given < 0:
+        raise RequestError(f"{name} is {given!r:.40}; the numbers of classes are from 0 up")
     return given
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -85,6 +86,8 @@ MIXES = ("attention", "layer", "model", "tokens")
 FOCUS = {"semantic": 0.0, "style": 1.0}
 OWN_STAGES, NO_STAGES = "", "none"
 """Values of `upscale`: the model's own stages enlarge its pictures, or none do."""
+LORA = "lora.safetensors"
+"""What a training of a LoRA leaves in its folder."""
 MAX_TEXT = 1000
 MAX_SEED = 2**62
 SETTINGS = (
@@ -122,6 +125,16 @@ class Words(NamedTuple):
 
     phrase: Annotated[str, Field(min_length=1, max_length=200)]
     strength: Annotated[Number, Field(ge=-10, le=10)] = 1.0
+
+
+def _loras(given: Any) -> Any:
+    """Files, or one, each as "FILE" or "FILE:WEIGHT", with the weight of each."""
+    listed = [given] if isinstance(given, (str, os.PathLike)) else given
+    if not isinstance(listed, (list, tuple)):
+        return given
+    named = re.compile(r"(.+?)(?::([+-]?[0-9.]+))?", re.DOTALL)
+    split = (named.fullmatch(str(_name(one))) for one in listed)
+    return {match[1]: match[2] or 1.0 for match in split if match}
 
 
 def _words(given: Any) -> Any:
@@ -186,8 +199,8 @@ class GenerateRequest(BaseModel):
     """A prompt."""
     images: tuple[Name, ...] = ()
     """Paths of the pictures that it is given."""
-    label: Annotated[Whole, Field(ge=0)] | None = None
-    """A class, for models of classes."""
+    label: Annotated[Whole, Field(ge=0)] | Annotated[str, Field(min_length=1)] | None = None
+    """A class by its name or number, for models of classes (everyway models MODEL names them)."""
     n: Annotated[Whole, Field(ge=1, le=10_000)] = 1
     """How many; sample k has seed + k."""
     seed: Annotated[Whole, Field(ge=0, lt=MAX_SEED)] = 0
@@ -257,6 +270,11 @@ class GenerateRequest(BaseModel):
     """Of an interpolation."""
     rounds: Annotated[Whole, Field(ge=1, le=1000)] = 5
     """Of a chain."""
+    lora: Annotated[
+        dict[Name, Annotated[Number, Field(ge=-10, le=10)]], BeforeValidator(_loras)
+    ] = {}
+    """Added to the model: a LoRA's file, or the folder of its training -> its weight, 1 by default;
+    several add up."""
     model: str = "default"
     """A shipped name, a model folder, a file or folder of published weights, or a hub id."""
 
@@ -398,6 +416,12 @@ def read_file(path: str | Path, what: str = "picture") -> bytes:
             f"{str(path)!r} cannot be read: {reason(error)}; give another {what}"
         ) from None
     raise RequestError(f"there is no {what} at {str(path)!r}; check the path")
+
+
+def read_lora(path: str) -> bytes:
+    """A LoRA's file, or that in the folder of its training.  Errors as of `read_file`."""
+    folder = Path(path)
+    return read_file(folder / LORA if folder.is_dir() else folder, "LoRA")
 
 
 def read_image(

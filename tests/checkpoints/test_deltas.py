@@ -79,3 +79,22 @@ def test_a_difference_without_its_base_is_refused(tmp_path):
     assert held["deltas"] == {"other": "base"}
     with pytest.raises(StoreError, match="a difference from what is not there"):
         store.load(tmp_path)
+
+
+def test_a_network_by_itself_is_a_byte_a_weight(tmp_path):
+    """Its difference from nothing: close, small, and the same bytes once more."""
+    own, deltas = network(0), {"network": ""}
+    store.save(tmp_path / "a", CONFIG, {"network": own}, {}, torch.float16, deltas)
+    config, read, metadata = store.load(tmp_path / "a")
+    assert torch.equal(read["network"]["bias"], own["bias"].half())
+    for name in ("weight", "conv"):
+        error = (read["network"][name] - own[name]).flatten(1).abs().amax(1)
+        assert bool((error <= own[name].flatten(1).abs().amax(1) / 250).all())
+    store.save(tmp_path / "b", config, read, metadata, torch.float16, deltas)
+    one, two = (store.document(tmp_path / k) for k in "ab")
+    assert one["sha256"] == two["sha256"]
+    (path,) = (tmp_path / "a").glob("*.safetensors")
+    assert path.stat().st_size < 1.2 * sum(v.numel() for v in own.values())
+    assert torch.equal(
+        store.open_component(tmp_path / "a", "network")["conv"].read(), read["network"]["conv"]
+    )

@@ -102,6 +102,31 @@ def test_a_prompt_is_completed_and_that_is_told(table, said, completed):
     assert table.remarks(said) == [f"taken as: {completed}"] and not table.remarks(completed)
 
 
+@pytest.mark.parametrize(
+    ("said", "where", "taken"),
+    [
+        (
+            "a fox and a teapot",
+            {"a teapot": (0.5, 0.2), "fox": (0.6, 0.8)},
+            "a large teapot left of",
+        ),
+        ("a fox and a teapot", {"fox": (0.9, 0.7), "a teapot": (0.2, 0.4)}, "a large teapot above"),
+        ("a fox and a teapot", {"fox": (0.4, 0.9)}, "a large teapot left of a large fox"),
+        ("a fox and a teapot", {"white background": (0.1, 0.1)}, "a large fox left of"),
+        ("a fox left of a teapot", {"fox": (0.5, 0.9)}, "a large fox left of a large teapot"),
+        ("a fox left of a cow", {"fox": (0.5, 0.9), "cow": (0.4, 0.4)}, "cow left of a large fox"),
+        ("a fox at the top", {"fox": (0.5, 0.9)}, "a large fox on the right"),
+        ("a fox", {"a large fox": (0.8, 0.6)}, "a large fox at the bottom"),
+        ("a fox", {"fox": (0.6, 0.4)}, "a large fox in the middle"),
+        ("여우와 피자", {"여우": (0.5, 0.9)}, "큰 여우 왼쪽에 큰 피자"),
+    ],
+)
+def test_a_map_says_where_things_are(table, said, where, taken):
+    """What a prompt leaves open, and of all objects also what it says."""
+    made = table.completed(said, where)
+    assert taken in made and table.remarks(said, where) == [f"taken as: {made}"]
+
+
 def test_what_no_scene_can_hold_is_told(table):
     taken = "taken as: a large fox left of a small rocket, white background"
     assert table.remarks("two small rockets and a fox") == [

@@ -99,6 +99,8 @@ def test_the_forms_of_the_weight():
         added = bias(scores).expand(2, 3, 4, 6)[1, 2]
         torch.testing.assert_close(added[:, [1, 4]], 3 * expected.expand(4, 2))
         assert (added[:, [0, 3, 5]] == 0).all()
+    late = PaintWeight(above=0.5).at(torch.tensor([0.4, 0.5, 0.6])).tolist()
+    assert late == pytest.approx([0, 0, 0.4 * np.log(1.6)])
     with pytest.raises(UsageError, match="growth 'cubic' is unknown; choose one of log, "):
         PaintWeight(growth="cubic")
 
@@ -199,6 +201,18 @@ def canvas(text: str = "a fox and a teapot", phrases=("a fox", "a teapot"), **ch
     return Canvas(**settings | changes)
 
 
+def test_the_middles_of_what_is_painted():
+    maps = torch.zeros(4, 12, 12)
+    maps[0, :6, :4] = maps[1, 6:, :4] = maps[2, :, 8:] = 1
+    made = canvas(maps=maps, phrases=("fox", "fox", "teapot", "cat"), strengths=(1, 1, -1, 1))
+    assert made.middles() == {"fox": pytest.approx((0.5, 1 / 6))}  # two regions; kept out; nowhere
+    once = canvas(maps=maps, phrases=("fox", "cat", "teapot", "cat"), strengths=(1, -1, 1, 1))
+    assert once.middles() == {
+        "fox": pytest.approx((0.25, 1 / 6)),
+        "teapot": pytest.approx((0.5, 5 / 6)),
+    }
+
+
 def test_only_what_is_conditional_is_painted(mini):
     system = mini.system
     task = system.tasks["text-to-image"]
@@ -273,7 +287,7 @@ def test_a_painted_request_is_plain_data(mini):
     assert GenerateRequest(**json.loads(request.model_dump_json())) == request
     assert request.paths == ("map.png",)
     own = mini.settled(request)
-    assert (own.paint_weight, own.paint_form) == (1.5, "max")
+    assert (own.paint_weight, own.paint_form) == (0.4, "max")
     asked = GenerateRequest(**ASKED, paint="map.png", paint_form="std-square", paint_weight=0.5)
     assert paint_weight_of(mini.settled(asked), mini.system) == PaintWeight(
         value=0.5, growth="log-square", statistic="std", whole=True
@@ -294,7 +308,7 @@ REFUSED = {
     "form": ({"paint_form": "mx"}, "paint form 'mx' is unknown; did you mean 'max'"),
     "not said": (
         {"words": {"#ff0000": "a cat"}},
-        "'a cat' is not in 'a large fox and a large teapot",
+        "'a cat' is not in 'a large fox left of a large teapot",
     ),
     "not on the map": ({"words": {"#123456": "a fox"}}, "nothing of .* is #123456"),
 }
@@ -315,7 +329,7 @@ def test_the_command_paints_and_replays(run):
     assert code == 0, err
     (row,) = json.loads(out)["results"]
     assert row["request"]["words"] == {"#ff0000": ["a fox", 1.0], "#00ff00": ["a teapot", 0.5]}
-    assert "taken as: a large fox and a large teapot, blue background" in row["facts"]["notes"]
+    assert "taken as: a large fox left of a large teapot, blue background" in row["facts"]["notes"]
     code, out, _ = run("replay", "out/00000.png")
     assert code == 0 and "the same picture, bit for bit" in out
     Path("map.png").rename("moved.png")

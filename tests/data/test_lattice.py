@@ -40,6 +40,21 @@ def test_plain_captions_are_read_back(lang):
         assert plain(stated, LEXICON, lang) == text
 
 
+def test_captions_that_leave_open_where_things_are():
+    """Half of them; the order of the names tells no place."""
+    data, first = Lattice(open=True, count=2), []
+    assert data.complete == 0.5 and Lattice(partial=True, open=True).complete == 1 / 3
+    for index in range(100):
+        scene, captions = data.described(index)
+        whole, without = (lattice.parse_caption(captions[k]) for k in (0, 2))
+        assert whole.relation == scene.canonical().relation and without.relation is None
+        assert {*without.objects} == {*scene.objects} and without.background == scene.background
+        first.append(without.names[0] == scene.canonical().names[0])
+    assert 30 < sum(first) < 70
+    (alone,) = lattice.parse_caption(Lattice(open=True, count=1).described(3)[1][3]).objects
+    assert alone.place is None
+
+
 def test_one_of_two_objects_stands_where_it_would_stand_alone():
     fox, cup = SceneObject(name="fox", size="large"), SceneObject(name="teapot", size="small")
     pair = lattice.draw(Scene(objects=(fox, cup), relation="left of", background="blue"))

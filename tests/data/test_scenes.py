@@ -17,6 +17,7 @@ DIGESTS = {
     "emoji": "65dcc71cb93a1ab4",
     "lattice": "8a2848ff587eeb66",
     "lattice-whole": "209a8da5694a3800",
+    "lattice-open": "b46a138d8715cc86",
     "lattice-246": "6aabc6c1c1242292",
     "lattice-fine": "209a8da5694a3800",
 }

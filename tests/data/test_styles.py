@@ -7,7 +7,7 @@ import numpy as np
 from everyway.data import lattice
 from everyway.data.lattice import Lattice
 from everyway.data.sample import Scene
-from everyway.data.styles import CREAM, NAVY, STYLES, Styled
+from everyway.data.styles import CREAM, NAVY, STYLES, Styled, WithStyle
 from everyway.metrics.lattice import styled
 
 
@@ -41,12 +41,29 @@ def test_scene_and_style_are_read_back():
     data = Styled(scenes=Lattice(count=1, seed=2))
     for index in range(2):
         for style, picture in data.renderings(index).items():
-            ((scene, seen),) = styled([picture])
-            assert seen == style
-            assert scene.objects == data.scenes.scene(index).objects, (index, style)
+            (seen,) = styled([picture])
+            assert seen.style == style and seen.db > 60
+            assert seen.scene.objects == data.scenes.scene(index).objects, (index, style)
 
 
 def test_the_record_of_a_sample_is_its_scene():
     sample = Styled().sample(11)
     assert Scene.from_json(sample.record) == Styled().scenes.scene(11)
     assert sample.key.startswith(sample.raw["style"])
+
+
+def test_a_picture_shows_the_style_of_a_share_of_the_samples():
+    """Both are in one style and of scenes of their own; the others are flat and come with none."""
+    data = WithStyle(scenes=Lattice(seed=4), styles=("grey", "tinted"), share=0.5)
+    given = [data.sample(index) for index in range(40)]
+    shown = [sample for sample in given if sample.raw["style"] is not None]
+    assert 10 < len(shown) < 30
+    own, other = styled([shown[0].image, shown[0].raw["style"]])
+    assert own.style == other.style in ("grey", "tinted")
+    assert own.scene == Scene.from_json(shown[0].record) != other.scene
+    for index, sample in enumerate(given):
+        plain = data.scenes.sample(index)
+        assert sample.captions == plain.captions
+        assert sample.raw["style"] is not None or np.array_equal(sample.image, plain.image)
+    again = data.sample(7)
+    assert np.array_equal(again.image, given[7].image)

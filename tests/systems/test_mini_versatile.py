@@ -11,6 +11,7 @@ from PIL import Image
 from everyway import library
 from everyway.data.lattice import Lattice, draw
 from everyway.data.sample import Scene, SceneObject, to_tensor
+from everyway.data.styles import STYLES
 from everyway.generate import Model, load
 from everyway.metrics import report
 from everyway.systems.versatile import PLAN
@@ -83,6 +84,28 @@ def test_a_variation_is_right_wherever_it_puts_things(system, count, monkeypatch
     assert scored(truths) == (1.0, 0.0)
     assert scored([elsewhere(scene) for scene in truths]) == (1.0, 1.0)
     assert scored([data.scene(100 + k) for k in range(3)])[0] == 0.0
+
+
+def test_a_variation_of_a_styled_picture_is_asked_for_its_style(system, monkeypatch):
+    """Whatever the style, the scene is read; and whether the style is the picture's is told."""
+    judge = report.JUDGES["lattice-styled"]
+    data = judge.unseen(seed=5, count=1)
+    samples = [data.sample(k) for k in range(2)]
+    ask = report._Asker(
+        Model(name="none", hash="", system=system, metadata={}), judge, 0, {}, lambda done: None
+    )
+    turned = {style: [*STYLES][k - 1] for k, style in enumerate(STYLES)}
+
+    def kept(styles):
+        made = [data.renderings(k)[style] for k, style in enumerate(styles)]
+        drawn = [SimpleNamespace(image=Image.fromarray(picture)) for picture in made]
+        monkeypatch.setattr(ask, "_make", lambda **given: drawn)
+        seen = report.summarise(ask.i2i(samples, [data.scene(k) for k in range(2)]))
+        return seen["all_correct"]["value"], dict(ask.distances())["style"]["value"]
+
+    own = [sample.raw["style"] for sample in samples]
+    assert kept(own) == (1.0, 1.0)
+    assert kept([turned[style] for style in own]) == (1.0, 0.0)
 
 
 def elsewhere(scene: Scene) -> Scene:

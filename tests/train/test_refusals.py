@@ -96,7 +96,7 @@ def test_a_setting_out_of_its_range_is_named(name, value):
     ("preset", "overrides", "said"),
     [
         ("nano", {"system": "foo"}, "choose uvit, unidiffuser, vq_diffusion"),
-        ("nano", {"system": "vq_diffusion"}, "preset is 'nano'; it should be 'mini-vq'"),
+        ("nano", {"system": "vq_diffusion"}, "preset is 'nano'; it should be mini-vq, coco"),
         ("nano", {"system": "uvit", "shift": "2"}, "there is no setting 'shift'"),
         ("nano", {"times": "importance"}, "times is 'importance'; choose 'tasks', 'uniform'"),
         ("nano", {"patch": "3"}, "patch=3 has no effect on preset 'nano'"),

@@ -11,6 +11,8 @@ import torch
 from everyway.data.folder import Folder, write_folder
 from everyway.data.lattice import Lattice
 from everyway.data.shapes import Shapes
+from everyway.data.styles import WithStyle
+from everyway.systems import ediffi
 from everyway.train import devices, sources
 from everyway.train.config import ConfigError, resolve
 from everyway.train.latents import Latents
@@ -119,3 +121,21 @@ def test_a_text_that_is_made_states_everything():
     unsaid = torch.tensor([text not in whole for text in said])
     assert not unsaid[times["text"] > 0].any()
     assert 0.3 < unsaid[times["text"] == 0].float().mean() < 0.7
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_sample_without_what_a_condition_reads_has_its_null(share):
+    words = sources.Data("lattice-with-style", 0).words
+    system = ediffi.build(replace(ediffi.nano(words), sources={"style": "style"}))
+    data = WithStyle(share=share)
+    samples = [data.sample(index) for index in range(12)]
+    found = sources.encode(system, samples)["context.style"][:, 0]
+    assert found.shape == (12, 1, 48)
+    null = system.conditions["style"].null().context().tokens[0]
+    for sample, tokens in zip(samples, found):
+        if sample.raw["style"] is None:
+            assert torch.equal(tokens, null)
+        else:
+            small = sources.pictures([replace(sample, image=sample.raw["style"])])
+            own = system.contexts({"style": small})["style"].tokens[0]
+            torch.testing.assert_close(tokens, own, atol=0.02, rtol=0)

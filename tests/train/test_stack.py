@@ -101,7 +101,9 @@ def test_too_long_a_caption_is_counted_and_no_hindrance(tmp_path):
 
 def test_a_second_language_has_numbers_of_its_own(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 3), np.uint8)
-    both = [Sample(image=p, captions=("a bird", "새 한 마리"), key=str(k)) for k, p in enumerate(pixels)]
+    both = [
+        Sample(image=p, captions=("a bird", "새 한 마리"), key=str(k)) for k, p in enumerate(pixels)
+    ]
     write_folder(tmp_path, both)
     made = fitted_folder.fit(str(tmp_path), ROOM, 12)
     fitted_folder.write(made, tmp_path / "codecs")
@@ -130,7 +132,9 @@ def test_what_a_model_cannot_say_is_named(folder):
 def test_a_model_whose_codecs_are_hopeless_is_refused_with_the_way_out(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), np.uint8)
     said = ("a handwritten zero",)
-    write_folder(tmp_path / "d", [Sample(image=p, captions=said, key=str(k)) for k, p in enumerate(noise)])
+    write_folder(
+        tmp_path / "d", [Sample(image=p, captions=said, key=str(k)) for k, p in enumerate(noise)]
+    )
     config = stack.resolved(
         "mini", {"data": str(tmp_path / "d"), "init": "mini"}, str(tmp_path / "run"), None
     )

@@ -20,9 +20,11 @@ LATTICE = (
     "objects is held out"
 )
 ABOUT = {
-    **dict.fromkeys(("lattice-whole", "lattice"), LATTICE),
+    **dict.fromkeys(("lattice-whole", "lattice", "lattice-open"), LATTICE),
     "lattice-fine": LATTICE.replace("96x96", "144x144"),
     "lattice-styled": f"{LATTICE}; each flat, outlined, grey or tinted",
+    "lattice-with-style": f"{LATTICE}; two in five with a picture whose style they are in: flat, "
+    "grey or tinted",
     "lattice-246": LATTICE.replace("64 emoji", "246 emoji"),
     **dict.fromkeys(("emoji-portraits", "emoji-singles", "emoji"), SCENES),
     "shapes": "procedural coloured shapes with captions",
@@ -142,6 +144,8 @@ def _scores(suite: str, report: Mapping[str, Any]) -> list[str]:
             others["dB to the nearest rendering"] = report["crispness"][row]
         if row in report.get("moved", {}):
             others["laid out otherwise"] = report["moved"][row]
+        if row in report.get("style", {}):
+            others["style"] = report["style"][row]
         rest = ", ".join(f"{k} {v['value']:.3f}" for k, v in others.items())
         span = f"{whole['low']:.3f} to {whole['high']:.3f}"
         lines.append(f"| {row} | {whole['value']:.3f} | {span} | {rest} |")

@@ -1,4 +1,4 @@
-"""A network stored as its difference from another one: a byte a weight.
+"""A network stored a byte a weight: as its difference from another one, or from nothing.
 
 Matrices are whole numbers times a scale a row; vectors, of which there are few, are stored whole.
 Read and written again, a difference has the same bytes.
@@ -18,13 +18,14 @@ SCALE = ":scale"
 MOST = 127
 
 
-def differences(entries: Mapping[str, Stored], base: Mapping[str, Stored]) -> Entries:
-    """What is stored of a network.  base: the other one, as it is in its file."""
+def differences(entries: Mapping[str, Stored], base: Mapping[str, Stored] | None) -> Entries:
+    """What is stored of a network.  base: the other one, as it is in its file; None is nothing."""
     made: Entries = {}
     for name, entry in entries.items():
         made[name] = entry
-        if name in base and base[name].shape == entry.shape and _is_matrix(entry):
-            whole, scale = quantised(entry.read(torch.float32) - base[name].read(torch.float32))
+        if _is_matrix(entry) and (base is None or _shape(base, name) == entry.shape):
+            x = entry.read(torch.float32)
+            whole, scale = quantised(x if base is None else x - base[name].read(torch.float32))
             made |= {name: held(whole), name + SCALE: held(scale)}
     return made
 
@@ -42,25 +43,29 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8), scale
 
 
-def summed(entries: Mapping[str, Stored], base: Mapping[str, Stored]) -> Entries:
+def summed(entries: Mapping[str, Stored], base: Mapping[str, Stored] | None) -> Entries:
     """The network again.  Raises StoreError where the other one is of other weights."""
     made: Entries = {}
     for name, entry in entries.items():
         if name.endswith(SCALE):
             continue
         scale = entries.get(name + SCALE)
-        if scale and (name not in base or base[name].shape != entry.shape):
+        if scale and base is not None and _shape(base, name) != entry.shape:
             raise StoreError(f"{name} is a difference from what is not there; copy the model again")
-        made[name] = _sum(base[name], entry, scale) if scale else entry
+        made[name] = _sum(base and base[name], entry, scale) if scale else entry
     return made
 
 
-def _sum(base: Stored, whole: Stored, scale: Stored) -> Stored:
+def _sum(base: Stored | None, whole: Stored, scale: Stored) -> Stored:
     def load(dtype: torch.dtype | None) -> Tensor:
-        total = base.read(torch.float32).addcmul_(whole.read().float(), scale.read())
-        return cast(total, dtype)
+        start = base.read(torch.float32) if base else torch.zeros(whole.shape)
+        return cast(start.addcmul_(whole.read().float(), scale.read()), dtype)
 
-    return Stored(shape=base.shape, dtype=torch.float32, load=load)
+    return Stored(shape=whole.shape, dtype=torch.float32, load=load)
+
+
+def _shape(entries: Mapping[str, Stored], name: str) -> tuple[int, ...] | None:
+    return entries[name].shape if name in entries else None
 
 
 def _is_matrix(entry: Stored) -> bool:

@@ -86,7 +86,7 @@ class Document(TypedDict):
     """What is read of a config.json; it may hold more.
 
     sha256: component -> digest of its file.  tied: component -> alias -> name of a tensor.
-    deltas: component -> the one that its file holds the difference from.
+    deltas: component -> the one that its file holds the difference from, "" from nothing.
     """
 
     config: Config
@@ -108,7 +108,8 @@ def save(
     deltas: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """config: plain data that rebuilds the model.  tensors: component -> state dict.
-    deltas: component -> the one that it is stored as a difference from, rounded to a byte a weight.
+    deltas: component -> the one that it is stored as a difference from, rounded to a byte a weight;
+    of "" it is the weights themselves that are rounded.
 
     Raises StoreError, and the folder's former model stays, where a file cannot be written.
     """
@@ -131,12 +132,16 @@ def save_stored(
         for name in sorted(entries, key=lambda name: name in deltas):  # what they differ from first
             own = {k: v for k, v in entries[name].items() if k not in tied[name]}
             if name in deltas:
-                base = component(folder, deltas[name], sums[deltas[name]])
-                own = differences(own, open_safetensors(base))
+                own = differences(own, _base(folder, deltas[name], sums))
             sums[name] = _write_component(folder, name, own, dtype)
         former = _names(folder)
         _write_document(folder, config, metadata, sums, tied, deltas)
     _remove(folder, former | sums.keys(), sums)
+
+
+def _base(folder: Path, name: str, sums: Mapping[str, str]) -> Entries | None:
+    """What differences from the component `name` are from, as it is in its file; None of ""."""
+    return open_safetensors(component(folder, name, sums[name])) if name else None
 
 
 @contextmanager
@@ -196,8 +201,8 @@ def open_component(folder: Path, name: str, digest: str = "") -> Entries:
     if name not in held["sha256"]:
         raise StoreError(f"{folder} holds no {name!r}; copy the whole model folder again")
     sums = {name: digest or held["sha256"][name]}
-    if name in held.get("deltas", {}):
-        sums |= {base: held["sha256"].get(base, "") for base in [held["deltas"][name]]}
+    if base := held.get("deltas", {}).get(name):
+        sums[base] = held["sha256"].get(base, "")
     return _opened(Path(folder), held | {"sha256": sums})[name]
 
 
@@ -220,7 +225,7 @@ def _opened(folder: Path, held: Mapping[str, Any]) -> dict[str, Entries]:
     stored = {n: open_safetensors(path) for n, path in _components(folder, held).items()}
     for name, base in held.get("deltas", {}).items():
         if name in stored:
-            stored[name] = summed(stored[name], stored.get(base, {}))
+            stored[name] = summed(stored[name], stored.get(base, {}) if base else None)
     return {name: _untied(own, held, name, folder) for name, own in stored.items()}
 
 

@@ -27,6 +27,7 @@ MODULES = {
     "TextContext": "clip_contexts",
     "T5States": "context_encoders",
     "ClipSentence": "context_encoders",
+    "PatchContext": "patches",
 }
 """Kind, a class -> its module here, imported for a codec of that kind alone: some of them need
 libraries that take longer to import than a small model takes to draw."""

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from everyway.errors import UsageError
 
+MOST = 40
+"""Names of classes in one message."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
@@ -133,15 +136,27 @@ class Words:
 
 
 class Labels:
-    """Class numbers, as they are."""
+    """Classes as their numbers, each given by its number or its name.
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    names: of the classes in the order of their numbers, if they have any.
+    """
 
-    def encode(self, raw: Sequence[int]) -> Tensor:
-        """(B,) int64.  Raises ValueError for a number that is no class."""
-        wrong = [n for n in raw if not 0 <= n < self.classes]
-        if wrong:
-            known = f"from 0 to {self.classes - 1}"
-            raise UsageError(f"class {wrong[0]} is unknown; give a number {known}")
-        return torch.tensor(list(raw), dtype=torch.long)
+    def __init__(self, classes: int, names: Sequence[str] = ()) -> None:
+        self.classes, self.names = classes, tuple(names)
+
+    def encode(self, raw: Sequence[int | str]) -> Tensor:
+        """(B,) int64.  Raises ValueError for what is no class."""
+        return torch.tensor([self._number(given) for given in raw], dtype=torch.long)
+
+    def _number(self, given: int | str) -> int:
+        """Of a text that is no name, its digits."""
+        if given in self.names:
+            return self.names.index(given)
+        number = int(given) if str(given).isascii() and str(given).isdigit() else -1
+        if 0 <= number < self.classes:
+            return number
+        known = f"give a number from 0 to {self.classes - 1}"
+        if self.names:
+            more = f" and {len(self.names) - MOST} more" if len(self.names) > MOST else ""
+            known = f"choose one of {', '.join(self.names[:MOST])}{more}"
+        raise UsageError(f"class {given} is unknown; {known}")

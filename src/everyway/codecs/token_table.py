@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from everyway.codecs.text_tokens import PromptError, Tokens
-from everyway.data.captions import Lexicon, completed, language, plain
+from everyway.data.captions import Lexicon, Point, completed, language, plain
 from everyway.data.reading import parse, read
 from everyway.data.sample import Scene, SceneObject
 
@@ -69,15 +69,18 @@ class TokenTable(nn.Module):
             raise PromptError(self._nothing_known(text))
         return plain(stated, self.lexicon, self.spoken or language(text))
 
-    def completed(self, text: str, placed: bool = True) -> str:
+    def completed(self, text: str, where: Mapping[str, Point] | None = None) -> str:
         """A prompt with what it leaves unsaid as it usually is; any text where there is no lexicon.
 
-        placed: False leaves open where objects are.  Raises PromptError as `phrased` does.
+        where: phrase -> the middle of where it is painted, which says where its objects are.
+        Raises PromptError as `phrased` does.
         """
         if self.lexicon is None or not text.strip():
             return text
         stated = parse(self.phrased(text), self.lexicon)
-        return plain(completed(stated, placed), self.lexicon, self.spoken or language(text))
+        meant = {phrase: parse(phrase, self.lexicon) for phrase in where or {}}
+        own = {name: where[p] for p, scene in meant.items() if scene for name in scene.names}
+        return plain(completed(stated, own), self.lexicon, self.spoken or language(text))
 
     def places(self, text: str, phrase: str) -> Tensor:
         """(length,) in [0, 1]: how much each of the tokens that `encode` has tells a phrase of the
@@ -100,13 +103,13 @@ class TokenTable(nn.Module):
                     out[self.tokens.places(caption, re.sub("^an? ", "", words))] = share
         return out
 
-    def remarks(self, text: str, placed: bool = True) -> list[str]:
+    def remarks(self, text: str, where: Mapping[str, Point] | None = None) -> list[str]:
         """How a prompt is `completed`, where it leaves something unsaid, and what of it is not
         drawn, each in one line, with the nearest words that are known."""
         if self.lexicon is None:
             return []
         reading, made = read(text, self.lexicon), []
-        if (taken := self.completed(text, placed)) != self.phrased(text):
+        if (taken := self.completed(text, where)) != self.phrased(text):
             made.append(f"taken as: {taken}")
         if reading.more:
             made.append(f"one or two objects are drawn; left out: {', '.join(reading.more)}")

@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from everyway.contracts import Context, Query, register
 from everyway.controls.asking import Change
+from everyway.data.captions import Point
 from everyway.errors import UsageError
 from everyway.process.schedules import Schedule
 from everyway.system import System
@@ -36,6 +37,9 @@ MOST_NOISE = 80.0
 """The sigma at which eDiff-I starts; more, as where no signal is left, counts as so much."""
 FEW = 8
 """Places in a row, up to which each is painted as a whole."""
+LAID = 5.0
+"""Noise at which a picture of few places is laid out; what paint changes below it, in
+cross-attention, are the objects themselves (docs/paint-with-words.md)."""
 GROWTHS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log1p,
     "log-square": lambda sigma: torch.log1p(sigma**2),
@@ -64,12 +68,14 @@ class PaintWeight:
     value: w', 0 is off.  growth: a name in GROWTHS.  statistic: a name in STATISTICS.
     whole: where places are few, each is of a phrase that covers half of it or more, and of no
     other; False, as in the paper, is of each by its share.
+    above: the noise down to which words are painted; at this sigma or less none are.
     """
 
     value: float = 0.4
     growth: str = "log"
     statistic: str = "max"
     whole: bool = False
+    above: float = 0.0
 
     def __post_init__(self) -> None:
         for what, table in (("growth", GROWTHS), ("statistic", STATISTICS)):
@@ -80,17 +86,18 @@ class PaintWeight:
 
     def at(self, sigma: Tensor) -> Tensor:
         """w without its statistic: float32, of sigma's shape."""
-        return (self.value * GROWTHS[self.growth](sigma.clamp(max=MOST_NOISE))).float()
+        made = self.value * GROWTHS[self.growth](sigma.clamp(max=MOST_NOISE))
+        return made.where(sigma > self.above, 0).float()
 
 
 def cross_paint(side: int) -> dict[str, Any]:
     """Settings of a PaintWeight for cross-attention, where a picture has at most side^2 places."""
-    return {"whole": True} if side <= FEW else {}
+    return joint_paint(side) | ({"above": LAID} if side <= FEW else {})
 
 
 def joint_paint(side: int) -> dict[str, Any]:
-    """The same for joint attention, as measured (docs/paint-with-words.md)."""
-    return {"value": 1.5} | cross_paint(side)
+    """The same for joint attention."""
+    return {"whole": True} if side <= FEW else {}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +126,13 @@ class Canvas:
                     f"{phrase!r} is not in {self.text!r:.200}; paint words that the prompt says"
                 )
         return found * torch.tensor(self.strengths)[:, None]
+
+    def middles(self) -> dict[str, Point]:
+        """Phrase -> the middle of where it is painted; those kept out of their region have none."""
+        painted = {phrase: torch.zeros(self.maps.shape[1:]) for phrase in self.phrases}
+        for phrase, strength, share in zip(self.phrases, self.strengths, self.maps):
+            painted[phrase] += max(strength, 0) * share
+        return {phrase: _middle(share) for phrase, share in painted.items() if share.any()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,6 +221,15 @@ def text_readers(system: System, task: Task) -> dict[str, Callable[[str, str], T
     if not readers:
         raise UsageError(f"{task.name} of {system.name} reads no words that can be painted")
     return readers
+
+
+def _middle(share: Tensor) -> Point:
+    """Of what is painted of (height, width)."""
+    down, right = (
+        float((share.sum(1 - axis) * (torch.arange(n) + 0.5)).sum() / share.sum() / n)
+        for axis, n in enumerate(share.shape)
+    )
+    return down, right
 
 
 def _grid(places: int, of: Sequence[int]) -> tuple[int, int]:

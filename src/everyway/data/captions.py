@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,9 @@ _RELATION_EN = {
 }
 _RELATION_KO = {"left of": "왼쪽", "right of": "오른쪽", "above": "위", "below": "아래"}
 _SIDE = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
+Point = tuple[float, float]
+"""From the top and from the left, each in [0, 1] of a picture."""
+MIDDLE: Point = (0.5, 0.5)
 _SIZE_KO = {"small": "작은", "large": "큰"}
 
 
@@ -60,6 +64,13 @@ def some(scene: Scene, rng: np.random.Generator) -> Scene:
         objects=objects,
         relation=scene.relation if relation else None,
         background=scene.background if background else None,
+    )
+
+
+def placeless(scene: Scene) -> Scene:
+    """All of a scene but where its objects are."""
+    return replace(
+        scene, objects=tuple(replace(o, place=None) for o in scene.objects), relation=None
     )
 
 
@@ -97,19 +108,41 @@ def plain(scene: Scene, lexicon: Lexicon, lang: str = "en") -> str:
     return f"{lexicon.backgrounds[ground]} 배경, {body}" if ground else body
 
 
-def completed(scene: Scene, placed: bool = True) -> Scene:
+def completed(scene: Scene, where: Mapping[str, Point] | None = None) -> Scene:
     """The scene with what it leaves unsaid as it usually is: large, in the middle, the first left
-    of the second, on white.  placed: False leaves open where objects are."""
-    two = len(scene.objects) == 2
-    place, relation = ("middle", "left of") if placed else (None, None)
+    of the second, on white.
+
+    where: object -> where its middle is, from which place and relation follow; others are in the
+    middle of the picture.  Of all objects, it overrules what the scene states.
+    """
+    where = where or {}
+    points = [where.get(thing.name, MIDDLE) for thing in scene.objects]
+    if all(thing.name in where for thing in scene.objects):
+        scene = placeless(scene)
+    if len(points) == 2:
+        place, relation = None, scene.relation or _relation(*points)
+    else:
+        place, relation = scene.objects[0].place or _place(points[0]), None
     return Scene(
-        objects=tuple(
-            replace(o, size=o.size or "large", place=None if two else o.place or place)
-            for o in scene.objects
-        ),
-        relation=(scene.relation or relation) if two else None,
+        objects=tuple(replace(o, size=o.size or "large", place=place) for o in scene.objects),
+        relation=relation,
         background=scene.background or "white",
     )
+
+
+def _place(point: Point) -> str:
+    """Of the middle third of a picture, or the side that a point is nearest to."""
+    if max(abs(a - b) for a, b in zip(point, MIDDLE)) < 1 / 6:
+        return "middle"
+    return _SIDE[_relation(point, MIDDLE)]
+
+
+def _relation(first: Point, second: Point) -> str:
+    """Of two points, along the longer way between them; "left of" where they are one."""
+    down, right = (b - a for a, b in zip(first, second))
+    if abs(down) > abs(right):
+        return "above" if down > 0 else "below"
+    return "left of" if right >= 0 else "right of"
 
 
 def language(text: str) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from everyway.atomic import atomic_write
 from everyway.data.decode import read_picture
 from everyway.data.faults import FolderError, printable, reason
 from everyway.data.listing import TABLES
-from everyway.data.pairs import Pair, json_row, name_of, one_a_line, pairs_of
+from everyway.data.pairs import Pair, json_row, lone_captions, name_of, one_a_line, pairs_of
 from everyway.data.pictures import square
 from everyway.data.sample import Sample
 
@@ -34,10 +35,11 @@ class Folder:
 
     size: the side of the square that a picture's middle is fitted to; 0 leaves pictures as they
     are.  captioned: pictures without a caption are left out.
+    unpaired: and kept as `pictures`, and captions without a picture as `texts`.
     reads: raises ValueError for a caption that the model cannot read, which is left out too.
-    classes: names of the folders right inside that hold pictures, sorted; the number of a picture's
-    class is its folder's place among them, or what its .cls says.
-    faults: what was left out, as (name, reason).  broken: number -> fault of pictures that were
+    classes: names, sorted, or in the order of a table of them; a picture's label is the place of
+    its class among them, or what its .cls says.  by_class: whether their names are the captions.
+    faults: what was left out, as (name, reason).  broken: name -> fault of pictures that were
     found broken as they were read.  total: pictures in all.
     Raises FolderError for no such folder, or where nothing can be used.
     """
@@ -48,17 +50,22 @@ class Folder:
         size: int = 0,
         captioned: bool = False,
         reads: Callable[[str], object] | None = None,
+        unpaired: bool = False,
     ) -> None:
         self.path, self.size = Path(path), size
-        self.broken: dict[int, str] = {}
+        self.broken: dict[str, str] = {}
         found = pairs_of(path, reads)
+        self.texts = lone_captions(found, reads) if unpaired else []
         self.faults = found.listing.faults + found.bad
         self.pairs: list[Pair] = []
+        self.pictures: list[Pair] = []
         for pair in found.pairs:
             if isinstance(pair.picture, str):
                 self.faults.append((pair.name, pair.picture))
             elif pair.captions or not captioned:
                 self.pairs.append(pair)
+            elif unpaired:
+                self.pictures.append(pair)
             elif not pair.fault:
                 text = Path(pair.name).with_suffix(".txt").name
                 self.faults.append((pair.name, f"no caption; write one into {text}"))
@@ -68,7 +75,7 @@ class Folder:
                 f"none of the {len(found.pairs)} pictures of {printable(path)} can be used; "
                 f"the first fault is {printable(name)}: {fault}"
             )
-        self.classes = tuple(sorted({p.label for p in found.pairs if isinstance(p.label, str)}))
+        self.classes, self.by_class = found.classes, found.by_class
         self.total = len(found.pairs)
 
     def __len__(self) -> int:
@@ -80,10 +87,11 @@ class Folder:
         What is left out plays no part.
         """
         digest = hashlib.sha256()
-        for pair in self.pairs:
-            file = pair.picture
-            own = (pair.name, file.size, file.changed, file.start, pair.captions, pair.label)
+        for pair in (*self.pairs, *self.pictures):
+            own = (pair.name, *pair.picture.stamp, pair.captions, pair.label)
             digest.update(repr(own).encode())
+        for pair in self.texts:
+            digest.update(repr((pair.name, pair.captions)).encode())
         return digest.hexdigest()
 
     def usage(self, count: int) -> str:
@@ -91,6 +99,9 @@ class Folder:
         line = f"{count} of the {self.total} pictures of {printable(self.path)} are used"
         if count < len(self):
             line += f" (cache={len(self)} takes all that can be)"
+        if self.pictures or self.texts:
+            line += f"; {len(self.pictures)} more have no caption"
+            line += f", and {len(self.texts)} captions no picture: they are learned from alone"
         if self.broken:
             line += f"; {len(self.broken)} of them are broken, others stand in for them"
         if self.faults:
@@ -106,7 +117,19 @@ class Folder:
 
         Raises FolderError where all are.
         """
-        turn = ((index + more) % len(self) for more in range(len(self)))
+        return self._next(self.pairs, index)
+
+    def picture(self, index: int) -> Sample:
+        """The index-th of `pictures`, as `sample`; what is said of it is of another one."""
+        return replace(self._next(self.pictures, index), captions=self.sample(0).captions)
+
+    def text(self, index: int) -> Sample:
+        """The index-th of `texts`; its picture is another one."""
+        pair = self.texts[index]
+        return replace(self.sample(0), captions=pair.captions, record=None, key=pair.name)
+
+    def _next(self, pairs: list[Pair], index: int) -> Sample:
+        turn = (pairs[(index + more) % len(pairs)] for more in range(len(pairs)))
         if sample := next(filter(None, map(self._read, turn)), None):
             return sample
         raise FolderError(next(iter(self.broken.values())))
@@ -114,20 +137,19 @@ class Folder:
     def __iter__(self) -> Iterator[Sample]:
         """Every sample whose picture is not broken.  Raises FolderError where all are."""
         self.sample(0)
-        return filter(None, map(self._read, range(len(self))))
+        return filter(None, map(self._read, self.pairs))
 
-    def _read(self, index: int) -> Sample | None:
+    def _read(self, pair: Pair) -> Sample | None:
         """None where the picture is broken, which the log says once."""
-        if index in self.broken:
+        if pair.name in self.broken:
             return None
-        pair = self.pairs[index]
         try:
             with pair.picture.open() as file:
                 image = read_picture(file)
         except OSError as error:
             fault = f"{printable(self.path / pair.name)} cannot be read: {reason(error)}"
-            self.broken[index] = f"{fault}; save it anew, or take it out"
-            _log.warning(self.broken[index])
+            self.broken[pair.name] = f"{fault}; save it anew, or take it out"
+            _log.warning(self.broken[pair.name])
             return None
         if self.size:
             image = square(image, self.size)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from everyway.data import emoji
-from everyway.data.captions import Lexicon, plain, some
+from everyway.data.captions import Lexicon, placeless, plain, some
 from everyway.data.reading import parse
 from everyway.data.sample import SIZES, Sample, Scene
 from everyway.data.scenes import COLOURS, LANGS, Scenes
@@ -57,6 +57,7 @@ FINE_ATLAS = ATLAS.with_name("fine.webp")
 LATTICES: dict[str, dict[str, Any]] = {
     "lattice": {"partial": True},
     "lattice-whole": {},
+    "lattice-open": {"open": True},
     "lattice-246": {"partial": True, "names": emoji.OBJECTS},
     "lattice-fine": {"cell": FINE},
 }
@@ -70,12 +71,14 @@ class Lattice(Scenes):
     """Sample i is a function of (seed, i) alone.
 
     partial: every sample has two captions more, which leave some of the scene unsaid.
+    open: every sample has two captions more, which leave open where its objects are.
     names: of the objects; others than OBJECTS are drawn from the emoji font.
     cell: side of a cell in pixels, CELL or FINE: the same scenes, 96 or 144 pixels wide.
     """
 
     single: float = 0.4
     partial: bool = False
+    open: bool = False
     names: tuple[str, ...] = OBJECTS
     cell: int = CELL
 
@@ -94,14 +97,14 @@ class Lattice(Scenes):
     @property
     def complete(self) -> float:
         """The share of a sample's captions, at their front, that state everything."""
-        return 0.5 if self.partial else 1.0
+        return 1 / (1 + self.partial + self.open)
 
     def _alone(self, rng: np.random.Generator) -> str:
         return self.names[rng.integers(len(self.names), size=2)[0]]  # as it draws a pair
 
     def sample(self, index: int) -> Sample:
-        """A picture with an English and a Korean caption that state everything, then, of partial
-        ones, two that state the same part of it."""
+        """A picture with an English and a Korean caption that state everything, then two for each
+        of `partial` and `open`, which state the same part of it."""
         scene, captions = self.described(index)
         return Sample(
             image=draw(scene, self.names, self.cell),
@@ -115,6 +118,8 @@ class Lattice(Scenes):
         stated = [scene := self.scene(index)]
         if self.partial:
             stated.append(some(scene, np.random.default_rng((self.seed, index, 1))))
+        if self.open:
+            stated.append(placeless(scene))
         said = (plain(part, emoji.LEXICON, lang) for part in stated for lang in LANGS)
         return scene, tuple(said)
 

@@ -18,10 +18,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from everyway.data.columns import Columns, read_name
 from everyway.data.decode import suffixes
 from everyway.data.faults import FolderError, Named, printable, reason
+from everyway.data.hugging_face import FILES, Cell, is_table, opened
 
 TEXTS = (".txt", ".caption")
 """Endings of a picture's own captions, one a line."""
@@ -47,6 +49,11 @@ class File:
     changed: int
     start: int | None = None
 
+    @property
+    def stamp(self) -> tuple[int, int, int | None]:
+        """Another one where the file is another."""
+        return self.size, self.changed, self.start
+
     def open(self) -> BinaryIO:
         if self.start is None:
             return open(self.path, "rb")
@@ -64,20 +71,27 @@ class File:
 
 Found = File | str
 """A file, or why there is none to read."""
+FoundPicture = File | Cell | str
+"""A picture, in a file or in a table, or why there is none to read."""
 
 
 @dataclass
 class Listing:
-    """pictures, tables, shards: by name.  sidecars: by the name without its ending, then by name.
-
+    """pictures, tables, shards, packed: by name; the last are tables that may hold pictures.
+    sidecars: by the name without its ending, then by name.
+    rows: name of a picture -> what the table that holds it says of it.
+    classes: in the order of their numbers, where a table says it.
     left_out: what is no data.  faults: what would be, and cannot be read.
     splits: whether the folders right inside are splits, not classes.
     """
 
-    pictures: dict[str, Found] = field(default_factory=dict)
+    pictures: dict[str, FoundPicture] = field(default_factory=dict)
     sidecars: dict[str, dict[str, Found]] = field(default_factory=lambda: defaultdict(dict))
     tables: dict[str, Found] = field(default_factory=dict)
     shards: dict[str, File] = field(default_factory=dict)
+    packed: dict[str, File] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     left_out: list[Named] = field(default_factory=list)
     faults: list[Named] = field(default_factory=list)
     splits: bool = False
@@ -95,6 +109,8 @@ class Listing:
             self.left_out.append((name, found))
         elif end.lower() == SHARD:
             self.shards[name] = found
+        elif end.lower() in FILES:
+            self.packed[name] = found
         else:
             self.left_out.append((name, "not a picture or caption that is read"))
 
@@ -109,14 +125,18 @@ class Listing:
         return folders[0] if folders else None
 
 
-def listed(where: str | Path) -> Listing:
-    """Of a folder and all folders inside, or of shards: a path, a glob, a range as in {000..012}.
+def listed(where: str, columns: Columns) -> Listing:
+    """Of a folder and all folders inside, or of shards: a path, a glob, a range as in {000..012};
+    or of a table that holds pictures (`data.hugging_face`).
 
     Where the folders are splits, train among them, the others are left out, and where there are
-    pictures, so are shards beside them.  Raises FolderError where there are no pictures.
+    pictures, so are shards and tables of pictures beside them.
+    Raises FolderError where there are no pictures.
     """
     out = Listing()
-    if are_shards(where):
+    if is_table(where):
+        _add_table(out, where, columns)
+    elif are_shards(where):
         for name in _shard_names(str(where)):
             found = _regular(name)
             if isinstance(found, str):
@@ -126,15 +146,23 @@ def listed(where: str | Path) -> Listing:
     else:
         _walk(str(where), out)
         if out.pictures:
-            out.left_out += [
-                (name, "a shard beside pictures; give it alone") for name in out.shards
-            ]
+            whole = "beside pictures; give it alone"
+            out.left_out += [(name, f"a shard {whole}") for name in out.shards]
+            out.left_out += [(name, f"a table {whole}") for name in out.packed]
+        elif out.packed:
+            _add_table(out, where, columns)
         else:
             for name, file in out.shards.items():
                 _add_shard(out, name, file)
     if not out.pictures:
         raise FolderError(f"{printable(where)} holds no pictures{_instead(out)}")
     return out
+
+
+def is_data(where: str) -> bool:
+    """Whether it is named as data of one's own are: a folder, shards, or a table of pictures."""
+    own, _ = read_name(where)
+    return os.path.isdir(own) or are_shards(own) or is_table(own)
 
 
 def are_shards(where: str | Path) -> bool:
@@ -215,6 +243,13 @@ def _regular(path: str) -> Found:
     if not stat.S_ISREG(found.st_mode):
         return "not a file but a pipe, a socket or a device; take it out"
     return File(path, found.st_size, found.st_mtime_ns)
+
+
+def _add_table(out: Listing, where: str, columns: Columns) -> None:
+    table = opened(where, columns)
+    out.pictures |= table.cells()
+    out.rows |= table.rows()
+    out.classes = table.classes
 
 
 def _add_shard(out: Listing, name: str, file: File) -> None:

@@ -2,7 +2,8 @@
 
 A .txt or .caption beside a picture counts, a caption a line; else its .json and its rows in a
 metadata.jsonl, .csv or .parquet, in whatever folder that lies, whose file names start from there.
-Several rows of one picture are several captions.
+Several rows of one picture are several captions.  Where no picture has one, and there are classes,
+their names are the captions.
 """
 
 from __future__ import annotations
@@ -14,18 +15,14 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from everyway.data.columns import COLUMNS, Columns, read_name
 from everyway.data.faults import FolderError, Named, printable, reason, text_fault
-from everyway.data.listing import MOST_TEXT, TEXTS, File, Found, Listing, listed
+from everyway.data.listing import MOST_TEXT, TEXTS, File, Found, FoundPicture, Listing, listed
 from everyway.errors import EverywayError
-
-NAMED = ("file_name", "filename", "file", "image", "image_path", "filepath", "path")
-SAID = ("captions", "text", "caption", "texts", "prompt", "description", "sentences", "sentence")
-"""Keys of a row that hold the name of its picture, and its captions; the first that is not empty
-counts."""
 
 
 @dataclass(slots=True)
@@ -34,11 +31,16 @@ class Row:
 
     captions: tuple[str, ...] = ()
     record: dict[str, Any] | None = None
+    label: str | int | None = None
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any], columns: Columns = COLUMNS) -> None:
         """Another row of the same picture.  Raises FolderError where it has no texts."""
-        self.captions = tuple(dict.fromkeys(self.captions + captions_of(row)))
+        self.captions = tuple(dict.fromkeys(self.captions + captions_of(row, columns)))
         self.record = row.get("record") or self.record
+        label = next((row[key] for key in columns.label if row.get(key) not in (None, "")), None)
+        if label is not None and not isinstance(label, (str, int)):
+            raise FolderError(f"the class {label!r:.40} is neither a name nor a number; mend it")
+        self.label = self.label if label is None else label
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Pair:
     """
 
     name: str
-    picture: Found
+    picture: FoundPicture
     captions: tuple[str, ...]
     record: dict[str, Any] | None
     label: str | int | None
@@ -63,7 +65,8 @@ class Pairs:
 
     bad: files, rows and captions that cannot be read.  repeated: rows of a picture that has one.
     silent: tables without a caption, which are bad where captions are missing.
-    stray_texts, stray_rows: names of captions without a picture.
+    stray_texts, stray_rows: captions without a picture, by name.
+    by_class: whether the names of the classes are the captions.
     """
 
     listing: Listing
@@ -71,38 +74,71 @@ class Pairs:
     bad: list[Named] = field(default_factory=list)
     silent: list[Named] = field(default_factory=list)
     repeated: list[Named] = field(default_factory=list)
-    stray_texts: list[str] = field(default_factory=list)
-    stray_rows: list[str] = field(default_factory=list)
+    stray_texts: dict[str, File] = field(default_factory=dict)
+    stray_rows: dict[str, Row] = field(default_factory=dict)
+    by_class: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of their numbers; where there are numbers alone, these."""
+        if self.listing.classes:
+            return self.listing.classes
+        labels = {pair.label for pair in self.pairs}
+        names = sorted(label for label in labels if isinstance(label, str))
+        numbers = (label for label in labels if isinstance(label, int))
+        return tuple(names or map(str, range(1 + max(numbers, default=-1))))
 
 
 def pairs_of(where: str | Path, reads: Callable[[str], object] | None = None) -> Pairs:
-    """reads: raises ValueError for a caption that a model cannot read, which is then left out.
+    """where: as `listing.listed` has it, and what is told behind it (`columns.read_name`).
+    reads: raises ValueError for a caption that a model cannot read, which is then left out.
 
     Raises FolderError where there are no pictures.
     """
-    out = Pairs(listed(where))
-    rows = _rows(out)
+    own, columns = read_name(where)
+    out = Pairs(listed(own, columns))
+    rows = _rows(out, columns)
     for name in sorted(out.listing.pictures):
         row = rows.pop(_place(name), Row())
-        out.pairs.append(_pair(name, row, out, reads))
-    out.stray_rows += rows
+        out.pairs.append(_pair(name, row, out, columns))
+    out.stray_rows |= rows
+    silent = not any(pair.captions or pair.fault for pair in out.pairs)
+    if silent and len({p.label for p in out.pairs if isinstance(p.label, str)}) > 1:
+        out.by_class, out.pairs = True, [*map(_called, out.pairs)]
     if not all(pair.captions for pair in out.pairs):
         out.bad += out.silent
+    if reads:
+        out.pairs = [_understood(pair, reads, out) for pair in out.pairs]
     known = {stem for name in out.listing.pictures for stem in (name, os.path.splitext(name)[0])}
     for stem, files in out.listing.sidecars.items():
         if stem not in known:
-            own = [name for name, file in files.items() if isinstance(file, File)]
-            out.stray_texts += [name for name in own if name.lower().endswith(TEXTS)]
+            own = {name: file for name, file in files.items() if isinstance(file, File)}
+            out.stray_texts |= {n: file for n, file in own.items() if n.lower().endswith(TEXTS)}
     return out
 
 
-def captions_of(row: dict[str, Any]) -> tuple[str, ...]:
+def lone_captions(found: Pairs, reads: Callable[[str], object] | None = None) -> list[Pair]:
+    """The captions without a picture, in the order of their names; faults go to `found.bad`."""
+    out = []
+    for name, held in sorted({**found.stray_texts, **found.stray_rows}.items()):
+        try:
+            own = isinstance(held, Row)
+            said = held.captions if own else one_a_line(_content(held).split("\n"))
+        except (OSError, UnicodeDecodeError, FolderError) as error:
+            found.bad.append((name, text_fault(error)))
+            continue
+        pair = Pair(name, "no picture", tuple(dict.fromkeys(said)), None, None)
+        out.append(_understood(pair, reads, found) if reads else pair)
+    return [pair for pair in out if pair.captions]
+
+
+def captions_of(row: dict[str, Any], columns: Columns = COLUMNS) -> tuple[str, ...]:
     """Those of a row.  Raises FolderError where they are no texts."""
-    for key in SAID:
+    for key in columns.caption:
         said = row.get(key)
         if said is not None and not all(map(_is_text, said if isinstance(said, list) else [said])):
             raise FolderError(f"{key} is neither a text nor a list of texts; mend it")
-    said = next((row[key] for key in SAID if row.get(key)), ())
+    said = next((row[key] for key in columns.caption if row.get(key)), ())
     return one_a_line([said] if isinstance(said, str) else said)
 
 
@@ -112,10 +148,10 @@ def one_a_line(captions: Iterable[str]) -> tuple[str, ...]:
     return tuple(line for line in flat if line)
 
 
-def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None) -> Pair:
+def _pair(name: str, row: Row, out: Pairs, columns: Columns) -> Pair:
     beside = out.listing.beside(name)
     own = any(n.lower().endswith(TEXTS) for n in beside)
-    label: str | int | None = out.listing.class_of(name)
+    number: int | None = None
     captions: tuple[str, ...] = ()
     fault = ""
     for other, found in beside.items():
@@ -124,19 +160,32 @@ def _pair(name: str, row: Row, out: Pairs, reads: Callable[[str], object] | None
             if end in TEXTS:
                 captions += one_a_line(_content(found).split("\n"))
             elif end == ".cls":
-                label = _class_number(_content(found))
+                number = _class_number(_content(found))
             elif not own:
-                row.add(json_row(_content(found)))
+                row.add(json_row(_content(found)), columns)
         except (OSError, UnicodeDecodeError, FolderError) as error:
             fault = text_fault(error)
             out.bad.append((other, fault))
     captions = tuple(dict.fromkeys(captions if own else row.captions))
-    if reads:
-        unread = {caption: why for caption in captions if (why := _refusal(reads, caption))}
-        out.bad += [(name, f"{caption[:40]!r}: {why}") for caption, why in unread.items()]
-        captions = tuple(caption for caption in captions if caption not in unread)
-        fault = fault or next(iter(unread.values()), "")
+    labels = (number, row.label, out.listing.class_of(name))
+    label = next((label for label in labels if label is not None), None)
     return Pair(name, out.listing.pictures[name], captions, row.record, label, fault)
+
+
+def _called(pair: Pair) -> Pair:
+    """With the name of its class as its caption."""
+    name = pair.label if isinstance(pair.label, str) else ""
+    return replace(pair, captions=one_a_line([name.replace("_", " ")]))
+
+
+def _understood(pair: Pair, reads: Callable[[str], object], out: Pairs) -> Pair:
+    """Without the captions that a model cannot read."""
+    unread = {caption: why for caption in pair.captions if (why := _refusal(reads, caption))}
+    if not unread:
+        return pair
+    out.bad += [(pair.name, f"{caption[:40]!r}: {why}") for caption, why in unread.items()]
+    captions = tuple(caption for caption in pair.captions if caption not in unread)
+    return replace(pair, captions=captions, fault=pair.fault or next(iter(unread.values())))
 
 
 def _content(found: Found) -> str:
@@ -161,9 +210,15 @@ def _refusal(reads: Callable[[str], object], caption: str) -> str:
     return ""
 
 
-def _rows(out: Pairs) -> dict[str, Row]:
+def _rows(out: Pairs, columns: Columns) -> dict[str, Row]:
     """Place of a picture -> its rows, of all tables."""
     rows: dict[str, Row] = {}
+    for name, held in out.listing.rows.items():
+        row = rows.setdefault(name, Row())
+        try:
+            row.add(held, columns)
+        except FolderError as error:
+            out.bad.append((f"row {int(name)}", str(error)))
     for table, found in sorted(out.listing.tables.items()):
         keys: set[str] = set()
         try:
@@ -173,15 +228,15 @@ def _rows(out: Pairs) -> dict[str, Row]:
                 where = f"{table} line {line}"
                 try:
                     row = json_row(row) if isinstance(row, bytes) else row
-                    place = _place(name_of(row), posixpath.dirname(table))
+                    place = _place(name_of(row, columns), posixpath.dirname(table))
                     if place in rows:
                         out.repeated.append((where, f"{printable(place)} once more"))
-                    rows.setdefault(place, Row()).add(row)
+                    rows.setdefault(place, Row()).add(row, columns)
                     keys |= row.keys()
                 except (UnicodeDecodeError, FolderError) as error:
                     out.bad.append((where, text_fault(error)))
-            if keys and keys.isdisjoint(SAID):
-                fault = f"no captions among {', '.join(sorted(keys))}; name them {SAID[1]}"
+            if keys and keys.isdisjoint(columns.caption):
+                fault = f"no captions among {', '.join(sorted(keys))}; name them text"
                 out.silent.append((table, printable(fault)))
         except (OSError, csv.Error, FolderError) as error:
             out.bad.append((table, text_fault(error)))
@@ -200,9 +255,9 @@ def json_row(text: str | bytes) -> dict[str, Any]:
     return row
 
 
-def name_of(row: dict[str, Any]) -> str:
+def name_of(row: dict[str, Any], columns: Columns = COLUMNS) -> str:
     """The file that a row is of."""
-    name = next((row[key] for key in NAMED if key in row), None)
+    name = next((row[key] for key in columns.image if key in row), None)
     if not _is_text(name) or None in row:
         raise FolderError("no row with a file_name, in as many fields as there are; mend it")
     return name

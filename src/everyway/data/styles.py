@@ -97,11 +97,12 @@ class Styled:
     """The samples of a lattice, each in a style that its own number draws; captions tell the scene
     and nothing of the style, which `Sample.raw` has.
 
-    style: of all samples; "" draws one of STYLES for each.
+    style: of all samples; "" draws one of `styles` for each.
     """
 
     scenes: Lattice = field(default_factory=Lattice)
     style: str = ""
+    styles: tuple[str, ...] = tuple(STYLES)
     size: ClassVar[int] = SIDE
 
     @property
@@ -116,8 +117,8 @@ class Styled:
             index += 1
 
     def style_of(self, index: int) -> str:
-        drawn = np.random.default_rng((self.scenes.seed, index, 2)).integers(len(STYLES))
-        return self.style or [*STYLES][drawn]
+        drawn = np.random.default_rng((self.scenes.seed, index, 2)).integers(len(self.styles))
+        return self.style or self.styles[drawn]
 
     def scene(self, index: int) -> Scene:
         """As of its lattice."""
@@ -137,3 +138,23 @@ class Styled:
         """Scene `index` in every style."""
         scene = self.scenes.scene(index)
         return {style: draw(scene, style, self.scenes.names) for style in STYLES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithStyle(Styled):
+    """A share of the samples in a style that another picture shows, which `Sample.raw` has as
+    "style"; the others are flat, and have None there.
+
+    share: of the samples that come with such a picture, which is of another scene.
+    """
+
+    styles: tuple[str, ...] = ("flat", "grey", "tinted")
+    share: float = 0.4
+
+    def sample(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.scenes.seed, index, 3))
+        if rng.random() >= self.share:
+            return replace(self.scenes.sample(index), raw={"style": None})
+        other = self.scenes.scene(int(rng.integers(2**31)))
+        shown = draw(other, self.style_of(index), self.scenes.names)
+        return replace(super().sample(index), raw={"style": shown})

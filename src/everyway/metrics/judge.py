@@ -17,8 +17,9 @@ from everyway.data import emoji
 from everyway.data import lattice as lattice_data
 from everyway.data import shapes as shapes_data
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.data.sample import Sample
+from everyway.data.styles import Styled
 from everyway.metrics import folder, lattice, scenes, shapes
 from everyway.request import RequestError
 
@@ -35,6 +36,7 @@ class Judge:
     redrawn: of the demo, a picture's prompt, then those that its right third is drawn anew for.
     features: pictures -> (N, F), for the distance between two sets of them; None: not measured.
     crispness: pictures -> PSNR in dB of each to what it was taken for; None: not measured.
+    style: pictures -> the name of the style of each; None: they have none.
     unseen: (seed=, count=, split=) -> scenes of that kind, for the scene score.
     """
 
@@ -47,6 +49,7 @@ class Judge:
     redrawn: tuple[str, ...] = ()
     features: Callable[[Sequence[Image.Image]], Tensor] | None = None
     crispness: Callable[[Sequence[Image.Image]], list[float]] | None = None
+    style: Callable[[Sequence[Image.Image]], list[str]] | None = None
     unseen: Callable[..., Any] | None = None
 
     def compare(self, stated: Any | None, seen: Any | None) -> Seen:
@@ -134,7 +137,14 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     **dict.fromkeys(emoji.CURRICULUM, EMOJI),
-    **dict.fromkeys(("lattice", "lattice-whole"), LATTICE),
+    **dict.fromkeys(("lattice", "lattice-whole", "lattice-open"), LATTICE),
+    "lattice-styled": replace(
+        LATTICE,
+        read=lambda pictures: [seen.scene for seen in lattice.styled(pictures)],
+        style=lambda pictures: [seen.style for seen in lattice.styled(pictures)],
+        crispness=lambda pictures: [seen.db for seen in lattice.styled(pictures)],
+        unseen=lambda **of: Styled(scenes=lattice_data.Lattice(**of)),
+    ),
     "lattice-246": replace(
         LATTICE,
         read=partial(lattice.read, names=emoji.OBJECTS),
@@ -172,7 +182,7 @@ def samples_of(model, path: str, n: int) -> list[Sample]:
         raise RequestError(
             f"it is not known what {model.name} learned; give pictures with captions: --data FOLDER"
         )
-    if not (Path(path).is_dir() or are_shards(path)):
+    if not is_data(path):
         raise RequestError(f"the data {path!r} of {model.name} is not here; give --data FOLDER")
     system = model.system
     texts = "text" in system.raws

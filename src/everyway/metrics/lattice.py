@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -29,15 +30,24 @@ def crispness(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> li
     return [nearest(image, names)[1] for image in images]
 
 
-def styled(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> list[tuple[Scene, str]]:
-    """(the scene, its style) of each picture: the nearest of all renderings in all styles."""
+@dataclass(frozen=True, kw_only=True)
+class Styled:
+    """What a picture shows, in which of STYLES, and the PSNR in dB to that rendering."""
+
+    scene: Scene
+    style: str
+    db: float
+
+
+def styled(images: Sequence[Picture], names: tuple[str, ...] = OBJECTS) -> list[Styled]:
+    """Of each picture the nearest of all renderings in all styles."""
     return [_in_a_style(image, names) for image in images]
 
 
-def _in_a_style(image: Picture, names: tuple[str, ...]) -> tuple[Scene, str]:
+def _in_a_style(image: Picture, names: tuple[str, ...]) -> Styled:
     found = {style: nearest(image, names, style) for style in STYLES}
     style = max(found, key=lambda each: found[each][1])
-    return found[style][0], style
+    return Styled(scene=found[style][0], style=style, db=found[style][1])
 
 
 def nearest(

@@ -28,7 +28,6 @@ from everyway.metrics.judge import (
     JUDGES,
     Judge,
     Seen,
-    judge_of,
     judge_of_folder,
     learned,
     samples_of,
@@ -75,7 +74,9 @@ def evaluate(
     rows = rows or [row for row in names if TASK_OF.get(row.split(".")[0], "") in able(model)]
     began = time.monotonic()
     judge, questions = build(model, n, seed, data or learned(model))
-    distances: dict[str, dict[str, Interval]] = {"frechet": {}, "crispness": {}, "moved": {}}
+    distances: dict[str, dict[str, Interval]] = {
+        kind: {} for kind in ("frechet", "crispness", "moved", "style")
+    }
     table = {}
     for number, row in enumerate(rows):
 
@@ -162,7 +163,7 @@ def scenes_suite(model: Model, n: int, seed: int, data: str) -> tuple[Judge, dic
     both in turn; both languages on the same scenes; variations of pictures and of texts; pictures
     with a text of their own, and without one; real pictures through the image codec.
     """
-    judge = judge_of(model)
+    judge = JUDGES[data]
     assert judge.unseen is not None  # `_suite` has seen to it
     sets = {
         "one": judge.unseen(seed=seed, count=1),
@@ -253,6 +254,7 @@ class _Asker:
         self.made: list[Image.Image] = []
         self.real_ones: Sequence[np.ndarray] = ()
         self.moved: list[bool] = []
+        self.style: list[bool] = []
 
     def t2i(self, prompts: list[str], real: Sequence[np.ndarray] = ()) -> list[Seen]:
         """real: pictures of the same scenes, if the distance to them is to be measured."""
@@ -263,7 +265,7 @@ class _Asker:
 
     def distances(self) -> Iterator[tuple[str, Interval]]:
         """Of the pictures that were made to real ones, and to what each was taken for; of
-        variations, the share that is laid out otherwise."""
+        variations, the share that is laid out otherwise, and that keeps the style."""
         features, crispness = self.judge.features, self.judge.crispness
         if features and len(self.real_ones) > 1:
             real = features([Image.fromarray(x) for x in self.real_ones])
@@ -273,6 +275,8 @@ class _Asker:
             yield "crispness", interval(np.array(crispness(self.made)), np.random.default_rng(0))
         if self.moved:
             yield "moved", interval(np.array(self.moved, float), np.random.default_rng(0))
+        if self.style:
+            yield "style", interval(np.array(self.style, float), np.random.default_rng(0))
 
     def i2t(self, samples: list[Sample], truths: list) -> list[Seen]:
         pictures = [Image.fromarray(s.image) for s in samples]
@@ -286,6 +290,9 @@ class _Asker:
         self.made = [r.image for r in self._make(kind="image-variation", image=pictures)]
         seen = self.judge.read(self.made)
         self.moved = [_layout(a) != _layout(b) for a, b in zip(truths, seen)]
+        if self.judge.style:
+            drawn = self.judge.style(self.made)
+            self.style = [s.raw["style"] == style for s, style in zip(samples, drawn)]
         return [self.judge.compare(_contents(t), s) for t, s in zip(truths, seen)]
 
     def t2t(self, texts: list[str]) -> list[Seen]:

@@ -256,6 +256,19 @@ class GaussianProcess:
         """u + w (c - u); w (B,)."""
         return mixed(conditional, unconditional, w)
 
+    def min_snr(self, t: Tensor, gamma: float) -> Tensor:
+        """The weight (B,) float64 that makes `loss` at t min(SNR, gamma) times the square error of
+        the clean estimate: min(SNR, gamma) / SNR for EPS, min(SNR, gamma) / (SNR + 1) for V.
+
+        SNR is (alpha / sigma)^2; where that is 0, at the t = 1 of some schedules, so is the weight.
+        Source: Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
+        arXiv 2303.09556.
+        """
+        alpha, sigma = self.schedule.alpha_sigma(t)
+        one, nothing = torch.ones_like(alpha), torch.zeros_like(alpha)
+        slope = self.parameterisation.to_clean(one, nothing, alpha, sigma)  # d x_0 / d raw
+        return (alpha / sigma).square().clamp(max=gamma) * slope.square()
+
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
         """Mean over elements of (raw - target)^2, (B,) float32."""
         x0 = working(x0)

@@ -32,8 +32,11 @@ class Law(Settings):
     """low, high: quantiles of the times that are trained on, an expert's interval of noise; under
     uniform times they are times (`times.Within`).  clock: whose times, where experts are chosen by
     one of several clocks; "" is every clock's.
+    min_snr: gamma of min-SNR weights of the losses at these times, 5 in the paper; 0 weighs all
+    times alike (`GaussianProcess.min_snr`).
     """
 
+    min_snr: float = Field(0.0, ge=0)
     low: float = Field(0.0, ge=0, le=1)
     high: float = Field(1.0, ge=0, le=1)
     clock: str = ""
@@ -50,6 +53,11 @@ class Law(Settings):
             raise ConfigError(f"clock is {self.clock!r}; choose one of {', '.join(clocks)}")
         within = Within(noise=noise, low=self.low, high=self.high, clock=self.clock)
         return self._drawn(within, clocks, batch)
+
+    @property
+    def free(self) -> Law:
+        """The same, of times that no task fixes."""
+        return self
 
     def quantile(self, u: Tensor, process: Process) -> Tensor:
         """Times (...) of a clock of `process` at the quantiles u (...) in [0, 1], the least noise
@@ -130,6 +138,11 @@ class Tasks(Law):
         return self
 
     @property
+    def free(self) -> Law:
+        shares = ("to_image", "to_text", "joint", "image_alone", "text_alone")
+        return self.model_copy(update=dict.fromkeys(shares, 0.0))
+
+    @property
     def _lines(self) -> tuple[Line, ...]:
         return task_lines(
             self.to_image, self.to_text, self.joint, self.image_alone, self.text_alone
@@ -150,6 +163,11 @@ class Importance(Settings):
     """Steps of a token process, in proportion to the losses seen at them (`times.importance`)."""
 
     distribution: Literal["importance"] = "importance"
+
+    @property
+    def min_snr(self) -> float:
+        """Tokens have no SNR."""
+        return 0.0
 
 
 def _or(distribution: str) -> BeforeValidator:

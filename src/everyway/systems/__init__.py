@@ -65,8 +65,8 @@ class TrainingData(Protocol):
         ...
 
     @property
-    def classes(self) -> int:
-        """Raises ConfigError where it has none."""
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes, by number; ConfigError where it has none."""
         ...
 
     def opened(self, source: str) -> Any:

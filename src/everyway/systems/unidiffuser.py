@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from everyway.process.training_times import Tasks, TwoClocks
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, System, labelled
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fresh
 from everyway.tasks import PATHS, TASKS, Task
 from everyway.validation import checked
 
@@ -421,7 +423,9 @@ CODEC_FOLDER = "runs/codecs"
 class Training(Settings):
     """What a training of this system reads.
 
-    codecs: the folder of trained codecs; `nano` has plain ones unless another folder is named.
+    preset: a name in SIZES or in PUBLISHED.
+    codecs: the folder of trained codecs; `nano` has plain ones unless another folder is named.  Of
+    published sizes a model that has them, or a folder of them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     patch, depth: of its network, other than it has them; what does not fit then starts afresh.
     schedule: of `process.config.gaussian`, other than the preset has it.
@@ -429,7 +433,7 @@ class Training(Settings):
     conditions.
     """
 
-    preset: Literal["nano", "mini", "small"] = "nano"
+    preset: Literal["nano", "mini", "small", "v0", "v1"] = "nano"
     init: str = ""
     codecs: str = CODEC_FOLDER
     patch: int = Field(0, ge=0)
@@ -452,6 +456,8 @@ class Training(Settings):
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
         own = {"schedule": self.schedule} if self.schedule else {}
+        if self.preset in PUBLISHED:
+            return fresh(sys.modules[__name__], PUBLISHED[self.preset], self.codecs, data)
         if self.preset == "nano" and self.codecs == CODEC_FOLDER:
             return build(replace(nano(data.words), **own))
         folder = Path(self.codecs)
@@ -479,12 +485,12 @@ class Training(Settings):
 TRAININGS: dict[str, dict[str, Any]] = {
     "nano": dict(preset="nano", data="shapes", samples=96_000, lr=5e-3, shift=2.0, out="runs/nano"),
     "mini": dict(
-        preset="mini", data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0,
+        preset="mini", data="lattice", cache=60_000, samples=12_800_000, lr=5e-3, weight_decay=0.0,
         ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
         codecs="runs/codecs", out="runs/mini",
     ),
     "small": dict(
-        preset="small", data="lattice", cache=60_000, steps=200_000, lr=3e-3, weight_decay=0.0,
+        preset="small", data="lattice", cache=60_000, samples=12_800_000, lr=3e-3, weight_decay=0.0,
         ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
         codecs="runs/codecs", out="runs/small",
     ),

@@ -10,16 +10,15 @@ arXiv 2209.12152.  Parameter counts are of the released files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from everyway.checkpoints.tensor_files import Entries, check
+from everyway.checkpoints.tensor_files import Entries
 from everyway.codecs.plain import Labels, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.controls.paint import joint_paint
@@ -31,6 +30,7 @@ from everyway.process.training_times import OneClock, Uniform
 from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, Null, System, labelled
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fill, how
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -45,7 +45,8 @@ class UViTSystemConfig:
     network: its UViTConfig as plain data; its condition is in its layout.
     codec_config: "image", settings of the autoencoder, if pictures are no pixels; "text", settings
     of a ClipStates, or a vocabulary of whole words.
-    null_class: the last label is the null.  latent_scale: of latents, where it is not what their
+    null_class: the last label is the null.  classes: their names in the order of their numbers, if
+    they have any.  latent_scale: of latents, where it is not what their
     autoencoder has.  schedule: as `process.config.gaussian` reads it: "linear" in pixels and
     *_large latents, the "discrete" one of latent diffusion elsewhere.
     sampler, guidance, steps: of a `System`.
@@ -54,6 +55,7 @@ class UViTSystemConfig:
     network: Mapping[str, Any]
     codec_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     null_class: bool = False
+    classes: Sequence[str] = ()
     latent_scale: float = 0.0
     schedule: str | Mapping[str, Any] = "discrete"
     sampler: str = "dpm++fast"
@@ -214,7 +216,10 @@ def label_condition(network: UViT, config: UViTSystemConfig) -> dict[str, Condit
     """A class by its number; the last one is the null, if there is one."""
     (label,) = (s for s in network.config.layout if isinstance(s, Label))
     nulls = {"last": labelled(label.classes - 1)} if config.null_class else {}
-    codec = Labels(classes=label.classes - config.null_class)
+    count = label.classes - config.null_class
+    if config.classes and len(config.classes) != count:
+        raise UsageError(f"classes are {len(config.classes)} names, and there are {count}")
+    codec = Labels(classes=count, names=config.classes)
     return {"label": Condition(name="label", source="label", codec=codec, nulls=nulls)}
 
 
@@ -382,9 +387,11 @@ class Training(Settings):
         made = self.network()
         condition, drops = condition_of(made), self.drop > 0
         if condition == "label":
-            made = _with(made, Label, classes=data.classes + drops)
+            made = _with(made, Label, classes=len(data.classes) + drops)
         settings, weights = self._codecs(condition, data)
         own = replace(full(made, settings), null_class=condition == "label" and drops)
+        if condition == "label":
+            own = replace(own, classes=[*data.classes])
         if self.preset in NANO:
             own = replace(own, **NANO_SAMPLING)
         if condition == "label" and not drops:
@@ -392,10 +399,10 @@ class Training(Settings):
         if self.schedule:
             own = replace(own, schedule=self.schedule, sampler="dpm++2m")
         if parts := missing_parts(own):
-            raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {_how(parts)}")
+            raise ConfigError(f"codecs={self.codecs!r} lacks {', '.join(parts)}; {how(parts)}")
         system = build(own)
         for name, entries in weights.items():
-            _fill(system.codecs[name], entries)
+            fill(system.codecs[name], entries)
         return system
 
     def started(self, former: System) -> System:
@@ -411,7 +418,7 @@ class Training(Settings):
             return {}, {}
         if not Path(self.codecs).exists() and self.codecs.startswith(RUNS):
             parts = missing_parts(full(self.network()))
-            raise ConfigError(f"there is no folder {self.codecs!r}; {_how(parts, self.codecs)}")
+            raise ConfigError(f"there is no folder {self.codecs!r}; {how(parts, self.codecs)}")
         opened = data.opened(self.codecs)
         had = opened.config["config"].get("codec_config", {})
         settings: dict[str, Any] = {}
@@ -428,18 +435,6 @@ def _with(network: UViTConfig, kind: type, **changes: Any) -> UViTConfig:
     """The network with its stream of that kind changed."""
     layout = (replace(s, **changes) if isinstance(s, kind) else s for s in network.layout)
     return replace(network, layout=tuple(layout))
-
-
-def _how(parts: list[str], folder: str = "DIR") -> str:
-    """The command that makes a folder of the codecs that are missing."""
-    rest = "".join(f" --part {part}" for part in parts[1:])
-    return f"give one: everyway convert {parts[0].partition('=')[2]} --out {folder}{rest}"
-
-
-def _fill(codec: nn.Module, entries: Entries) -> None:
-    wanted = {k: tuple(v.shape) for k, v in codec.state_dict().items()}
-    check({k: e.shape for k, e in entries.items()}, wanted)
-    codec.load_state_dict({k: e.read(torch.float32) for k, e in entries.items()})
 
 
 TRAININGS: dict[str, dict[str, Any]] = {}

@@ -10,6 +10,7 @@ Source: Xu et al., "Versatile Diffusion: Text, Images and Variations All in One 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from everyway.checkpoints import codec_folder, store
+from everyway.codecs import bundle
 from everyway.codecs.cells import PlacedCells, PlacedWords
 from everyway.codecs.plain import PatchTokens, Pixels, Words
 from everyway.contracts import Codec, Context
@@ -34,6 +36,7 @@ from everyway.process.training_times import LogNormal, OneClock
 from everyway.settings import Settings
 from everyway.system import Condition, Modality, Null, System
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fresh
 from everyway.tasks import GENERATE, Task
 from everyway.validation import checked
 
@@ -137,30 +140,36 @@ def nano(vocabulary: tuple[str, ...]) -> VersatileConfig:
 
 def mini(codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
     """The shipped model: 96x96 pictures of nine cells and texts of twelve tokens, as states and as
-    contexts, each token with its place."""
+    contexts, each token with its place.
+
+    codec_config: of the states, and of a condition that has a codec of its own.
+    """
+    around = {
+        "image_condition": {"kind": "PlacedCells", "around": "image", "gain": 7.0},
+        "text_condition": {"kind": "PlacedWords", "around": "text", "gain": 4.0},
+    }
+    own = codec_config.get("image_condition")
+    seen = bundle.codec("image_condition", own, "") if own else None
+    tokens, width = (seen.count, seen.width) if seen else (9, 192 + 9)
     network = MultiFlowConfig(
         data=(
             Maps(name="image", channels=192, kernel=1, size=3),
             Sequences(name="text", length=12, dim=64),
         ),
-        contexts={"image": 192 + 9, "text": 64 + 12},
+        contexts={"image": width, "text": 64 + 12},
         dim=120,
         multipliers=(1,),
         depth=1,
         attending=1,
         heads=8,
     )
-    around = {
-        "image_condition": {"kind": "PlacedCells", "around": "image", "gain": 7.0},
-        "text_condition": {"kind": "PlacedWords", "around": "text", "gain": 4.0},
-    }
     return VersatileConfig(
         network=network.to_json(),
         image_size=3,
-        image_tokens=9,
-        codec_config={**codec_config, **around},
+        image_tokens=tokens,
+        codec_config={**around, **codec_config},
         shared=shared,
-        empty_pictures=False,
+        empty_pictures=seen is not None,
         schedule="cosine-x0",
         sampler="dpm++2m",
         guidance=1.5,
@@ -320,8 +329,6 @@ def _shape(data: Maps | Vectors | Sequences, side: int) -> tuple[int, ...]:
 
 
 def _coded(config: VersatileConfig) -> dict[str, Any]:
-    from everyway.codecs import bundle
-
     names, made = [d.name for d in config.flows.data], dict[str, Any]()
     for name in names + [f"{name}_condition" for name in config.flows.contexts]:
         own = dict(config.codec_config[name])
@@ -380,13 +387,14 @@ class Training(Settings):
 
     stage: of the published plan, a name in PLAN.  scaled: whether layers learn at the published
     parts of the rate (RATES), as one that starts from a network which draws already.
-    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared.
+    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared; of
+    the published size a model that has them, or a folder of them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.
     """
 
-    preset: Literal["nano-versatile", "mini-versatile"] = "nano-versatile"
+    preset: Literal["nano-versatile", "mini-versatile", "four-flow"] = "nano-versatile"
     stage: Literal["variation", "pictures", "all"] = "all"
     shares: Shares = Shares()
     scaled: bool = False
@@ -413,11 +421,16 @@ class Training(Settings):
 
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
+        if self.preset == "four-flow":
+            settings = {"network": FOUR_FLOW.to_json()}
+            return fresh(sys.modules[__name__], settings, self.codecs, data)
         if self.preset == "nano-versatile":
             return build(nano(data.words))
         if self.codecs:
             folder = Path(self.codecs)
-            config = {name: codec_folder.settings(folder, name) for name in ("image", "text")}
+            seen = ["image_condition"] if (folder / "image_condition.json").is_file() else []
+            names = ["image", "text", *seen]
+            config = {name: codec_folder.settings(folder, name) for name in names}
             weights = {name: load_file(folder / f"{name}.safetensors") for name in config}
             shared = {}
         else:
@@ -446,11 +459,11 @@ def _of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Any], dict[s
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "nano-versatile": dict(
-        preset="nano-versatile", data="shapes", steps=1500, lr=5e-3, out="runs/nano-versatile",
+        preset="nano-versatile", data="shapes", samples=96_000, lr=5e-3, out="runs/nano-versatile",
         times={"distribution": "lognormal", "mean": 0.5, "std": 1.5},
     ),
     "mini-versatile": dict(
-        preset="mini-versatile", data="lattice-whole", cache=40_000, steps=200_000, batch=128,
+        preset="mini-versatile", data="lattice-whole", cache=40_000, samples=25_600_000, batch=128,
         lr=5e-3, weight_decay=0.0, ema=0.997, out="runs/mini-versatile", weights="fp16",
         times={"distribution": "lognormal", "mean": 1.7, "std": 1.6},
         text_to_image=1.3, image_to_text=1.2, text_variation=0.5,

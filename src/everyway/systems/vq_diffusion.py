@@ -10,10 +10,11 @@ arXiv 2111.14822; Tang et al., "Improved Vector Quantized Diffusion Models", 202
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -33,9 +34,10 @@ from everyway.nets.tokens import ContextTokens, Ids, Label, TimeToken
 from everyway.nets.uvit import UViT, UViTConfig
 from everyway.process.mask_replace import ABSORBING, PAPER, RELEASED, UNIFORM, MaskReplace
 from everyway.process.training_times import Importance, Tokens
-from everyway.settings import Settings
+from everyway.settings import ConfigError, Settings
 from everyway.system import Condition, Modality, Null, System, dropped, labelled
 from everyway.systems import MissingParts, TrainingData
+from everyway.systems.published_codecs import fresh
 from everyway.tasks import drawing
 from everyway.validation import checked
 
@@ -395,13 +397,16 @@ def missing_parts(config: Mapping[str, Any] | VQDiffusionConfig) -> list[str]:
 class Training(Settings):
     """What a training of this system reads.
 
+    preset: "mini-vq" or a name in PRESETS.
     tokens: the folder of the image tokens.  codecs: the folder of the text codec, or "" for
-    that of `mini`, whose weights are then shared.  init: a model to start from, codecs and weights.
+    that of `mini`, whose weights are then shared; of published sizes a model that has all of them,
+    or a folder of them as `everyway convert` makes it.  init: a model to start from, codecs and
+    weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.
     """
 
-    preset: Literal["mini-vq"] = "mini-vq"
+    preset: str = "mini-vq"
     init: str = ""
     tokens: str = "runs/codecs"
     codecs: str = ""
@@ -412,10 +417,18 @@ class Training(Settings):
     def _all_read(self) -> Training:
         if self.init:
             self.unread(("tokens", "codecs"), "a training that starts from init")
+        if self.preset not in ("mini-vq", *PRESETS):
+            known = ", ".join(("mini-vq", *PRESETS))
+            raise ConfigError(f"preset is {self.preset!r}; it should be {known}")
+        if self.preset in PRESETS:
+            self.unread(("tokens",), f"preset {self.preset!r}")
         return self
 
     def system(self, data: TrainingData) -> System:
         """Raises StoreError where a codec is missing."""
+        if self.preset in PRESETS:
+            settings = PRESETS[self.preset].to_json()
+            return fresh(sys.modules[__name__], settings, self.codecs, data)
         tokens = codec_folder.settings(Path(self.tokens), "image_vq")
         if self.codecs:
             made = build(mini(tokens, codec_folder.settings(Path(self.codecs), "text"), {}))
@@ -455,7 +468,7 @@ def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor]
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "mini-vq": dict(
-        data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0, ema=0.997,
+        data="lattice", cache=60_000, samples=12_800_000, lr=5e-3, weight_decay=0.0, ema=0.997,
         cooldown=0.4, out="runs/mini-vq",
     )
 }  # fmt: skip

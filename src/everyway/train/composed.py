@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,10 @@ class Composed:
 
     records: as `write_down` returns them.  sprites: of the scenes, as the data's `sprites()`.
     conditioning: what the conditions read of each variant of a caption, (V, ...).
-    complete: as of `Latents`.
+    complete, lacking: as of `Latents`.
     """
+
+    lacking: Mapping[str, range] = MappingProxyType({})
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -52,13 +52,17 @@ class Source(Settings):
     """What is learned from."""
 
     data: FileName = "shapes"
-    """A built-in set, or a folder of pictures, in which folders are classes."""
+    """A built-in set, or data of your own: a folder, in which folders are classes, tar shards, or a
+    Hugging Face data set, hf:owner/name."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
     latents: str = ""
     """The folder that they are cached in, which trainings may share; by default the run's own."""
     flip: bool = False
     """Adds the mirror image of every picture; captions must not say left or right."""
+    unpaired: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch's samples that are pictures without a caption or captions without a picture;
+    what they lack is at t = 1, or the null, and nothing is learned of it.  0 leaves them out."""
     compose: bool = False
     """Pictures of `cache` built-in scenes are put together and encoded on the training's device as
     they are needed, not cached: for GPUs (`train.composed`)."""
@@ -89,6 +93,34 @@ class Optimisation(Settings):
     """Decay of the average of the weights that is exported."""
     ema_samples: int = Field(0, ge=0)
     """Samples in which that average forgets half, whatever the batch; 0 leaves it to `ema`."""
+    ema_length: float = Field(0.0, ge=0, le=0.28)
+    """Of an average by a power function, in place of `ema`: its width as a part of the training's
+    length, about 0.05 to 0.15; 0 is none."""
+
+
+class Adapter(Settings):
+    """What is trained beside a network whose weights stay as they are."""
+
+    lora: int = Field(0, ge=0, le=4096)
+    """Rank of a LoRA of the model in `init`, whose weights then stay as they are; 0 is none."""
+    lora_alpha: float = Field(0.0, ge=0)
+    """What the LoRA adds is times lora_alpha / lora; 0 is as much as the rank."""
+    lora_layers: str = ""
+    """Words with commas between them, as attn,fc1: linear layers named so; by default all."""
+
+    @model_validator(mode="after")
+    def _all_read(self) -> Adapter:
+        if not self.lora:
+            self.unread(("lora_alpha", "lora_layers"), "a training without lora")
+        return self
+
+    @property
+    def alpha(self) -> float:
+        return self.lora_alpha or float(self.lora)
+
+    @property
+    def words(self) -> list[str]:
+        return [word.strip() for word in self.lora_layers.split(",") if word.strip()]
 
 
 class Run(Settings):
@@ -108,12 +140,18 @@ class Run(Settings):
     """Weights, gradients and optimiser lie in shards over the processes' GPUs (FSDP2)."""
     save_every_s: float = Field(120.0, ge=0)
     """Seconds between savings."""
+    keep: int = Field(1, ge=1)
+    """States that are kept: the last one, and those that were saved before it."""
     publish: bool = False
     """Each saving exports the average, too."""
     sample_every: int = Field(0, ge=0)
     """Steps between sheets of samples, 0 for none."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of the log."""
+    before_after: bool = True
+    """A training from `init` ends with a sheet of samples before and after it."""
+    tracker: str = ""
+    """What is told of losses and samples beside TensorBoard, as wandb or mlflow."""
     weights: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of what is exported."""
     licence: str = ""
@@ -146,7 +184,16 @@ class TrainConfig(Settings, Generic[Own]):
     model: SerializeAsAny[Own]
     source: Source = Source()
     optim: Optimisation = Optimisation()
+    adapter: Adapter = Adapter()
     run: Run = Run()
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> TrainConfig:
+        if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
+            raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        if self.adapter.lora and self.run.shard:
+            raise ConfigError("shard is for trainings of all weights; leave it out beside lora")
+        return self
 
     @model_validator(mode="after")
     def _by_samples(self) -> TrainConfig:
@@ -228,15 +275,19 @@ COUNTED = {"steps": "samples", "warmup": "warmup_samples", "ema": "ema_samples"}
 def _counted_once(kind: type[TrainConfig], table: Mapping[str, Any]) -> dict[str, Any]:
     """A table that says one of a pair by the step alone takes back what former ones say by the
     sample."""
-    known, own = places(kind), merged(kind, table)
-    for step, sample in COUNTED.items():
-        *parts, last = known[step]
-        inner = own
-        for part in parts:
-            inner = inner.get(part, {})
-        if last in inner and sample not in inner:
-            inner[sample] = 0
-    return own
+    known, own = places(kind), {path for path, _ in _leaves(merged(kind, table))}
+    pairs = ((known[step], known[sample]) for step, sample in COUNTED.items())
+    back = {".".join(by): 0 for step, by in pairs if step in own and by not in own}
+    return {**back, **table}
+
+
+def _leaves(data: Mapping[str, Any], start: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """(path, value) of every value in nested data."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*start, name))
+        else:
+            yield (*start, name), value
 
 
 def remembered(table: Mapping[str, Any]) -> TrainConfig:

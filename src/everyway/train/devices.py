@@ -23,12 +23,15 @@ try:
         Accelerator,
         DistributedDataParallelKwargs,
         FullyShardedDataParallelPlugin,
+        tracking,
     )
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import broadcast_object_list
 except ImportError:
     raise ConfigError('training needs more: pip install -e ".[train]"') from None
 
+__all__ = ["Accelerator", "AcceleratorState", "PartialState", "accelerator", "agreed",
+           "half_precision", "joined", "tracking"]  # fmt: skip
 PATIENCE = timedelta(hours=2)
 """How long processes wait for one that writes files; a launcher ends them at once if it died."""
 

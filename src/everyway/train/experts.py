@@ -173,7 +173,11 @@ def stage(root: Root, config: TrainConfig, cell: Interval, init: str, count: int
     model = {"preset": own.preset, "drop": own.drop, "init": init}
     table = root.config.model_dump() | {
         "model": {**model, "times": {**root.times.model_dump(), **within}},
-        "run": {**config.run.model_dump(), "out": str(config.folder / cell.name)},
+        "run": {
+            **config.run.model_dump(),
+            "out": str(config.folder / cell.name),
+            "before_after": False,
+        },
         "budget_s": config.budget_s / count,
     }
     latents = {} if config.source.latents else {"latents": str(config.folder)}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from everyway.checkpoints import codec_folder
 from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.image_vae import psnr
+from everyway.codecs.patches import PatchContext
 from everyway.codecs.pca import CellPCA, ThumbnailPCA
 from everyway.codecs.text_latent import exact_share
 from everyway.codecs.text_tokens import word_tokens
@@ -54,12 +55,14 @@ class Fit:
     lexicon: of the `TokenTable`, which reads any wording as the plain one; None where wordings are
     learned.
     tokens: of a `CellVQ`, where the different cells are few.
+    context: of the `PatchContext` that sees pictures, where that is no cells.
     """
 
     cells: dict[str, int]
     length: int
     lexicon: Lexicon | None = None
     tokens: dict[str, int] | None = None
+    context: dict[str, int] | None = None
 
     @property
     def text(self) -> dict[str, Any]:
@@ -69,7 +72,9 @@ class Fit:
 
 FITS = {
     "lattice": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, tokens=TOKENS),
-    "lattice-styled": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON),
+    "lattice-styled": Fit(
+        cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, context={"patch": 8}
+    ),
     "lattice-246": Fit(cells={"cell": 32, "channels": 256}, length=16, lexicon=emoji.LEXICON),
     "emoji": Fit(cells={"cell": 8, "channels": 64}, length=24),
 }
@@ -105,6 +110,10 @@ def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[s
             f"exact_at_{s}": exact_share(text, captions, s) for s in (0.0, 0.3, 0.6)
         }),
     ]  # fmt: skip
+    if fit.context:
+        context = PatchContext(side=some.shape[-1], **fit.context)
+        context.fit(some)
+        made.append(("image_condition", context, {"side": context.side, **fit.context}, {}))
     if fit.tokens:
         cells = to_tensor(cells_of(data, scenes))
         tokens = CellVQ(len(cells), **fit.tokens)

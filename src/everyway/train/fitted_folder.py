@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
 from everyway.codecs.pca import PCA, CellPCA, ThumbnailPCA
-from everyway.codecs.text_tokens import Tokens, train_tokens, word_tokens
+from everyway.codecs.text_tokens import SPECIAL, Tokens, train_tokens, word_tokens
 from everyway.codecs.token_table import TokenTable
 from everyway.data.captions import language
 from everyway.data.folder import Folder
@@ -34,6 +34,8 @@ LOOKED_AT = 32
 """Pictures whose size in pixels is looked at."""
 WORDS = 4096
 """Different words that are a token each; of more, frequent parts of words are."""
+SPARE = 2
+"""Tokens that a prompt may have more than the longest caption."""
 LEADING = 16
 """Numbers of a cell that say where in a picture a word is seen."""
 TOGETHER = 500
@@ -155,16 +157,18 @@ def _text(
     """captions: of every picture.  shown: of those with latents (N, D, h, w)."""
     said = [caption for own in captions for caption in own]
     spec = word_tokens(said)
+    unit = "words"
     if len(Tokens(spec, 1)) > WORDS:
-        spec = train_tokens(said, WORDS)
+        unit, spec = "parts of words", train_tokens(said, WORDS)
     tokens = Tokens(spec, 1)
     lengths = sorted(len(tokens.tokenizer.encode(text).ids) + 1 for text in said)
-    length = min(room.length, lengths[-1])
+    length = min(room.length, lengths[-1] + SPARE)
     settings = {"tokenizer": spec, "length": length, "dim": DIM}
     codec = TokenTable(**settings)
     codec.fit(_codes(codec.tokens, shown, latents))
     long = sum(n > length for n in lengths)
-    metadata = {"words": len(tokens), "captions": len(said), "too_long": long}
+    known = {"words": len(tokens) - len(SPECIAL), "unit": unit}
+    metadata = {**known, "captions": len(said), "too_long": long}
     return Fitted(codec=codec, settings={"kind": "TokenTable", **settings}, metadata=metadata)
 
 
@@ -205,9 +209,9 @@ def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
     quality = image.metadata["psnr_db"]
     shown = f"{side}x{side} pixels in {grid}x{grid} cells of {image.settings['channels']} numbers"
     said = text.metadata
-    words = f"{said['words']} words, {text.settings['length'] - 1} a caption at most"
+    words = f"{said['words']} {said['unit']}, {text.settings['length'] - 1} a caption at most"
     if said["too_long"]:
-        words += f"; {said['too_long']} captions are longer and left out"
+        words = f"{words}; {said['too_long']} captions are longer and left out"
     return {
         "image": f"{shown}, {quality:.1f} dB on pictures it was not fitted to",
         "embed": f"{embed.settings['channels']} numbers of a thumbnail",

@@ -87,7 +87,8 @@ class FlowLearner(SystemLearner):
         contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
         taught = {n: self._taught(n, contexts, noise) for n in own}
         flows = {n: (rows, taught[n]) for n, rows in own.items() if rows.any()}
-        found = objective.flow_losses(self.system, x0, times, noise, flows)
+        min_snr = self.config.model.times.min_snr
+        found = objective.flow_losses(self.system, x0, times, noise, flows, min_snr)
         nothing = torch.zeros(samples, device=next(iter(x0.values())).device)
         losses = dict.fromkeys(own, nothing)
         for name, per_modality in found.items():

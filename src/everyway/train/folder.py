@@ -15,17 +15,22 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from torch import Tensor
 
+from everyway.atomic import atomic_write
+from everyway.train import tracking
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
-from everyway.train.state import TrainState, diverged, metadata_of
+from everyway.train.devices import Accelerator
+from everyway.train.state import StateError, TrainState, metadata_of
 
 RESUMABLE = {
     "budget_s", "steps", "samples", "out", "device", "save_every_s", "publish", "sample_every",
-    "log_every", "shard", "weights", "licence", "latents",
+    "log_every", "shard", "weights", "licence", "latents", "warmup_samples", "ema_samples",
+    "keep", "before_after", "tracker",
 }  # fmt: skip
 """Settings that a resumed run may change: of them only the end bears on what a step does, since the
-rate falls before it."""
+rate falls before it; and those that others say by the step."""
 STATE = "state.safetensors"
 
 
@@ -117,22 +122,18 @@ def changed(former: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class Log:
-    """Running means of the losses, as JSON lines and (where installed) TensorBoard scalars."""
+    """Running means of the losses, as JSON lines and to the trackers of the engine.
 
-    def __init__(self, config: TrainConfig, writes: bool = True) -> None:
-        self.config, self.writes, self.board = config, writes, None
+    step: that the run goes on from; lines of later ones, of a run that was killed, are taken out.
+    """
+
+    def __init__(self, config: TrainConfig, engine: Accelerator, step: int) -> None:
+        self.config, self.engine, self.writes = config, engine, engine.is_main_process
         self.path = config.folder / "log.jsonl"
         self.sums: dict[str, Tensor] = {}
         self.count, self.since, self.means = 0, time.monotonic(), {}
-        if not writes:
-            return
-        self.means = _last(self.path)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(config.folder / "tensorboard"))
-        except ImportError:
-            pass  # an extra; the JSON lines hold the same numbers
+        if self.writes:
+            self.means = _cut(self.path, step)
 
     def add(
         self,
@@ -159,22 +160,48 @@ class Log:
             return
         self.means = {k: round(float(v) / count, 5) for k, v in sums.items()}
         if not all(map(math.isfinite, self.means.values())):
-            raise diverged(state.step)
+            raise state.diverged()
         if not self.writes:
             return
         row = {"step": state.step, "seconds": round(state.seconds, 1), **self.means}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.board:
-            for name, value in self.means.items():
-                self.board.add_scalar(f"loss/{name}", value, state.step)
+        self.engine.log({f"loss/{k}": v for k, v in self.means.items()}, step=state.step)
+
+    def picture(self, path: Path, sheet: Image.Image, step: int) -> None:
+        """A sheet of samples, kept as a file and shown to the trackers."""
+        with writing(path), atomic_write(path) as temporary:
+            sheet.save(temporary, format="PNG")
+        tracking.show(self.engine, path.parent.name, sheet, step)
 
 
-def _last(path: Path) -> dict[str, float]:
-    """The losses in the last row of a log; none where there is no such row."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses within, as of a full disk, is a StateError that names `path`."""
     try:
-        row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
-        losses = {k: v for k, v in row.items() if k not in ("step", "seconds")}
-        return losses if all(map(math.isfinite, losses.values())) else {}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return {}
+        yield
+    except OSError as error:
+        raise StateError(
+            f"{path} was not written: {error}; the training state that was saved last stays: make "
+            "room, and give the same command again"
+        ) from None
+
+
+def _cut(path: Path, step: int) -> dict[str, float]:
+    """Leaves the whole rows of a log up to a step; the losses in the last of them, if any."""
+    lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = [(line, row) for line in lines if (row := _row(line)) and row["step"] <= step]
+    if len(rows) < len(lines):
+        with writing(path), atomic_write(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line, _ in rows), encoding="utf-8")
+    last = rows[-1][1] if rows else {}
+    return {k: v for k, v in last.items() if k not in ("step", "seconds")}
+
+
+def _row(line: str) -> dict[str, float] | None:
+    """A line of a log; None where it is cut, or no numbers."""
+    try:
+        row = json.loads(line)
+        return row if "step" in row and all(map(math.isfinite, row.values())) else None
+    except (ValueError, TypeError, AttributeError):
+        return None

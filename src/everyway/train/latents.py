@@ -9,8 +9,8 @@ that is there is not encoded again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,15 +36,21 @@ class CacheError(EverywayError, OSError):
 class Latents:
     """shards: of SHARD samples each, but the last: modality -> (n, V, ...).
 
+    lacking: raw data -> the last samples, that have none of it, and another's in its place.
     complete: the share of a sample's captions, at their front, that state everything.  A text that
     leaves things unsaid is a condition; as something to be made it would be one of many.
     """
 
     shards: Sequence[dict[str, Tensor]]
     complete: float = 1.0
+    lacking: Mapping[str, range] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(len(next(iter(shard.values()))) for shard in self.shards)
+
+    def lack(self, index: Tensor) -> dict[str, Tensor]:
+        """Raw data -> (B,) bool, which of the samples `index` (B,) have none of it."""
+        return {k: (index >= own.start) & (index < own.stop) for k, own in self.lacking.items()}
 
     def rows(self, index: Tensor, share: Tensor) -> Bundle:
         """Samples `index` (B,) as float32 or int64 clean states.

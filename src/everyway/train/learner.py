@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from everyway.sampling.noise import StreamNoise, mixed_seed
@@ -71,11 +72,13 @@ class Learner(nn.Module):
     memory: tensors on the CPU that are kept with the state, such as a history of losses.
     partial: whether it may be exported before its last step.
     skips: whether some steps leave some of its parameters without a gradient.
+    base: the hash of a model whose weights it needs and does not keep, as a LoRA does; "" if none.
     """
 
     memory: dict[str, Tensor]
     partial = False
     skips = False
+    base = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +113,11 @@ class Learner(nn.Module):
         """What FSDP wraps, as transformers name it."""
         return sorted({type(block).__name__ for block in self.blocks})
 
-    def show(self, weights: Mapping[str, Tensor], path: Path) -> None:
-        """Writes a sheet of samples of the averaged weights."""
+    def show(self, weights: Mapping[str, Tensor]) -> Image.Image | None:
+        """A sheet of samples of the averaged weights, if it shows any."""
+
+    def compare(self, weights: Mapping[str, Tensor]) -> Image.Image | None:
+        """The same of the weights that it started from, and beside them of these."""
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
         """Writes what was learned into the run folder.

@@ -7,9 +7,11 @@ processes with those of one but for rounding.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +20,19 @@ from torch import Tensor
 
 from everyway.checkpoints import store
 from everyway.checkpoints.card import hardware
+from everyway.request import LORA
 from everyway.systems import SYSTEMS
-from everyway.train import devices, folder, sources
+from everyway.train import devices, folder, sources, tracking
 from everyway.train.composed import composed
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.ema import EMA
+from everyway.train.faults import fault_of
 from everyway.train.flows import FlowLearner
 from everyway.train.folder import Log, TrainingProgress
 from everyway.train.learner import Learner, Share
 from everyway.train.muon import Muon
 from everyway.train.sealed import gathered
-from everyway.train.state import TrainState, diverged, metadata_of
+from everyway.train.state import StateError, TrainState, metadata_of
 from everyway.train.stopping import polite_stop
 from everyway.train.systems import SystemLearner, prepared
 
@@ -46,6 +50,7 @@ def train(
     the device cannot be used, and StateError when the training diverges; then the run folder holds
     what it held, or was last saved.
     """
+    tracking.check(config.run.tracker)
     process = devices.joined(config.run.device)
     parts = config.accumulate * process.num_processes
     if config.batch % parts:
@@ -87,14 +92,17 @@ def _trained(
     half = former["half"] if former else devices.half_precision(config.run.precision)
     engine = devices.accelerator(config, half, learner.skips)
     model, optimiser = _placed(learner, engine, config, half)
-    state = TrainState(learner, optimiser, EMA(learner, config.optim.ema))
+    state = TrainState(learner, optimiser, EMA(learner, config.optim.ema, config.optim.ema_length))
     metadata = {
         "half": half,
         "config": config.model_dump(),
+        "base": learner.base,
         "machine": folder.circumstances(engine.device, engine.num_processes),
     }
     if former:
         state.restore(path)
+        if former.get("base", "") != metadata["base"]:
+            raise ConfigError(f"{config.model.init} is not what the LoRA in {path} is of any more")
         if changes := folder.changed(former["machine"], metadata["machine"]):
             note(changes)
         if _early(state, config):
@@ -102,34 +110,43 @@ def _trained(
     first = engine.is_main_process
     if first:
         store.write_text(config.folder / "config.json", config.to_json())
-    log, begun, halted = Log(config, first), state.step, False
-    saved = time.monotonic()
-    with polite_stop() as asked:
+    log, begun, halted = Log(config, engine, state.step), state.step, False
+    saved, keep = time.monotonic(), config.run.keep
+    with polite_stop() as asked, tracking.told(engine, config, state.step):
         for losses in _steps(state, model, engine, config):
             log.add(state, losses, progress)
             late = time.monotonic() - saved > config.run.save_every_s
             halted, late = _told(engine, bool(asked), late)
             if late:
-                state.save(path, metadata, first)
+                state.save(path, metadata, first, keep)
                 if config.run.publish and learner.partial:
                     _export(state, config, engine, log.means, fresh=True)
                 saved = time.monotonic()
             if config.run.sample_every and state.step % config.run.sample_every == 0:
-                _show(state, config, engine)
+                _show(state, config, engine, log)
             if halted:
                 break
         log.write(state)
         if state.step > begun:
-            state.save(path, metadata, first)
+            state.save(path, metadata, first, keep)
         if not halted or learner.partial:
             _export(state, config, engine, log.means, fresh=state.step > begun)
+        if not halted and state.step > begun and getattr(config.model, "init", ""):
+            _compare(state, config, engine, log)
     return {
         "step": state.step,
         "seconds": round(state.seconds, 1),
         "losses": log.means,
-        "model": str(config.folder / "model" if config.system in SYSTEMS else config.folder),
+        "model": str(_made(config)),
         "stopped": halted,
     }
+
+
+def _made(config: TrainConfig) -> Path:
+    """Where a training leaves what it made."""
+    if config.system not in SYSTEMS:
+        return config.folder
+    return config.folder / (LORA if config.adapter.lora else "model")
 
 
 def _placed(
@@ -182,17 +199,28 @@ def _steps(
             with engine.accumulate(model):
                 loss, losses = model(state.learner.batch(share))
                 engine.backward(loss)
-                if engine.sync_gradients and config.optim.clip:
-                    engine.clip_grad_norm_(model.parameters(), config.optim.clip)
+                found.append({k: v.detach().expand(share.count) for k, v in losses.items()})
+                if engine.sync_gradients:
+                    most = config.optim.clip or math.inf
+                    norm = engine.clip_grad_norm_(model.parameters(), most)
+                    losses = _gathered(found, engine)
+                    if not gathered(norm).isfinite():  # before any weight has moved
+                        raise _diverged(state, engine, config)
                 state.optimiser.step()
                 state.optimiser.zero_grad()
-            found.append({k: v.detach().expand(share.count) for k, v in losses.items()})
-        losses = _gathered(found, engine)
         state.learner.learn(state.step, losses)
         state.ema.update(state.learner, state.step)
         state.step += 1
         state.seconds += time.monotonic() - began
         yield losses
+
+
+def _diverged(state: TrainState, engine: Accelerator, config: TrainConfig) -> StateError:
+    """Of the step that was begun, with the layer whose fault it was."""
+    batches = map(state.learner.batch, _shares(state.step, engine, config))
+    fault = fault_of(state.learner, batches, engine.autocast)
+    state.step += 1
+    return state.diverged(fault)
 
 
 def _shares(step: int, engine: Accelerator, config: TrainConfig) -> Iterator[Share]:
@@ -253,17 +281,25 @@ def rate_factor(step: int, cooldown_from: int, config: TrainConfig) -> float:
 def _average(state: TrainState) -> dict[str, Tensor]:
     """The averaged weights, whole; StateError if they diverged."""
     if not state.finite():
-        raise diverged(state.step)
+        raise state.diverged()
     return {name: gathered(value) for name, value in state.ema.weights.items()}
 
 
-def _show(state: TrainState, config: TrainConfig, engine: Accelerator) -> None:
+def _show(state: TrainState, config: TrainConfig, engine: Accelerator, log: Log) -> None:
     """A sheet of samples of the average, OUT/samples/STEP.png, where the learner shows any."""
     weights = _average(state)
-    if engine.is_main_process:
-        path = config.folder / "samples" / f"{state.step:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state.learner.show(weights, path)
+    if engine.is_main_process and (sheet := state.learner.show(weights)):
+        log.picture(config.folder / "samples" / f"{state.step:07d}.png", sheet, state.step)
+    engine.wait_for_everyone()
+
+
+def _compare(state: TrainState, config: TrainConfig, engine: Accelerator, log: Log) -> None:
+    """Samples before and after a training from a model, OUT/before-after.png."""
+    if not config.run.before_after or config.run.shard:
+        return
+    weights = _average(state)
+    if engine.is_main_process and (sheet := state.learner.compare(weights)):
+        log.picture(config.folder / "before-after.png", sheet, state.step)
     engine.wait_for_everyone()
 
 

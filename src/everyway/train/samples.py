@@ -13,36 +13,45 @@ from everyway.data.sample import Sample
 from everyway.generate import Model
 from everyway.job import LISTS, jobs
 from everyway.media import medium
-from everyway.sheet import Cell, Section, sheet
+from everyway.sheet import Cell, Section
 from everyway.system import System
 from everyway.tasks import Task
+from everyway.train.sources import sample_at
 
 COUNT = 6
-FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come from
+FIRST = 2_000_000
+"""Index of the unseen samples that prompts and pictures come from; of a folder some of its own."""
 
 
 def samples(
-    system: System, weights: Mapping[str, Tensor], data, metadata: dict, steps: int = 15
-) -> Image.Image:
+    system: System,
+    weights: Mapping[str, Tensor],
+    data,
+    metadata: dict,
+    when: str = "",
+    steps: int = 15,
+) -> list[Section]:
     """One row a task of the system, its network with these weights; the same prompts, pictures and
-    seeds every time."""
+    seeds every time.
+
+    when: is said in the titles.
+    """
     network = system.network
-    live = {k: v.clone() for k, v in network.state_dict().items()}
+    live = {k: v.clone() for k, v in network.state_dict().items() if k in weights}
     mode = network.training
-    network.load_state_dict(weights)
+    network.load_state_dict(weights, strict=False)
     network.eval()
     try:
         model = Model(name="training", hash="", system=system, metadata=metadata)
-        unseen = [data.sample(FIRST + k) for k in range(COUNT)]
-        sections = [_row(model, name, unseen, steps) for name in system.tasks]
+        unseen = [sample_at(data, FIRST + k, COUNT) for k in range(COUNT)]
+        return [_row(model, name, unseen, steps, when) for name in system.tasks]
     finally:
-        network.load_state_dict(live)
+        network.load_state_dict(live, strict=False)
         network.train(mode)
-    return sheet(sections, across=1)
 
 
 @torch.no_grad()
-def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
+def _row(model: Model, task: str, unseen: list, steps: int, when: str) -> Section:
     work, given = [], []
     for number, sample in enumerate(unseen):
         given.append(_given(model.system, model.system.tasks[task], sample, number))
@@ -53,7 +62,7 @@ def _row(model: Model, task: str, unseen: list, steps: int) -> Section:
     made = sorted(model.generate(work), key=lambda result: result.job)
     media = model.system.media
     cells = [_cell(media, {**own, **result.outputs}) for own, result in zip(given, made)]
-    return Section(title=task, cells=cells)
+    return Section(title=f"{task}, {when}" if when else task, cells=cells)
 
 
 def _given(system: System, task: Task, sample: Sample, number: int) -> dict[str, Any]:
@@ -63,7 +72,8 @@ def _given(system: System, task: Task, sample: Sample, number: int) -> dict[str,
         own["text"] = sample.captions[0]
     own |= {c.given_as: own.get(c.source) for c in system.conditions.values() if c.given_as}
     if "label" in (names := system.given(task)):
-        own["label"] = number % system.conditions["label"].codec.classes
+        codec = system.conditions["label"].codec
+        own["label"] = (codec.names or range(codec.classes))[number % codec.classes]
     return {name: medium(name, system.media).read(own[name], name) for name in names}
 
 

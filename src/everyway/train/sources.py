@@ -19,9 +19,9 @@ from everyway.contracts import flat
 from everyway.data.emoji import CURRICULUM, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.data.sample import Sample, to_tensor
-from everyway.data.styles import Styled
+from everyway.data.styles import Styled, WithStyle
 from everyway.layouts import convert
 from everyway.media import medium
 from everyway.system import System
@@ -39,7 +39,7 @@ TEST_SEED = 700_001
 """Of the samples that codecs are measured on, used for nothing else."""
 KEPT = 20_000
 """Pictures of a folder that stay in memory while a codec trains on it."""
-BUILT_IN = ("shapes", *LATTICES, "lattice-styled", *CURRICULUM)
+BUILT_IN = ("shapes", *LATTICES, "lattice-styled", "lattice-with-style", *CURRICULUM)
 Note = Callable[[str], None]
 
 
@@ -49,20 +49,22 @@ class Data:
 
     name: str
     seed: int
+    unpaired: bool = False
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        data = open_data(self.name, self.seed)
+        data = open_data(self.name, self.seed, unpaired=self.unpaired)
         said = getattr(data, "captions", lambda index: data.sample(index).captions)
-        captions = (caption for index in range(WORDS_OF) for caption in said(index))
+        captions = [caption for index in range(WORDS_OF) for caption in said(index)]
+        captions += [c for pair in getattr(data, "texts", [])[:WORDS_OF] for c in pair.captions]
         return tuple(sorted({word for c in captions for word in re.findall(r"\w+", c.lower())}))
 
     @cached_property
-    def classes(self) -> int:
+    def classes(self) -> tuple[str, ...]:
         found = getattr(open_data(self.name, self.seed, captioned=False), "classes", ())
         if not found:
             raise ConfigError(f"data {self.name!r} has no classes; give a folder of a folder each")
-        return len(found)
+        return found
 
     def opened(self, source: str) -> convert.Opened:
         return convert.open_model(source)
@@ -74,11 +76,12 @@ def open_data(
     size: int = 64,
     captioned: bool = True,
     reads: Callable[[str], object] | None = None,
+    unpaired: bool = False,
 ):
     """A built-in endless set or one of a system's own by name, in its own size, or a folder of
-    pictures (or shards of them), fitted to `size`.
+    pictures (or shards or a table of them), fitted to `size`.
 
-    captioned, reads: which pictures and captions of a folder are left out (`Folder`).
+    captioned, reads, unpaired: which pictures and captions of a folder are left out (`Folder`).
     """
     if name == "shapes":
         from everyway.data.shapes import Shapes
@@ -88,12 +91,14 @@ def open_data(
         return Lattice(seed=seed, **LATTICES[name])
     if name == "lattice-styled":
         return Styled(scenes=Lattice(seed=seed))
+    if name == "lattice-with-style":
+        return WithStyle(scenes=Lattice(seed=seed))
     if name in CURRICULUM:
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
         return own[name](seed)
-    if os.path.isdir(name) or are_shards(name):
-        return Folder(name, size, captioned, reads)
+    if is_data(name):
+        return Folder(name, size, captioned, reads, unpaired)
     known = ", ".join((*BUILT_IN, *own))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 
@@ -108,7 +113,12 @@ def data_of(system: System, config: TrainConfig):
     """The data that a system is trained on, a folder's in its size."""
     texts = "text" in system.raws
     reads = system.reads if texts else None
-    return open_data(config.source.data, config.seed, image_size(system), texts, reads)
+    own = config.source
+    size, unpaired = image_size(system), own.unpaired > 0
+    data = open_data(own.data, config.seed, size, texts, reads, unpaired)
+    if unpaired and not isinstance(data, Folder):
+        raise ConfigError(f"every picture of {own.data} has its captions; leave unpaired out")
+    return data
 
 
 def image_size(system: System) -> int:
@@ -168,30 +178,90 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
         raise ConfigError(
             f"flip mirrors pictures, and captions of {source.data} say left and right"
         )
-    count = source.cache
-    if isinstance(data, Folder):
-        count = min(count, len(data))
-    key = agreed(_fingerprint(system, config, data, count) if state.is_main_process else "")
+    rows = chosen(system, config, data)
+    if getattr(data, "by_class", False) and "text" in system.raws:
+        note("no picture has a caption: the names of the classes are taken for them")
+    key = agreed(_fingerprint(system, config, rows) if state.is_main_process else "")
     where = Path(source.latents) if source.latents else config.folder
-    folder, total = where / f"latents-{key}", count * (1 + source.flip)
+    folder = where / f"latents-{key}"
     for codec in system.codecs.values():
         codec.to(state.device)
     try:
         made = cache.encode(
             folder,
-            lambda row: sample_at(data, row, count, source.flip),
+            rows.sample,
             lambda samples: encode(system, samples),
-            total,
+            len(rows),
             rank=state.process_index,
             processes=state.num_processes,
             progress=lambda done, count: note(f"encoded {done:,} of {count:,} samples"),
         )
-        return replace(made, complete=getattr(data, "complete", 1.0))
+        return replace(made, complete=getattr(data, "complete", 1.0), lacking=rows.lacking)
     finally:
         for codec in system.codecs.values():
             codec.to("cpu")
-        if isinstance(data, Folder) and (data.faults or data.broken or count < data.total):
-            note(data.usage(count))
+        if isinstance(data, Folder) and (data.faults or data.broken or rows.pairs < data.total):
+            note(data.usage(rows.pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The samples of a cache by number: pairs, then pictures without a caption, then captions
+    without a picture.
+
+    pairs, pictures, texts: how many of each.  flip: each pair is followed by its mirror image.
+    """
+
+    data: Any
+    pairs: int
+    pictures: int = 0
+    texts: int = 0
+    flip: bool = False
+
+    def __len__(self) -> int:
+        return self.paired + self.pictures + self.texts
+
+    @property
+    def paired(self) -> int:
+        return self.pairs * (1 + self.flip)
+
+    @property
+    def lacking(self) -> dict[str, range]:
+        """Raw data -> the samples that have none of it, and another one's in its place."""
+        middle = self.paired + self.pictures
+        found = {"text": range(self.paired, middle), "image": range(middle, len(self))}
+        return {name: rows for name, rows in found.items() if rows}
+
+    def sample(self, row: int) -> Sample:
+        if row < self.paired:
+            return sample_at(self.data, row, self.pairs, self.flip)
+        row -= self.paired
+        if row < self.pictures:
+            return self.data.picture(row * len(self.data.pictures) // self.pictures)
+        row -= self.pictures
+        return self.data.text(row * len(self.data.texts) // self.texts)
+
+
+def chosen(system: System, config: TrainConfig, data) -> Chosen:
+    """At most `cache` samples of each kind, of a folder spread evenly.
+
+    Raises ConfigError where a system cannot learn from what is unpaired.
+    """
+    source, parts = config.source, {}
+    pairs = min(source.cache, len(data)) if isinstance(data, Folder) else source.cache
+    if source.unpaired:
+        states = {m.source for m in system.modalities.values()}
+        read = [c for c in system.conditions.values() if c.source in ("image", "text")]
+        bound = any(not c.nulls for c in read) or getattr(config.model, "flows", None)
+        if bound or "text" not in system.raws or config.system not in SYSTEMS:
+            raise ConfigError(
+                f"{config.system} learns nothing from a picture or a caption alone; leave unpaired "
+                "out"
+            )
+        parts = {"pictures": min(source.cache, len(data.pictures))}
+        if "text" in states:
+            parts["texts"] = min(source.cache, len(data.texts))
+    return Chosen(data=data, pairs=pairs, flip=source.flip, **parts)
 
 
 def sample_at(data, row: int, count: int, flip: bool = False) -> Sample:
@@ -210,7 +280,8 @@ def encode(system: System, samples: list[Sample]) -> dict[str, Tensor]:
 
     Raises ConfigError for what the system reads and the samples do not have.
     """
-    out = {k: v[:, None] for k, v in _encoded(system, _raw(system, samples)).items()}
+    once = _encoded(system, _raw(system, samples)) | _of_some(system, samples)
+    out = {k: v[:, None] for k, v in once.items()}
     if "text" not in system.raws:
         return out
     said = [[s.captions[v % len(s.captions)] for s in samples] for v in range(CAPTIONS)]
@@ -226,14 +297,13 @@ def _labels(samples: list[Sample]) -> list[int]:
 
 
 def _raw(system: System, samples: list[Sample]) -> dict[str, Any]:
-    """What samples have once, by name.  A condition that they do not have is its null."""
+    """What all samples have once, by name.  A condition that they do not have is its null."""
     raw: dict[str, Any] = {"image": pictures(samples)} if "image" in system.raws else {}
     if "label" in system.raws:
         raw["label"] = _labels(samples)
     for name in sorted(system.raws & samples[0].raw.keys()):
-        kind = medium(name, system.media)
-        values = [kind.read(sample.raw[name], name) for sample in samples]
-        raw[name] = kind.tensor(values, image_size(system))
+        if all(sample.raw[name] is not None for sample in samples):
+            raw[name] = _read(system, name, samples)
     if missing := {m.source for m in system.modalities.values()} - {*raw, "text"}:
         raise ConfigError(
             f"the data has no {', '.join(sorted(missing))}, which {system.name} is made of; choose "
@@ -242,12 +312,36 @@ def _raw(system: System, samples: list[Sample]) -> dict[str, Any]:
     return raw
 
 
+def _read(system: System, name: str, samples: list[Sample]) -> Any:
+    """A batch of the raw data of this name."""
+    kind = medium(name, system.media)
+    values = [kind.read(sample.raw[name], name) for sample in samples]
+    return kind.tensor(values, image_size(system))
+
+
+def _of_some(system: System, samples: list[Sample]) -> dict[str, Tensor]:
+    """What conditions read that some samples have and others, with None, do not: those have its
+    null."""
+    out: dict[str, Tensor] = {}
+    for name in sorted(system.raws & samples[0].raw.keys()):
+        own = [k for k, sample in enumerate(samples) if sample.raw[name] is not None]
+        if len(own) == len(samples):
+            continue
+        names, nulls = system.contexts_of(name), system.null_contexts(len(samples))
+        out |= {k: v.clone() for k, v in flat({n: nulls[n] for n in names}).items()}
+        if own:
+            read = _read(system, name, [samples[k] for k in own])
+            for key, value in flat(system.contexts({name: read})).items():
+                out[key][own] = value
+    return out
+
+
 def _encoded(system: System, raw: dict[str, Any]) -> dict[str, Tensor]:
     """As states, and as what the conditions read."""
     return system.encode(raw) | flat(system.contexts(raw))
 
 
-def _fingerprint(system: System, config: TrainConfig, data, count: int) -> str:
+def _fingerprint(system: System, config: TrainConfig, rows: Chosen) -> str:
     """What the cache depends on: the samples, of a folder its files, and what the codecs make of
     the first ones on a CPU.
 
@@ -256,9 +350,9 @@ def _fingerprint(system: System, config: TrainConfig, data, count: int) -> str:
     source = config.source
     identity = f"{source.data} {config.seed} {source.cache} {source.flip} {cache.SHARD} {CAPTIONS}"
     digest = hashlib.sha256(os.fsencode(identity))
-    if isinstance(data, Folder):
-        digest.update(data.stamp().encode())
-    first = [sample_at(data, row, count, source.flip) for row in range(min(4, count))]
+    if isinstance(rows.data, Folder):
+        digest.update(rows.data.stamp().encode())
+    first = [rows.sample(row) for row in range(min(4, rows.pairs))]
     for name, states in sorted(encode(system, first).items()):
         digest.update(name.encode())
         kind = torch.float16 if states.is_floating_point() else torch.int32

@@ -6,6 +6,8 @@ kept, and a resumed run draws what an uninterrupted one would have drawn.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everyway.atomic import atomic_write
 from everyway.errors import EverywayError
 from everyway.train import sealed
 from everyway.train.ema import EMA
@@ -25,11 +28,14 @@ class StateError(EverywayError, RuntimeError):
     exit_code = 1
 
 
-def diverged(step: int) -> StateError:
-    """What is raised where a loss or a weight is NaN or infinite."""
+def diverged(step: int, fault: str = "", saved: str = "what was saved before") -> StateError:
+    """What is raised where a loss, a gradient or a weight is NaN or infinite.
+
+    fault: in words, whose.  saved: what there is to go back to.
+    """
     return StateError(
-        f"the training diverged by step {step}: its numbers are no longer finite; what was saved "
-        "before stays; begin again with a smaller lr in another folder"
+        f"the training diverged by step {step}: {fault or 'its numbers are no longer finite'}; "
+        f"{saved} stays; begin again with a smaller lr in another folder"
     )
 
 
@@ -40,6 +46,7 @@ class TrainState:
     def __init__(self, learner: Learner, optimiser: torch.optim.Optimizer, ema: EMA) -> None:
         self.learner, self.optimiser, self.ema = learner, optimiser, ema
         self.step, self.cooldown_from, self.seconds = 0, -1, 0.0
+        self.saved = ""  # in words, what was saved last
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, where it lies: nothing is copied."""
@@ -50,24 +57,36 @@ class TrainState:
             out |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in slots.items()}
         return out
 
-    def save(self, path: Path, metadata: Mapping[str, Any], writes: bool = True) -> None:
+    def save(
+        self, path: Path, metadata: Mapping[str, Any], writes: bool = True, keep: int = 1
+    ) -> None:
         """Written atomically; a killed process leaves the former state in place.
 
         metadata: kept beside it.  writes: whether this process is the one of all that writes; every
-        one has to call, since tensors may lie in shards.
+        one has to call, since tensors may lie in shards.  keep: how many states, this one among
+        them; the others become NAME-STEP.
         Raises StateError where it cannot be written, or where the training diverged.
         """
         if not self.finite():
-            raise diverged(self.step)
+            raise self.diverged()
         if not writes:
             for _, tensor in sorted(self.tensors().items(), key=sealed.order):
                 sealed.gathered(tensor)
             return
         own = {"step": self.step, "cooldown_from": self.cooldown_from, "seconds": self.seconds}
         try:
+            if keep > 1 and path.exists():
+                _put_aside(path, self.step)
             sealed.write(path, self.tensors(), {**metadata, **own})
+            for old in formers(path)[: len(formers(path)) - keep + 1]:
+                old.unlink()
         except OSError as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None
+        self.saved = f"{path}, of step {self.step},"
+
+    def diverged(self, fault: str = "") -> StateError:
+        """In this step, whose fault it was, and what there is to go back to."""
+        return diverged(self.step, fault, *filter(None, [self.saved]))
 
     def finite(self) -> bool:
         """Whether no weight and no average of one is NaN or infinite."""
@@ -85,6 +104,7 @@ class TrainState:
             self._take(tensors)
             self.step, self.seconds = metadata["step"], metadata["seconds"]
             self.cooldown_from = metadata["cooldown_from"]
+            self.saved = f"{path}, of step {self.step},"
         except (KeyError, RuntimeError, ValueError):  # other names, shapes or numbers
             raise StateError(
                 f"{path} is of another network; choose another folder, or delete it to start again"
@@ -109,6 +129,25 @@ class TrainState:
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": slots})
 
 
+def formers(path: Path) -> list[Path]:
+    """The states before the one at `path` that are kept, oldest first."""
+    digits = 7 * "[0-9]"
+    return sorted(path.parent.glob(f"{path.stem}-{digits}{path.suffix}"))
+
+
+def _put_aside(path: Path, step: int) -> None:
+    """The state at `path` by another name, too, unless it is of this step.  Raises OSError."""
+    if (own := metadata_of(path)["step"]) == step:
+        return
+    former = path.with_name(f"{path.stem}-{own:07d}{path.suffix}")
+    former.unlink(missing_ok=True)
+    try:
+        os.link(path, former)
+    except OSError:  # a file system without links
+        with atomic_write(former) as temporary:
+            shutil.copyfile(path, temporary)
+
+
 def metadata_of(path: Path, verify: bool = False) -> dict[str, Any]:
     """The metadata in a state.  verify: every bit of it is compared.  Raises StateError."""
     try:
@@ -116,8 +155,15 @@ def metadata_of(path: Path, verify: bool = False) -> dict[str, Any]:
         if verify:
             sealed.verify(path)
     except OSError as error:
-        raise StateError(f"{error}; delete it to start this run again") from None
+        raise StateError(f"{error}; {_instead(path)}") from None
     return metadata
+
+
+def _instead(path: Path) -> str:
+    """What to do about a state that is damaged."""
+    if kept := formers(path):
+        return f"copy {kept[-1].name} over it to go on from there"
+    return "delete it to start this run again"
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,9 +57,9 @@ class Suited:
         right = f"{round(self.exact * self.captions)} of {self.captions} captions come back"
         if not self.unknown:
             return right
-        rest = len(self.unknown) - NAMED
+        named, rest = ", ".join(self.unknown[:NAMED]), len(self.unknown) - NAMED
         more = f" and {rest} more words" if rest > 0 else ""
-        return f"{right}; unknown: {', '.join(self.unknown[:NAMED])}{more}"
+        return f"{right}; unknown: {named}{more}"
 
 
 @torch.no_grad()

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from everyway import objective
+from everyway import library, lora, objective
 from everyway.checkpoints import codec_folder, store
 from everyway.checkpoints.card import write_card
-from everyway.contracts import Bundle, Times
+from everyway.contracts import Bundle, Process, Times
 from everyway.layouts import convert
 from everyway.process.times import importance, remember
 from everyway.process.training_times import Importance
+from everyway.request import LORA
 from everyway.settings import Settings
+from everyway.sheet import Section, sheet
 from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig
@@ -25,6 +28,7 @@ from everyway.train.latents import Latents
 from everyway.train.learner import Learner, RowNoise, Share
 from everyway.train.state import diverged
 
+LACKING = "lacking."
 HISTORY, COUNTS = "importance.history", "importance.counts"
 
 
@@ -36,7 +40,8 @@ def prepared(config: TrainConfig) -> System:
     torch.manual_seed(config.seed)  # initial weights only; every later draw has its own generator
     own = config.model
     if not own.init:
-        system = own.system(sources.Data(config.source.data, config.seed))
+        source = config.source
+        system = own.system(sources.Data(source.data, config.seed, source.unpaired > 0))
     else:
         from everyway.generate import load
 
@@ -45,8 +50,13 @@ def prepared(config: TrainConfig) -> System:
             raise ConfigError(f"init={own.init!r} is a {former.name}; set system={former.name}")
         system = own.started(former)
     system.network.requires_grad_(True)
+    if rank := config.adapter.lora:
+        layers = lora.linear_layers(system.network, config.adapter.words)
+        lora.add(system.network, rank, config.adapter.alpha, layers, config.seed)
     if isinstance(own.times, Importance):
         _token_steps(system)
+    if own.times.min_snr and system.tokens:
+        raise ConfigError("min_snr is for continuous states, and tokens have no SNR; leave it out")
     return system
 
 
@@ -58,8 +68,16 @@ def _token_steps(system: System) -> int:
     return steps.pop()
 
 
+def lacking_of(encoded: Bundle) -> Bundle:
+    """Raw data -> (B,) bool, the samples of a batch that have none of it, where any may."""
+    return {k.removeprefix(LACKING): v for k, v in encoded.items() if k.startswith(LACKING)}
+
+
 class SystemLearner(Learner):
-    """The network of `system`, on `latents`."""
+    """The network of `system`, on `latents`; of one with a LoRA that alone is its state.
+
+    base: the hash of the model that a LoRA is of.
+    """
 
     partial = True
 
@@ -68,6 +86,8 @@ class SystemLearner(Learner):
         self.system, self.latents, self.config = system, latents, config
         self.network = system.network
         self.index: Tensor | None = None
+        self.lone = sum(map(len, latents.lacking.values()))
+        self.base = library.hash_of(config.model.init) if config.adapter.lora else ""
         self.skips = not config.model.drop or len(system.networks) > 1  # learned nulls, experts
         if isinstance(config.model.times, Importance):
             count = _token_steps(system)
@@ -77,6 +97,8 @@ class SystemLearner(Learner):
         source, noise = share.generator("samples"), share.noise()
         times, weights = self._times(share, source, noise)
         encoded = self.encoded(share, source, times["text"] > 0 if "text" in times else None)
+        if lacking := lacking_of(encoded):
+            times = self._freed(times, torch.stack([*lacking.values()]).any(0), noise)
         if hasattr(self.config.model, "prepared"):
             encoded = self.config.model.prepared(self.system, encoded, noise)
         x0 = {k: v for k, v in encoded.items() if k in self.system.modalities}
@@ -87,34 +109,60 @@ class SystemLearner(Learner):
 
         made: (B,) bool, whose text is made: those state everything.
         """
-        rows = torch.randint(len(self.latents), (share.size,), generator=source)[share.rows]
+        rows = self._rows(share.size, source)[share.rows]
         variants = torch.rand(share.size, generator=source)[share.rows]
         if made is not None:
             whole = variants * self.latents.complete
             variants = torch.where(made.to(variants.device), whole, variants)
-        return {k: v.to(share.device) for k, v in self.latents.rows(rows, variants).items()}
+        found = self.latents.rows(rows, variants)
+        if self.lone:
+            found |= {f"{LACKING}{k}": none for k, none in self.latents.lack(rows).items()}
+        return {k: v.to(share.device) for k, v in found.items()}
+
+    def _rows(self, size: int, source: torch.Generator) -> Tensor:
+        """(size,) numbers of samples, of which a share `unpaired` lack something, if any do."""
+        rows = torch.randint(len(self.latents) - self.lone, (size,), generator=source)
+        if not self.lone:
+            return rows
+        others = len(self.latents) - 1 - torch.randint(self.lone, (size,), generator=source)
+        alone = torch.rand(size, generator=source) < self.config.source.unpaired
+        return torch.where(alone, others, rows)
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x0, encoded, times, weights, noise = batch
         drop, samples = self.config.model.drop, len(next(iter(x0.values())))
         drop = dict(drop) if isinstance(drop, Settings) else drop
-        contexts = objective.contexts_of(self.system, encoded, noise, drop, samples)
-        losses = objective.losses(self.system, x0, times, noise, contexts)
+        lacking = lacking_of(encoded)
+        contexts = objective.contexts_of(self.system, encoded, noise, drop, samples, lacking)
+        min_snr = self.config.model.times.min_snr
+        losses = objective.losses(self.system, x0, times, noise, contexts, lacking, min_snr)
         return objective.total(self.system, losses, weights), losses
+
+    @property
+    def clocks(self) -> dict[str, Process]:
+        """Clock -> the process of a modality on it."""
+        return {m.clock: m.process for m in self.system.modalities.values()}
 
     def _times(
         self, share: Share, source: torch.Generator, noise: RowNoise
     ) -> tuple[Times, Tensor | None]:
         """(clock -> times on the device, weight of each sample or None)."""
-        clocks = {m.clock: m.process for m in self.system.modalities.values()}
         distribution = self.config.model.times
         if not isinstance(distribution, Importance):
-            return distribution.draw(noise, clocks, share.count), None
+            return distribution.draw(noise, self.clocks, share.count), None
         odds = importance(self.memory[HISTORY], self.memory[COUNTS])
         self.index = torch.multinomial(odds, share.size, replacement=True, generator=source)
         index = self.index[share.rows]
         t = ((index.double() + 1) / len(odds)).to(share.device)
-        return dict.fromkeys(clocks, t), (1 / (len(odds) * odds[index])).to(share.device)
+        return dict.fromkeys(self.clocks, t), (1 / (len(odds) * odds[index])).to(share.device)
+
+    def _freed(self, times: Times, alone: Tensor, noise: RowNoise) -> Times:
+        """Times of the samples `alone` (B,) bool that no task fixes, since they have but a side."""
+        distribution = self.config.model.times
+        if isinstance(distribution, Importance):  # of one clock, which no task fixes
+            return times
+        free = distribution.free.draw(noise, self.clocks, len(alone))
+        return {clock: torch.where(alone, free[clock], t) for clock, t in times.items()}
 
     def learn(self, step: int, losses: Mapping[str, Tensor]) -> None:
         if self.index is None:
@@ -124,15 +172,34 @@ class SystemLearner(Learner):
             raise diverged(step + 1)  # no time could be drawn by such a history
         remember(self.memory[HISTORY], self.memory[COUNTS], self.index, found)
 
-    def show(self, weights: Mapping[str, Tensor], path: Path) -> None:
+    def state_dict(self, *args: Any, **named: Any) -> dict[str, Tensor]:
+        whole = super().state_dict(*args, **named)
+        return {k: v for k, v in whole.items() if lora.is_matrix(k)} if self.base else whole
+
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **named: Any) -> Any:
+        base = super().state_dict() if self.base else {}
+        return super().load_state_dict({**base, **state}, *args, **named)
+
+    def show(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        return sheet(self._samples(weights), across=1)
+
+    def compare(self, weights: Mapping[str, Tensor]) -> Image.Image:
+        own = prepared(self.config).network.state_dict()
+        start = {name: own[name.removeprefix("network.")] for name in weights}
+        pairs = zip(self._samples(start, "before"), self._samples(weights, "after"))
+        return sheet([section for pair in pairs for section in pair], across=2)
+
+    def _samples(self, weights: Mapping[str, Tensor], when: str = "") -> list[Section]:
         from everyway.train.samples import samples
 
         data = sources.data_of(self.system, self.config)
         metadata = {"training": {"data": self.config.source.data}}
-        samples(self.system, _of_network(weights), data, metadata).save(path)
+        return samples(self.system, _of_network(weights), data, metadata, when)
 
     def export(self, weights: Mapping[str, Tensor], run: Mapping[str, Any], out: Path) -> None:
-        """The averaged network and the codecs as a model folder, OUT/model."""
+        """The averaged network and the codecs as a model folder, OUT/model, or a LoRA's file."""
+        if self.base:
+            return self._export_lora(weights, run, out / LORA)
         config, folder = self.config, out / "model"
         tensors = self.system.weights(_of_network(weights))
         begun, data = origins(config, self.system), config.source.data
@@ -152,7 +219,27 @@ class SystemLearner(Learner):
         store.save(folder, document, tensors, metadata, dtype, self.system.deltas)
         write_card(folder)
 
+    def _export_lora(
+        self, weights: Mapping[str, Tensor], run: Mapping[str, Any], path: Path
+    ) -> None:
+        config = self.config
+        dtype = convert.DTYPES[config.run.weights]
+        facts = {
+            "base": library.name_of(config.model.init),
+            "base_hash": self.base,
+            "system": self.system.name,
+            "rank": config.adapter.lora,
+            "alpha": config.adapter.alpha,
+            **run,
+            **({"licence": config.run.licence} if config.run.licence else {}),
+            "training": config.model_dump(),
+        }
+        with store.writing(path):
+            lora.write(path, {k: v.to(dtype) for k, v in _of_network(weights).items()}, facts)
+
     def exported(self, out: Path) -> int:
+        if self.base:
+            return lora.steps_of(out / LORA)
         folder = out / "model"
         try:
             held = store.document(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from everyway.apps.cli.flags import Parser, folder
 from everyway.errors import UsageError
 
-WEIGHTS = ("fp32", "bf16", "fp16")
+WEIGHTS = ("fp32", "bf16", "fp16", "int8")
 
 
 def add_flags(p: Parser) -> None:

@@ -12,17 +12,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everyway import launched
 from everyway.apps import files
 from everyway.apps.cli import mute
-from everyway.apps.cli.flags import Parser, folder, pair
+from everyway.apps.cli.flags import Parser, described, folder, pair
 from everyway.apps.cli.language import spoken
-from everyway.request import NO_STAGES, OWN_STAGES, SETTINGS, GenerateRequest, read_image
+from everyway.request import (
+    NO_STAGES,
+    OWN_STAGES,
+    SETTINGS,
+    GenerateRequest,
+    read_image,
+    read_lora,
+)
 
 if TYPE_CHECKING:
     from everyway.generate import Model, Preview, Result
 
 SAMPLING = ("model", "n", "seed", "language", "upscale", "scale", *SETTINGS)
-"""Fields of a request that every such command has as flags."""
+"""Fields of a request that every such command has as flags, beside --lora."""
 PARAMETERS_A_THREAD = 10_000_000
 """Of a network that is asked for one sample at a time, as on a CPU."""
 
@@ -43,6 +51,8 @@ def add_loading(p: Parser) -> None:
 def add_sampling(p: Parser, *fields: str) -> None:
     """These fields of a request, and all that a request of any kind has."""
     p.add_fields(GenerateRequest, *fields, *SAMPLING)
+    said = described(GenerateRequest, "lora")
+    p.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=said)
     add_loading(p)
     p.add_argument("--out", type=folder, default="out", help="for pictures and results.jsonl")
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -52,8 +62,8 @@ def add_sampling(p: Parser, *fields: str) -> None:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Those of SAMPLING, for a request."""
-    return {name: getattr(args, name) for name in SAMPLING}
+    """Those of SAMPLING and the LoRAs, for a request."""
+    return {name: getattr(args, name) for name in (*SAMPLING, "lora")}
 
 
 def load(args: argparse.Namespace, name: str):
@@ -87,13 +97,17 @@ def sparing(model):
 def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bool = False) -> int:
     """Run requests, write what they make, say what was written.
 
+    Of several processes that a launcher started each makes its share.
     skip: results that are in the folder are not made again, and no model is loaded for them.
     """
     began, out = time.monotonic(), files.Folder(Path(args.out))
     done = out.parts() if skip else {}
-    wanted = [request for request in requests if _left(args, done, request)]
+    own = shared_out(requests, launched.rank(), launched.processes())
+    wanted = [request for request in own if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
+    for path in dict.fromkeys(path for request in wanted for path in request.lora):
+        read_lora(path)
     models, rows = dict[tuple[str, str], Any](), []
     with _watching(args, sum(request.n for request in wanted)) as watch:
         for request in wanted:
@@ -112,6 +126,22 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     if args.json:
         show_json({"out": args.out, "results": rows, "peak_bytes": _peak(models)})
     return 0
+
+
+def shared_out(
+    requests: Sequence[GenerateRequest], rank: int, processes: int
+) -> list[GenerateRequest]:
+    """The part of one process in all samples, whose order it keeps: all parts together are the
+    whole, and none is larger than another by more than one."""
+    total, before, own = sum(request.n for request in requests), 0, []
+    first, end = (total * k // processes for k in (rank, rank + 1))
+    for request in requests:
+        low, high = max(first - before, 0), min(end - before, request.n)
+        if low < high:
+            share = {"seed": request.seed + low, "n": high - low}
+            own.append(request.model_copy(update=share))
+        before += request.n
+    return own
 
 
 Watch = Callable[["Model", "Preview", int], None]
@@ -133,7 +163,7 @@ def _results(model: Model, requests: Sequence[GenerateRequest], watch: Watch) ->
 @contextmanager
 def _watching(args: argparse.Namespace, samples: int) -> Iterator[Watch]:
     """A bar and previews on a terminal, and nothing elsewhere."""
-    if args.quiet or not samples or not sys.stderr.isatty():
+    if args.quiet or not samples or launched.rank() or not sys.stderr.isatty():
         yield lambda model, event, n: None
         return
     from everyway.apps.cli import progress

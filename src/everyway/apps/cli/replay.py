@@ -11,7 +11,7 @@ from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import sparing, with_upscaler
 from everyway.errors import UsageError
 from everyway.record import Metadata
-from everyway.request import GenerateRequest
+from everyway.request import GenerateRequest, RequestError, read_lora
 
 UNEXPLAINED = "nothing that its record names differs here; the picture itself may have been changed"
 
@@ -25,6 +25,7 @@ def add_flags(p: Parser) -> None:
     p.add_argument("--image", **many, help=f"where a picture that it was given is now; {asis}")
     p.add_argument("--mask", help=f"where its mask is now; {asis}")
     p.add_argument("--paint", help=f"where the map of its painted words is now; {asis}")
+    p.add_argument("--lora", **many, help=f"where a LoRA that it was made with is now; {asis}")
     p.set_defaults(quiet=True)  # how its prompt was taken was told as it was made
 
 
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.picture)
     record = files.read_record(path)
     request = _with_inputs(record, tuple(args.image), mask=args.mask, paint=args.paint)
+    request = _with_loras(record, request, args.lora)
     source = record.loading(args.model, dict(args.part))
     from everyway.generate import load
 
@@ -68,3 +70,25 @@ def _with_inputs(
         if before in record.inputs and not same(Path(now).read_bytes(), record.inputs[before]):
             raise UsageError(f"{now!r} is not the picture that it was made from any more")
     return request
+
+
+def _with_loras(
+    record: files.Record, request: GenerateRequest, moved: list[str]
+) -> GenerateRequest:
+    """The request with its LoRAs where they are now; UsageError if one has changed."""
+    from everyway.job import digest
+
+    was = request.lora
+    if len(moved) not in (0, len(was)):
+        raise UsageError(f"it was made with {len(was)} LoRA(s): {', '.join(was)}")
+    now = dict(zip(moved, was.values())) or was
+    for before, path in zip(was, now):
+        try:
+            found = read_lora(path)
+        except RequestError:
+            raise UsageError(
+                f"the LoRA {path!r} that it was made with is gone; give --lora PATH"
+            ) from None
+        if digest(found) != record.inputs.get(before, digest(found)):
+            raise UsageError(f"{path!r} is not the LoRA that it was made with any more")
+    return request.model_copy(update={"lora": now})

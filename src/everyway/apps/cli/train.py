@@ -7,14 +7,15 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.apps.cli.language import spoken
 from everyway.errors import UsageError
 from everyway.settings import Settings
-from everyway.train.config import PRESETS, Optimisation, Run, Source, TrainConfig
+from everyway.train.config import PRESETS, Adapter, Optimisation, Run, Source, TrainConfig
 
-TOLD = {"parameters", "steps", "step_s", "memory", "disk", "threads"}
+TOLD = {"parameters", "steps", "step_s", "processor_s", "memory", "disk", "threads"}
 """Of a price, in the JSON of --dry-run, beside its seconds."""
 
 
@@ -36,7 +37,7 @@ def add_flags(p: Parser) -> None:
 
 def _settings() -> str:
     """A line a setting: its default, and what it is."""
-    kinds = (TrainConfig, Source, Optimisation, Run)
+    kinds = (TrainConfig, Source, Optimisation, Adapter, Run)
     fields = {
         name: field
         for kind in kinds
@@ -62,24 +63,34 @@ def run(args: argparse.Namespace) -> int:
 
 def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
     """Tells what a training takes, runs it, tells of it, and gives the exit code."""
-    from everyway.train import stack
+    from everyway.train import stack, train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    priced = stack.is_planned(config, read=dry_run or not quiet)
+    if dry_run and not priced:
+        raise UsageError("a price is of a system that is not in training yet; leave --dry-run out")
     quiet = quiet or not first
 
-    def note(line: str) -> None:
+    def note(line: str, name: str = "") -> None:
         if not quiet:
-            print(spoken(line), file=sys.stderr, flush=True)
+            start = f"{spoken(name):9} " if name else ""
+            print(start + spoken(line), file=sys.stderr, flush=True)
 
+    if not priced:
+        with _progress(config.steps, quiet) as progress:
+            return _ended(train(config, progress, note), first)
     plan = stack.planned(config)
-    for line in plan.lines():
-        note(line)
+    for name, line in plan.lines().items():
+        note(line, name)
     if dry_run:
         if first:
             print(json.dumps({"seconds": round(plan.total), **plan.model_dump(include=TOLD)}))
         return 0
     with _progress(plan.steps, quiet) as progress:
-        summary = stack.run(plan, progress, note)
+        return _ended(stack.run(plan, progress, note), first)
+
+
+def _ended(summary: dict[str, Any], first: bool) -> int:
     if first:
         print(json.dumps(summary))
     return 130 if summary["stopped"] else 0

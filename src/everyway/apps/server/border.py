@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """Of pictures from outside: few, as every decoder is a door."""
+OF_KINDS = {"interpolate": ("frames",), "chain": ("rounds",)}
+"""What is long in requests of these kinds alone."""
 SOME = 16
 """Contexts, painted words and knots of a path, at most."""
 
@@ -77,7 +79,7 @@ class JobRequest(GenerateRequest):
 
 def within(request: GenerateRequest, limits: Limits) -> None:
     """Raises TooLarge for a request that asks for more than it may."""
-    for name in ("n", "steps", "frames", "rounds"):
+    for name in ("n", "steps", *OF_KINDS.get(request.kind, ())):
         asked, most = getattr(request, name), getattr(limits, f"max_{name}")
         if asked is not None and asked > most:
             raise TooLarge(f"{name} is {asked}; at most {most} here")
@@ -113,8 +115,8 @@ def attached(request: JobRequest, model: Model, limits: Limits) -> Job:
                 owner[name] = named(owner[name], f"{where}{name}", read)
     for name, value in values["given"].items():
         known("input", name, sorted(model.system.raws))
-        if read := _reader(name, model):
-            values["given"][name] = named(str(value), f"given.{name}", read)
+        if own := _reader(name, model):
+            values["given"][name] = named(str(value), f"given.{name}", own)
     job = Job(request=GenerateRequest(**values), files=files)
     _small_when_made(job, model, limits)
     return job
@@ -149,12 +151,14 @@ def checked_picture(content: bytes, what: str, limits: Limits) -> bytes:
 
 
 def picture_size(content: bytes, what: str = "the picture") -> tuple[int, int]:
-    """(width, height), of which no pixel is decoded.  RequestError for what is no picture."""
+    """(width, height), of which no pixel is decoded.  Raises RequestError, and TooLarge."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 return image.size
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{what} has more pixels than any picture that is read here") from None
     except Exception:  # readers raise anything where a file is broken or a trap
         raise RequestError(f"{what} is no picture that is read here; send a PNG or JPEG") from None
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from everyway.apps.server.answers import plain
@@ -42,6 +43,10 @@ class Known:
         if scope["type"] not in ("http", "websocket") or scope["path"] in OPEN:
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
+        if self.token and scope["type"] == "http" and scope["method"] == "GET":
+            given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if self._is_token(given):
+                return await self._let_in(given, scope, receive, send)
         if self.token and not self._has_token(headers):
             said = "give the server's token, as Authorization: Bearer TOKEN"
             return await _refused(401, said, "invalid_api_key", scope, receive, send)
@@ -58,8 +63,16 @@ class Known:
         except CookieError:
             pass
         kept = cookie[COOKIE].value if COOKIE in cookie else ""
-        asked = given if scheme.lower() == "bearer" else kept
-        return hmac.compare_digest(asked.strip().encode("utf-8", "replace"), self.token)
+        return self._is_token(given if scheme.lower() == "bearer" else kept)
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.token)
+
+    async def _let_in(self, token: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """A browser that opens /?token=TOKEN keeps it, and its address bar does not show it."""
+        answer = RedirectResponse("/" + scope["path"].lstrip("/"), 303)
+        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        await answer(scope, receive, send)
 
     def _from_here(self, headers: Headers) -> bool:
         host, origin = headers.get("host", ""), headers.get("origin")

@@ -45,11 +45,20 @@ RESCUE, TIDY = 5.0, 60.0
 
 @dataclass(eq=False)
 class Held:
-    """A job of this server.  stuck: why its end could not be written."""
+    """A job of this server.  lost: why a result of it could not be written.  stuck: its end could
+    not be, and is written later."""
 
     ticket: Ticket
     lock: FileLock
-    stuck: OSError | None = None
+    lost: Exception | None = None
+    stuck: bool = False
+
+    @property
+    def end(self) -> End:
+        """As far as those are concerned who read what is written."""
+        if self.lost:
+            return End(status="failed", error=self.lost)
+        return End(status=self.ticket.status, error=self.ticket.error)
 
 
 class Desk:
@@ -82,11 +91,12 @@ class Desk:
         known = self.journal.view(id)
         if held is None:
             return {**known, "done": float(known["status"] == "done")}
-        ticket, status = held.ticket, held.ticket.status
-        if ticket.ended and not held.stuck:
+        status, error = held.ticket.status, None
+        if held.stuck:
+            status, error = held.end.status, _told_of(held.end)
+        elif held.ticket.ended:
             status = "running"  # until its end is written
-        error = refusal(ticket.error)[1].model_dump() if held.stuck and ticket.error else None
-        return {**known, "status": status, "done": ticket.done, "error": error}
+        return {**known, "status": status, "done": held.ticket.done, "error": error}
 
     def cancel(self, id: str) -> None:
         self.journal.view(id)
@@ -108,7 +118,7 @@ class Desk:
             if self.journal.unwanted(id):
                 held.ticket.cancel()
             if held.stuck:
-                self._told.put((id, End(status=held.ticket.status, error=held.ticket.error)))
+                self._told.put((id, held.end))
         if now > self._rescued + RESCUE:
             self._rescued = now
             self.rescue()
@@ -167,20 +177,24 @@ class Desk:
                 if isinstance(event, Result):
                     self.journal.save(id, event)
                 else:
-                    self._ended(id, event)
+                    self._ended(id, held.end)
                     self.held.pop(id)
                     held.lock.release()
-            except Exception as error:
+            except Exception as error:  # of the disk: the next may fit again
                 log.warning("job %s cannot be written: %s", id, error)
                 if isinstance(event, Result):
+                    held.lost = error
                     held.ticket.fail(error)
-                else:
-                    held.stuck = error if isinstance(error, OSError) else OSError(str(error))
+                held.stuck = not isinstance(event, Result)
 
     def _ended(self, id: str, end: End) -> None:
         if end.status != "returned":  # or else another server goes on
-            error = refusal(end.error, id)[1].model_dump() if end.error else None
-            self.journal.end(id, end.status, error)
+            self.journal.end(id, end.status, _told_of(end))
+
+
+def _told_of(end: End) -> dict[str, Any] | None:
+    """Of an error, what callers are told."""
+    return refusal(end.error)[1].model_dump() if end.error else None
 
 
 # -- HTTP --------------------------------------------------------------------------------------

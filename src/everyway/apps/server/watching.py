@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from everyway.apps.server.answers import answer
+from everyway.apps.server.answers import answer, refusal
 from everyway.apps.server.scheduler import Scheduler
 
 GONE = 499
@@ -54,14 +54,20 @@ class Numbers:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.registry, self.scheduler = CollectorRegistry(), scheduler
-        own = {"registry": self.registry}
         self.requests = Counter(
-            "everyway_requests", "Requests answered", ["method", "path", "status"], **own
+            "everyway_requests",
+            "Requests answered",
+            ["method", "path", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
-            "everyway_request_seconds", "Until the answer's end", ["path"], buckets=SECONDS, **own
+            "everyway_request_seconds",
+            "Until the answer's end",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        ProcessCollector(**own)
+        ProcessCollector(registry=self.registry)
         self.registry.register(self)  # type: ignore[arg-type]
 
     def collect(self) -> Iterable[Metric]:
@@ -98,7 +104,8 @@ class Watched:
         try:
             await self.app(scope, receive, named)
         except Exception as error:  # a fault of ours, or a full disk
-            log.error("a fault in request %s", own, exc_info=error)
+            ours = refusal(error)[0] == 500
+            log.error("request %s: %s", own, error, exc_info=error if ours else None)
             if status != GONE:
                 raise  # the answer has begun
             await answer(error, own)(scope, receive, named)
