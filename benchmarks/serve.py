@@ -1,11 +1,12 @@
 """Many clients at once: whether each gets what is made alone, how fast, and in how much memory.
 
-    python benchmarks/serve.py [--clients 64] [--seconds 300] [--models nano] [--json FILE]
+    python benchmarks/serve.py [--clients 64] [--seconds 300] [--model nano] [--json FILE]
 
 Starts `everyway serve` twice, with batches of 16 and of 1, and sends mixed tasks from as many
 clients: pictures of texts, captions, variations, both together, chains.  Every answer is compared
 with the same request made alone in this process, bit for bit.  Memory is that of the server's
-process, after a tenth of the time and at its end.
+process, after a tenth of the time and at its end.  On a machine that does other work, too, read the
+samples a CPU second of the server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -100,6 +102,12 @@ def memory(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
 
 
+def computed(pid: int) -> float:
+    """Seconds of the processor that a process has had."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Load:
     """What the clients found.  expected: number of a request -> what it makes alone."""
 
@@ -146,7 +154,7 @@ class Load:
 
 async def run(address: str, pid: int, load_: Load, clients: int, seconds: float) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=2 * clients)
-    began = time.monotonic()
+    began, before = time.monotonic(), computed(pid)
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as http:
         every = [asyncio.create_task(load_.client(http, k)) for k in range(clients)]
         await asyncio.sleep(seconds / 10)
@@ -157,6 +165,7 @@ async def run(address: str, pid: int, load_: Load, clients: int, seconds: float)
     return {
         "answers": dict(load_.found),
         "samples a second": round(load_.samples / took, 2),
+        "samples a CPU second": round(load_.samples / (computed(pid) - before), 2),
         "median seconds": round(lasted[len(lasted) // 2], 2),
         "memory first, MB": round(first),
         "memory last, MB": round(memory(pid)),
@@ -181,8 +190,8 @@ def main() -> None:
             rows[together] = asyncio.run(run(address, pid, own, args.clients, args.seconds))
         print(f"batches of {together}: {json.dumps(rows[together])}", flush=True)
     if {1, 16} <= rows.keys():
-        rate = [rows[k]["samples a second"] for k in (16, 1)]
-        print(f"batched over unbatched: {rate[0] / rate[1]:.2f}")
+        for per in ("samples a second", "samples a CPU second"):
+            print(f"batched over unbatched, {per}: {rows[16][per] / rows[1][per]:.2f}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 

@@ -1,6 +1,6 @@
 """A LoRA taught one new object with 12 pictures draws it and names it; the model stays as it is.
 
-    python experiments/lora.py [--out runs/lora] [--base-steps 1500] [--steps 300]
+    python experiments/lora.py [--out runs/lora] [--base-steps 1500] [--steps 200]
 
 The base is a `nano` that learns emoji on plain backgrounds, at 16x16 pixels.  Its vocabulary has
 the word of the new object, of which it sees neither a picture nor a caption.  The LoRA is taught on
@@ -142,7 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/lora"))
     parser.add_argument("--base-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--name", default="teapot", help="of the LoRA's folder in --out")
     args = parser.parse_args()
@@ -154,7 +154,7 @@ def main() -> int:
     taught = out / args.name
     own = dict(word.split("=", 1) for word in args.set)
     print(train("nano", **{**dict(init=str(base), lora=8, data=str(twelve), out=str(taught),
-                                  steps=args.steps, batch=24, log_every=25), **own}))  # fmt: skip
+                                  steps=args.steps, batch=16, log_every=25), **own}))  # fmt: skip
     rows: dict[str, Any] = {"hash": model.hash, "before": scores(model)}
     for weight in (1.0, 0.7):
         rows[f"with the LoRA times {weight:g}"] = scores(model, lora={str(taught): weight})

@@ -19,7 +19,7 @@ from everyway.process.training_times import Uniform
 from everyway.request import GenerateRequest, RequestError
 from everyway.systems import ediffi
 from everyway.systems.ensemble import ensemble
-from everyway.train import train
+from everyway.train import samples, train
 from everyway.train.config import ConfigError, resolve
 from everyway.train.state import metadata_of
 
@@ -208,7 +208,9 @@ TAUGHT = dict(
 def taught(tmp_path_factory):
     """Trainings of a LoRA: `whole` of 4 steps, and `two`, which others go on."""
     out = tmp_path_factory.mktemp("taught")
-    train("nano", **TAUGHT, out=str(out / "whole"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "COUNT", 1)
+        train("nano", **TAUGHT, out=str(out / "whole"))
     train("nano", **{**TAUGHT, "steps": 2, "cooldown": 0}, before_after=False, out=str(out / "two"))
     return out
 
@@ -236,7 +238,7 @@ def test_it_ends_with_samples_before_and_after(taught):
     from PIL import Image
 
     with Image.open(taught / "whole" / "before-after.png") as sheet:
-        assert sheet.width > sheet.height > 100
+        assert sheet.width > 200 and sheet.height > 500  # a row a task, and two columns
     assert not (taught / "two" / "before-after.png").exists()
 
 
@@ -266,6 +268,7 @@ def test_some_layers_alone(nano):
     [
         ("nano", {"lora": 4}, "a LoRA is of a model; give that as init"),
         ("classifier", {"lora": 4}, "a LoRA is of a model; give that as init"),
+        ("nano", {"lora": 4, "init": "nano", "shard": "true"}, "shard is for trainings of all"),
         ("nano", {"lora_alpha": 4}, "lora_alpha=4.0 has no effect on a training without lora"),
     ],
 )

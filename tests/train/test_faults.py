@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from everyway.train import devices, train
+from everyway.train import devices, samples, train
 from everyway.train.config import ConfigError
 from everyway.train.faults import fault_of
 from everyway.train.learner import Learner
@@ -26,15 +26,20 @@ def trained(out, steps: int, **settings):
 
 
 class Two(Learner):
-    """Two linear layers; the loss is the square root of what is left of their answers."""
+    """Two linear layers; the loss is the root of a square, which has no slope at 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 1)
 
     def forward(self, batch):
-        loss = self.second(self.first(batch)).relu().sqrt().mean()
+        loss = self.second(self.first(batch)).square().sqrt().mean()
         return loss, {"all": loss}
+
+
+@pytest.fixture(autouse=True)
+def small_sheets(monkeypatch):
+    monkeypatch.setattr(samples, "COUNT", 1)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +52,8 @@ def run_of_two(tmp_path_factory):
 
 def test_the_layer_is_named_on_the_way_there_and_on_the_way_back():
     two, some = Two(), torch.ones(3, 2)
-    with torch.no_grad():
-        two.second.weight.fill_(-1)
-        two.second.bias.fill_(0)
-        two.first.weight.fill_(1)
+    for parameter in two.second.parameters():
+        nn.init.zeros_(parameter)
     assert fault_of(two, [some], torch.enable_grad) == "second got a gradient that is not finite"
     two.first.weight.data[0, 0] = torch.inf
     assert fault_of(two, [some], torch.enable_grad) == "first made numbers that are not finite"
@@ -63,7 +66,7 @@ def test_the_layer_is_named_on_the_way_there_and_on_the_way_back():
 
 
 def test_a_training_that_diverges_names_the_layer_and_the_state_to_go_back_to(
-    run_of_two, tmp_path, monkeypatch
+    run_of_two, monkeypatch
 ):
     state, draw = run_of_two / "state.safetensors", SystemLearner.batch
     before = state.read_bytes()
@@ -74,15 +77,17 @@ def test_a_training_that_diverges_names_the_layer_and_the_state_to_go_back_to(
         return draw(self, share)
 
     monkeypatch.setattr(SystemLearner, "batch", torn)
-    said = r"by step 4: network.outs.0.fc1 made numbers .* state.safetensors, of step 2, stays"
+    said = r"by step 4: network.outs.0.fc1 made numbers .*/state.safetensors, of step 2, stays"
     with pytest.raises(StateError, match=said):
         trained(run_of_two, 6, keep=3)
     assert state.read_bytes() == before
 
 
 def test_the_last_states_are_kept_and_can_be_gone_back_to(tmp_path):
-    trained(tmp_path, 5, keep=3, save_every_s=0)
     path = tmp_path / "state.safetensors"
+    trained(tmp_path, 4, keep=9, save_every_s=0)
+    assert [p.name for p in formers(path)] == [f"state-{n:07d}.safetensors" for n in (1, 2, 3)]
+    trained(tmp_path, 5, keep=3, save_every_s=0)
     assert [p.name for p in formers(path)] == [f"state-{n:07d}.safetensors" for n in (3, 4)]
     assert metadata_of(path)["step"] == 5
     whole = path.read_bytes()
@@ -106,11 +111,10 @@ def no_file_above(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-@pytest.mark.parametrize(("room", "what"), [(100_000, "state"), (200, "log.jsonl")])
-def test_without_room_it_stops_in_one_line_and_goes_on_when_there_is(
-    run_of_two, tmp_path, room, what, capfd
-):
-    before = (run_of_two / "state.safetensors").read_bytes()
+@pytest.mark.parametrize(("room", "what"), [(100_000, "state"), (5_000, "log.jsonl")])
+def test_without_room_it_stops_in_one_line_and_goes_on_when_there_is(run_of_two, room, what, capfd):
+    before, log = (run_of_two / "state.safetensors").read_bytes(), run_of_two / "log.jsonl"
+    log.write_text(100 * log.read_text())
     with no_file_above(room), pytest.raises(StateError, match=f"{what}.* File too large"):
         trained(run_of_two, 4, keep=3, save_every_s=0)
     assert (run_of_two / "state.safetensors").read_bytes() == before
@@ -152,7 +156,7 @@ def test_other_trackers_are_told_only_if_asked(tmp_path, monkeypatch):
     assert told[1]["optim.lr"] == 5e-3 and told[1]["run.tracker"] == "wandb"
     assert [step for step, _ in told[2:-1]] == [1, 2, 2]
     assert {*told[2][1]} == {"loss/image", "loss/image_embed", "loss/text"}
-    assert np.prod(told[4][1]["samples"]) > 10_000
+    assert np.prod(told[4][1]["samples"]) > 1_000
 
 
 def test_tensorboard_has_losses_and_samples(tmp_path):

@@ -191,6 +191,8 @@ class TrainConfig(Settings, Generic[Own]):
     def _has_a_base(self) -> TrainConfig:
         if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
             raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        if self.adapter.lora and self.run.shard:
+            raise ConfigError("shard is for trainings of all weights; leave it out beside lora")
         return self
 
     @model_validator(mode="after")

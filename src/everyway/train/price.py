@@ -6,6 +6,7 @@ folder that is removed afterwards.  Everything that a command spends is counted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -25,6 +26,7 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
@@ -138,7 +140,7 @@ class Price(Settings):
         return "it will know this folder; more of it teaches little that is new, more pictures do"
 
     def save(self) -> None:
-        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+        write_text(self.settings().folder / FILE, json.dumps(self.model_dump(), indent=2))
 
 
 def held(asked: TrainConfig) -> Price | None:
@@ -146,28 +148,43 @@ def held(asked: TrainConfig) -> Price | None:
     is asked for now, and more or less time is the training's."""
     path = asked.folder / FILE
     try:
-        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
     except (OSError, ValueError):
         return None
     if differences(former, asked, RESUMABLE):
         return None
     own = price.settings()
-    run = asked.run.model_copy(update={"out": own.run.out})
-    changes: dict[str, Any] = {"run": run}
+    budget_s, steps, samples = own.budget_s, price.steps, own.samples
     if asked.budget_s != former.budget_s:
-        changes["budget_s"] = max(0.0, own.budget_s + asked.budget_s - former.budget_s)
+        budget_s = max(0.0, budget_s + asked.budget_s - former.budget_s)
+        steps = round(budget_s / price.step_s)
     if asked.steps != former.steps:
-        changes |= {"steps": asked.steps, "samples": asked.samples}
-    own = own.model_copy(update=changes)
-    return price.model_copy(update={"asked": asked.model_dump(), "config": own.model_dump()})
+        steps, samples = asked.steps, asked.samples
+    run = asked.run.model_copy(update={"out": own.run.out})
+    ends = {"budget_s": budget_s, "samples": samples}
+    own = own.model_copy(update={"run": run, "steps": asked.steps, **ends})
+    return price.model_copy(
+        update={
+            "asked": asked.model_dump(),
+            "config": own.model_dump(),
+            "steps": steps,
+            "seconds": {**price.seconds, "training": steps * price.step_s},
+        }
+    )
 
 
 def priced(
-    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+    asked: TrainConfig,
+    config: TrainConfig,
+    tried: TrainConfig,
+    place: Path,
+    fitting: int = 0,
+    **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
     rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
     """
@@ -197,10 +214,10 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if os.path.exists(config.source.data) else 0,
+        rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
-        memory=round(_peak() + rows * found.row_bytes),
+        memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
         threads=threads,
         **known,
@@ -242,37 +259,46 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
-    """Some steps of a training, in the folder `out`."""
-    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
-    run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": min(STEPS, config.steps), "samples": 0, "budget_s": SECONDS}
-    small = config.model_copy(
-        update=update
-        | {
-            "source": source.model_copy(update={"latents": ""}),
-            "run": config.run.model_copy(update=run | {"publish": False}),
-        }
-    )
+    """Some steps of a training, in the folder `out`, as the first process measures them."""
+    small = _few(config, out)
     sample, parameters = _encoding(small)
-    began = _now()
-    times: list[tuple[float, float]] = []
+    times = [_now()]
     train(small, lambda progress: times.append(_now()))
-    ended, _ = _now()
-    warm = times[min(WARM, len(times) - 2) :] if len(times) > 1 else [began, *times]
+    times.append(_now())
+    if len(times) == 2:  # of several processes one is told of progress
+        return agreed(None)
+    begun, *steps, ended = times
+    warm = steps[min(WARM, len(steps) - 2) :] if len(steps) > 1 else [begun, *steps]
     step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
+    rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
     rows = _rows(small)
-    row_bytes = sum(f.stat().st_size for f in latents) / rows
-    others = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    return Rehearsal(
+    made = Rehearsal(
         step=step,
         processor=processor,
         sample=sample,
-        build=max(0.0, times[0][0] - began[0] - step - rows * sample),
-        finish=ended - times[-1][0],
-        bytes=sum(f.stat().st_size for f in others),
-        row_bytes=row_bytes,
+        build=max(0.0, steps[0][0] - begun[0] - step - rows * sample),
+        finish=ended[0] - steps[-1][0],
+        bytes=sum(f.stat().st_size for f in rest),
+        row_bytes=sum(f.stat().st_size for f in latents) / rows,
         parameters=parameters,
+    )
+    return agreed(made)
+
+
+def _few(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same training of some steps and samples, which tells and shows nothing."""
+    source = {"cache": min(config.source.cache, ROWS), "latents": ""}
+    run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
+    run |= {"publish": False, "before_after": False, "tracker": ""}
+    return config.model_copy(
+        update={
+            "steps": min(STEPS, config.steps),
+            "samples": 0,
+            "budget_s": SECONDS,
+            "source": config.source.model_copy(update=source),
+            "run": config.run.model_copy(update=run),
+        }
     )
 
 
@@ -298,7 +324,7 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if os.path.exists(name):
+    if is_data(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
 

@@ -6,7 +6,6 @@ The same command again goes on: what was chosen stands in the run folder.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import torch
 
 from everyway.checkpoints import codec_folder
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
@@ -46,6 +45,8 @@ FOLDER: dict[str, Any] = dict(
 own; all counted in samples."""
 ENDLESS = 1_000_000_000
 """Steps where a budget is the end."""
+BYTES = 40
+"""Of memory, for each number of a picture, while codecs are fitted: in float32 and float64."""
 LOOKED_AT = 64
 """Pictures, and captions, that codecs are measured on."""
 HOPELESS = Suited(psnr_db=18.0, exact=0.1)
@@ -55,12 +56,14 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people."""
+    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people.
+    seconds: of making them.  bytes: that it takes beyond those of the trial."""
 
     codecs: str = ""
     folder: str = ""
     about: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
 
 
 def resolved(
@@ -72,7 +75,15 @@ def resolved(
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
-    return resolve(preset, {**FOLDER, **given}, out, budget_s) if _fits(config) else config
+    if not _fits(config) or _begun(config):
+        return config
+    return resolve(preset, {**FOLDER, **given}, out, budget_s)
+
+
+def _begun(config: TrainConfig) -> bool:
+    """Whether its run folder has a training that was not planned, as none were before."""
+    out = config.folder
+    return (out / folder.STATE).exists() and not (out / price.FILE).exists()
 
 
 def is_planned(config: TrainConfig, read: bool) -> bool:
@@ -103,7 +114,8 @@ def planned(asked: TrainConfig) -> Price:
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
         known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
-        return devices.agreed(price.priced(asked, config, tried, place, **known))
+        made = price.priced(asked, config, tried, place, choice.bytes, **known)
+        return devices.agreed(made)
 
 
 def run(
@@ -126,7 +138,7 @@ def run(
 def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
     this is the process that `writes`."""
-    if config.system not in SYSTEMS or not is_folder(config.source.data):
+    if config.system not in SYSTEMS or not is_data(config.source.data):
         return Choice()
     system = _at_hand(config)
     pairs, found = _measured(system, config)
@@ -143,28 +155,41 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
         if not serves:
             about["codecs"] = _how_to_mend(config)
         return Choice(about=about)
-    trial, began = place / "codecs", time.monotonic()
+    return _trial(config, system, found, about, place / "codecs", writes)
+
+
+def _trial(
+    config: TrainConfig,
+    system: System,
+    found: Suited,
+    about: dict[str, str],
+    out: Path,
+    writes: bool,
+) -> Choice:
+    """Codecs fitted to some of the data, or those at hand if they serve and show it as well."""
+    began = time.monotonic()
     made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], SAMPLE)
     spent = time.monotonic() - began
-    if serves and found.psnr_db >= made["image"].metadata["psnr_db"]:
+    if found.shows and found.says and found.psnr_db >= made["image"].metadata["psnr_db"]:
         if not _needs_shipped(config):
             return Choice(about=about)
         if writes:
-            copy(system, trial)
-        return Choice(codecs="shipped", folder=str(trial), about=about)
+            copy(system, out)
+        return Choice(codecs="shipped", folder=str(out), about=about)
     if writes:
-        fitted_folder.write(made, trial)
+        fitted_folder.write(made, out)
     for name, line in fitted_folder.described(made).items():
         about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
     count = len(Folder(config.source.data, captioned=True))
-    more = min(FITTED, count) / min(SAMPLE, count)
-    seconds = {"codecs": spent * more}
-    return Choice(codecs="fitted", folder=str(trial), about=about, seconds=seconds)
-
-
-def is_folder(data: str) -> bool:
-    """Whether data is a folder of pictures, or shards of them."""
-    return os.path.isdir(data) or are_shards(data)
+    tried, fitted = min(SAMPLE, count), min(FITTED, count)
+    numbers = 3 * made["image"].settings["side"] ** 2
+    return Choice(
+        codecs="fitted",
+        folder=str(out),
+        about=about,
+        seconds={"codecs": spent * fitted / tried},
+        bytes=(fitted - tried) * numbers * BYTES,
+    )
 
 
 def copy(system: System, out: Path) -> None:
@@ -192,7 +217,7 @@ def _fits(config: TrainConfig) -> bool:
     own = config.model
     named = getattr(own, "codecs", "") not in ("", CODEC_FOLDER)
     small = config.system == "unidiffuser" and own.preset in SIZES
-    return small and is_folder(config.source.data) and not own.init and not named
+    return small and is_data(config.source.data) and not own.init and not named
 
 
 def _needs_shipped(config: TrainConfig) -> bool:

@@ -186,13 +186,15 @@ def test_a_disk_that_is_full_and_empty_again(serving, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_replicas_of_ray_serve_share_their_jobs(nano, tmp_path):
+def test_two_replicas_of_ray_serve_share_their_jobs(nano, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is missing: pip install -e '.[ray]'")
     from ray import serve
 
     from everyway.apps.server.replicas import application
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+    for name in ("raylet_start_wait_time_s", "SERVE_PROXY_READY_CHECK_TIMEOUT_S"):
+        monkeypatch.setenv(f"RAY_{name}", "300")  # a busy machine
+    monkeypatch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", 300)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     own = {"engine": "ray", "replicas": 2, "jobs": str(tmp_path / "jobs")}

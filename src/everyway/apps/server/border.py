@@ -151,7 +151,7 @@ def checked_picture(content: bytes, what: str, limits: Limits) -> bytes:
 
 
 def picture_size(content: bytes, what: str = "the picture") -> tuple[int, int]:
-    """(width, height), of which no pixel is decoded.  Raises RequestError for what is none, TooLarge."""
+    """(width, height), of which no pixel is decoded.  Raises RequestError, and TooLarge."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -37,7 +37,7 @@ def application(config: ServerConfig) -> Any:
     class Replica:
         """The application."""
 
-    return Replica.bind()
+    return Replica.bind()  # type: ignore[attr-defined]
 
 
 def serve(config: ServerConfig) -> int:

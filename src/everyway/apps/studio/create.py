@@ -114,7 +114,9 @@ class Create(Page):
                 self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"), elem_id="seed")
             own = say("0: the model's own")
             with gr.Row():
-                self.steps = gr.Slider(0, 1000, value=0, step=1, label=say("Steps"), info=own)
+                self.steps = gr.Slider(
+                    0, 1000, value=0, step=1, label=say("Steps"), info=own, elem_id="steps"
+                )
                 self.guidance = gr.Slider(0, 10, value=0, step=0.1, label=say("Guidance"), info=own)
             with gr.Row():
                 self.strength = gr.Slider(
