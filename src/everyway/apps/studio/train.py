@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -31,8 +31,8 @@ CURVE = 400
 class Train(Page):
     """One training at a time in sight; others go on."""
 
-    def build(self, create: Create, tabs: gr.Tabs) -> None:
-        """create: is given the model that was trained."""
+    def build(self, create: Create, tabs: gr.Tabs, tab: gr.Tab) -> None:
+        """create: is given the model that was trained.  tab: whose opening shows what runs."""
         say = self.say
         said = say(
             "Your own pictures, each with its captions in a text file of the same name. Start it, "
@@ -74,12 +74,14 @@ class Train(Page):
                 )
                 self.use = gr.Button(say("Use this model"), visible=False, elem_id="train-use")
         given = [self.data, self.preset, self.out, self.budget, self.set]
-        beat = gr.Timer(1.5, active=False)
-        shown = [self.shown, self.use, beat]
+        beat = gr.Timer(2, active=False)
+        self.seen = gr.State([])
+        shown, given_out = [self.shown, self.use, beat, self.seen], [self.out, self.seen]
         price.click(self._priced, given, self.price)
         start.click(self._started, given, [self.price, *shown], queue=False)
         stop.click(self._stop_training, self.out, shown, queue=False)
-        beat.tick(self._watched, self.out, shown, queue=False, show_progress="hidden")
+        beat.tick(self._watched, given_out, shown, queue=False, show_progress="hidden")
+        tab.select(self._opened, self.out, shown, queue=False, show_progress="hidden")
         self.use.click(self._used, self.out, [create.model, tabs], queue=False)
 
     @property
@@ -118,33 +120,50 @@ class Train(Page):
             config, words = self._config(*given)
             self.trainings.start(config, words)
         except (EverywayError, ValueError, OSError) as error:
-            return views.trouble(self.say(str(error))), gr.skip(), gr.skip(), gr.skip()
-        return "", *self._watched(config.run.out)
+            return views.trouble(self.say(str(error))), *(gr.skip(),) * 4
+        return "", *self._watched(config.run.out, ())
 
     def _stop_training(self, out: str) -> tuple[Any, ...]:
         self.trainings.stop(out.strip())
-        return self._watched(out)
+        return self._watched(out, ())
 
-    def _watched(self, out: str) -> tuple[Any, ...]:
-        """Where a training is: its curves, its newest samples, and whether to look again."""
+    def _opened(self, out: str) -> tuple[Any, ...]:
+        """The page as it is opened: with what runs there, or lies there."""
+        if self.trainings.runs(out.strip()) or (Path(out.strip()) / "log.jsonl").is_file():
+            return self._watched(out, ())
+        return (gr.skip(),) * 4
+
+    def _watched(self, out: str, seen: Sequence[Any]) -> tuple[Any, ...]:
+        """Where a training is: its curves, its newest samples, and whether to look again.
+
+        seen: what was shown last, which is not shown again.
+        """
         out, say = out.strip(), self.say
         runs, folder = self.trainings.runs(out), Path(out)
-        said = self.trainings.said(out)
+        said, rows = self.trainings.said(out), _log(folder / "log.jsonl")
+        sheets = sorted((folder / "samples").glob("*.png"))
+        done = (folder / "model" / "config.json").is_file() and not runs
+        now = [out, runs, done, self.trainings.ends(out), len(rows), len(sheets), len(said)]
+        if now == list(seen):
+            return (gr.skip(),) * 4
         if self.trainings.failed(out):
             why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
-            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False)
-        rows = _log(folder / "log.jsonl")
-        done = (folder / "model" / "config.json").is_file()
-        state = say("it runs") if runs else say("done") if done else say("stopped; Start goes on")
-        if runs and not rows:
-            state = say("it prepares its data")
-        last = rows[-1] if rows else {}
-        where = say(f"step {last['step']}") if rows else ""
-        badge = views.tag("span", escape(state), class_="ew-badge", data_on="1" if runs else "0")
+            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False), now
+        where = say(f"step {rows[-1]['step']}") if rows else ""
+        state, on = self._state(out, runs, done, bool(rows)), "1" if runs else "0"
+        badge = views.tag("span", escape(state), class_="ew-badge", data_on=on)
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
         before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
-        body = head + before + self._curves(rows) + self._samples(folder)
-        return body, gr.update(visible=done and not runs), gr.Timer(active=runs)
+        body = head + before + self._curves(rows) + self._samples(sheets)
+        return body, gr.update(visible=done), gr.Timer(active=runs), now
+
+    def _state(self, out: str, runs: bool, done: bool, begun: bool) -> str:
+        """In words."""
+        if not runs:
+            return self.say("done") if done else self.say("stopped; Start goes on")
+        if self.trainings.ends(out):
+            return self.say("it ends, and is saved")
+        return self.say("it runs") if begun else self.say("it prepares its data")
 
     def _curves(self, rows: list[dict[str, float]]) -> str:
         names = [n for n in (rows[-1] if rows else {}) if n not in ("step", "seconds")]
@@ -152,12 +171,11 @@ class Train(Page):
         lines = {n: [(r["step"], r[n]) for r in rows[::every] if n in r] for n in names}
         return chart.lines(lines, self.say("losses"), self.say("step")) if len(rows) > 1 else ""
 
-    def _samples(self, folder: Path) -> str:
-        """The newest sheet."""
-        for path in sorted((folder / "samples").glob("*.png"))[::-1]:
+    def _samples(self, sheets: Sequence[Path]) -> str:
+        """The newest sheet that is whole."""
+        for path in sheets[::-1]:
             with suppress(OSError), Image.open(path) as sheet:
-                said = self.say("samples of the average")
-                src = views.address(sheet.convert("RGB"))
+                said, src = self.say("samples of the average"), views.address(sheet)
                 return f'<img class="ew-sheet" src="{src}" alt="{escape(said)}">'
         return ""
 

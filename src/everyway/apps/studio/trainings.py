@@ -22,9 +22,11 @@ TAIL = 2000
 
 @dataclass(eq=False)
 class Trainings:
-    """Those that were started here.  running: run folder -> its last process."""
+    """Those that were started here.  running: run folder -> its last process.  told: the folders
+    of those that were told to stop."""
 
     running: dict[str, subprocess.Popen] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         atexit.register(self.close)
@@ -37,6 +39,7 @@ class Trainings:
         said = open(_said(out), "w", encoding="utf-8")
         self.running[out] = subprocess.Popen([*COMMAND, *words], stdout=said, stderr=said)
         said.close()
+        self.told.discard(out)
 
     @staticmethod
     def price(words: Sequence[str], language: str) -> str:
@@ -57,6 +60,11 @@ class Trainings:
         """As Ctrl-C: after the step that it is in, and everything is kept."""
         if self.runs(out):
             self.running[out].send_signal(signal.SIGINT)
+            self.told.add(out)
+
+    def ends(self, out: str) -> bool:
+        """Whether it was told to stop and has not yet."""
+        return out in self.told and self.runs(out)
 
     def said(self, out: str) -> str:
         """The last that a training said."""
