@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
@@ -19,7 +20,7 @@ from everyway.apps.studio.create import Create
 from everyway.apps.studio.parts import Page
 from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
-from everyway.train.config import PRESETS, TrainConfig
+from everyway.train.config import PRESETS
 
 BUILT_IN = ("shapes", "emoji", "lattice-whole")
 NAME = 9
@@ -89,27 +90,29 @@ class Train(Page):
         """The studio's, in every language."""
         return self.studio.trainings
 
-    def _config(
-        self, data: str, preset: str, out: str, budget: str, given: str
-    ) -> tuple[TrainConfig, list[str]]:
-        """What the fields mean, and as words of the command line."""
-        from everyway.train import stack
+    def _words(
+        self, data: str | None, preset: str, out: str, budget: str | None, given: str | None
+    ) -> tuple[str, list[str]]:
+        """The run folder, and what the fields are as words of `everyway train`, which checks them.
 
-        words = (given or "").split()
-        overrides = settings_of(words) | ({"data": data} if data else {})
-        long = seconds(budget.strip()) if (budget or "").strip() else None
-        config = stack.resolved(preset, overrides, out.strip() or None, long)
-        line = [preset, "--out", config.run.out, *(["--data", data] if data else [])]
-        line += ["--budget", budget.strip()] if long else []
-        return config, [*line, *(w for word in words for w in ("--set", word))]
+        Raises UsageError and argparse's ArgumentTypeError for what it could not even read.
+        """
+        folder, budget = out.strip() or f"runs/{preset}", (budget or "").strip()
+        words = [preset, "--out", folder, *(["--data", data] if data else [])]
+        if budget:
+            seconds(budget)  # raises
+            words += ["--budget", budget]
+        settings = (given or "").split()
+        settings_of(settings)  # raises
+        return folder, [*words, *(w for setting in settings for w in ("--set", setting))]
 
     def _priced(self, *given: str) -> Iterator[str]:
         say = self.say
         yield views.tag("p", escape(say("some steps are tried; this takes a while")))
         try:
-            _, words = self._config(*given)
+            _, words = self._words(*given)
             lines = self.trainings.price(words, self.language).splitlines()
-        except (EverywayError, ValueError, OSError) as error:
+        except (EverywayError, ArgumentTypeError, OSError) as error:
             yield views.trouble(say(str(error)))
             return
         rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
@@ -117,11 +120,11 @@ class Train(Page):
 
     def _started(self, *given: str) -> tuple[Any, ...]:
         try:
-            config, words = self._config(*given)
-            self.trainings.start(config, words)
-        except (EverywayError, ValueError, OSError) as error:
+            out, words = self._words(*given)
+            self.trainings.start(out, words)
+        except (EverywayError, ArgumentTypeError, OSError) as error:
             return views.trouble(self.say(str(error))), *(gr.skip(),) * 4
-        return "", *self._watched(config.run.out, ())
+        return "", *self._watched(out, ())
 
     def _stop_training(self, out: str) -> tuple[Any, ...]:
         self.trainings.stop(out.strip())

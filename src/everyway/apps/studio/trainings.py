@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.errors import UsageError
-from everyway.train.config import TrainConfig
 
 COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
 TAIL = 2000
@@ -31,9 +30,8 @@ class Trainings:
     def __post_init__(self) -> None:
         atexit.register(self.close)
 
-    def start(self, config: TrainConfig, words: Sequence[str]) -> None:
-        """words: of the command line.  UsageError where one runs in its folder."""
-        out = config.run.out
+    def start(self, out: str, words: Sequence[str]) -> None:
+        """out: the run folder.  words: of the command line.  UsageError where one runs there."""
         if self.runs(out):
             raise UsageError(f"a training runs in {out} already; stop it first")
         said = open(_said(out), "w", encoding="utf-8")
