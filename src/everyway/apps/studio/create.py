@@ -137,7 +137,9 @@ class Create(Page):
         sides = [self.model, self.text, self.image, self.way]
         quiet = {"queue": False, "show_progress": "hidden"}
         changed = [self.model.change, self.text.change, self.image.change]
-        gr.on(changed, self._ways, sides, self.way, **quiet)
+        given = [*sides[:-1], self.wished]
+        chosen = values_of(len(given), {}, {"way": len(given) - 1})
+        gr.on(changed, self._ways, given, self.way, js=chosen, **quiet)
         masks = [self.part, self.mask, self.given_mask]
         self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]

@@ -145,25 +145,26 @@ class Train(Page):
         runs, folder = self.trainings.runs(out), Path(out)
         said, rows = self.trainings.said(out), _log(folder / "log.jsonl")
         sheets = sorted((folder / "samples").glob("*.png"))
-        done = (folder / "model" / "config.json").is_file() and not runs
-        now = [out, runs, done, self.trainings.ends(out), len(rows), len(sheets), len(said)]
+        made = (folder / "model" / "config.json").is_file() and not runs
+        now = [out, runs, made, self.trainings.ends(out), len(rows), len(sheets), len(said)]
         if now == list(seen):
             return (gr.skip(),) * 4
         if self.trainings.failed(out):
             why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
             return views.trouble(say(why)), gr.skip(), gr.Timer(active=False), now
         where = say(f"step {rows[-1]['step']}") if rows else ""
-        state, on = self._state(out, runs, done, bool(rows)), "1" if runs else "0"
+        state, on = self._state(out, runs, bool(rows)), "1" if runs else "0"
         badge = views.tag("span", escape(state), class_="ew-badge", data_on=on)
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
         before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
         body = head + before + self._curves(rows) + self._samples(sheets)
-        return body, gr.update(visible=done), gr.Timer(active=runs), now
+        return body, gr.update(visible=made), gr.Timer(active=runs), now
 
-    def _state(self, out: str, runs: bool, done: bool, begun: bool) -> str:
+    def _state(self, out: str, runs: bool, begun: bool) -> str:
         """In words."""
         if not runs:
-            return self.say("done") if done else self.say("stopped; Start goes on")
+            done = self.trainings.finished(out)
+            return self.say("done") if done else self.say("it stands; Start goes on")
         if self.trainings.ends(out):
             return self.say("it ends, and is saved")
         return self.say("it runs") if begun else self.say("it prepares its data")

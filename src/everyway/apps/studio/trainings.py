@@ -70,6 +70,11 @@ class Trainings:
             return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
         return ""
 
+    def finished(self, out: str) -> bool:
+        """Whether the last one in a folder came to its end."""
+        process = self.running.get(out)
+        return process is not None and process.poll() == 0
+
     def failed(self, out: str) -> bool:
         """Whether the last one in a folder ended in a fault."""
         process = self.running.get(out)
