@@ -84,8 +84,10 @@ def test_a_training_that_diverges_names_the_layer_and_the_state_to_go_back_to(
 
 
 def test_the_last_states_are_kept_and_can_be_gone_back_to(tmp_path):
-    trained(tmp_path, 5, keep=3, save_every_s=0)
     path = tmp_path / "state.safetensors"
+    trained(tmp_path, 4, keep=9, save_every_s=0)
+    assert [p.name for p in formers(path)] == [f"state-{n:07d}.safetensors" for n in (1, 2, 3)]
+    trained(tmp_path, 5, keep=3, save_every_s=0)
     assert [p.name for p in formers(path)] == [f"state-{n:07d}.safetensors" for n in (3, 4)]
     assert metadata_of(path)["step"] == 5
     whole = path.read_bytes()

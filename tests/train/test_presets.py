@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from everyway.checkpoints import codec_folder
+from everyway.codecs.encoders import SMALL_VISION, ImageEmbedding
+from everyway.codecs.image_vae import ImageVAE
+from everyway.codecs.text_latent import SMALL_DECODER, TextLatent
 from everyway.codecs.text_tokens import word_tokens
 from everyway.nets.multiflow import MultiFlow
 from everyway.nets.token_transformer import TokenTransformer
@@ -15,9 +19,11 @@ from everyway.nets.unet import UNet
 from everyway.nets.uvit import UViT
 from everyway.settings import ConfigError
 from everyway.systems import ediffi, unidiffuser, versatile, vq_diffusion
+from everyway.train.codec_image import CONFIG
 from everyway.train.config import names, resolve
 from everyway.train.sources import Data
 
+TEXT = {"length": 9, "dim": 64, "text": {"hidden_size": 64}, "decoder": SMALL_DECODER}
 ROOT = Path(__file__).parents[2]
 RECIPES, PAGE = ROOT / "recipes", ROOT / "docs" / "presets.md"
 
@@ -71,10 +77,8 @@ def test_every_preset_and_recipe_stands_on_the_page(counted):
     recipes = {path.name for path in RECIPES.glob("*.toml")}
     assert recipes - {*re.findall(r"([\w-]+\.toml)", text)} == set()
     for name, count in counted.items():
-        row = next(
-            line for line in text.splitlines() if line.startswith("|") and f"`{name}" in line
-        )
-        assert f"| {count / 1e6:,.0f} M " in row, name
+        (row,) = re.findall(rf"^\| `recipes/{name}\.toml` .*$", text, re.M)
+        assert f"| {count / 1e6:,.0f} M " in row
 
 
 def test_a_latent_of_a_trained_autoencoder_is_cut_into_few_tokens():
@@ -86,3 +90,26 @@ def test_a_latent_of_a_trained_autoencoder_is_cut_into_few_tokens():
     made = unidiffuser.sized("small", codecs)
     assert (made.image_channels, made.image_size, made.patch) == (4, 16, 2)
     assert (made.text_length, made.dim, made.languages) == (9, 384, [])
+
+
+def test_codecs_that_were_trained_apart_carry_a_network_of_any_size(tmp_path):
+    """An autoencoder, a contrastive encoder and a text decoder, as their trainings write them."""
+    spec = word_tokens(["a bird on a branch"])
+    own = {
+        "image": ImageVAE(**CONFIG),
+        "image_embed": ImageEmbedding(vision=SMALL_VISION),
+        "text": TextLatent(tokenizer=spec, **TEXT),
+    }
+    settings = {
+        "image": CONFIG,
+        "image_embed": {"vision": SMALL_VISION},
+        "text": {"tokenizer": spec, **TEXT},
+    }
+    for name, codec in own.items():
+        codec_folder.write(tmp_path, name, codec, settings[name], {})
+    config = resolve("nano", {"codecs": str(tmp_path)})
+    system = config.model.system(Data("shapes", 0))
+    pictures = torch.zeros(2, 3, unidiffuser.image_size(system.config), 64)
+    states = system.encode({"image": pictures, "text": ["a bird", "a branch"]})
+    shapes = {name: tuple(state.shape[1:]) for name, state in states.items()}
+    assert shapes == {name: m.shape for name, m in system.modalities.items()}

@@ -131,7 +131,7 @@ def test_a_step_lies_where_its_network_lies(preset, tmp_path, monkeypatch):
     system = prepared(config)
 
     class Zeros:
-        complete = 1.0
+        complete, lacking = 1.0, {}
 
         def __len__(self):
             return 4

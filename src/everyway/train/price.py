@@ -6,6 +6,7 @@ folder that is removed afterwards.  Everything that a command spends is counted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -139,7 +140,7 @@ class Price(Settings):
         return "it will know this folder; more of it teaches little that is new, more pictures do"
 
     def save(self) -> None:
-        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+        write_text(self.settings().folder / FILE, json.dumps(self.model_dump(), indent=2))
 
 
 def held(asked: TrainConfig) -> Price | None:
@@ -147,21 +148,30 @@ def held(asked: TrainConfig) -> Price | None:
     is asked for now, and more or less time is the training's."""
     path = asked.folder / FILE
     try:
-        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
     except (OSError, ValueError):
         return None
     if differences(former, asked, RESUMABLE):
         return None
     own = price.settings()
-    run = asked.run.model_copy(update={"out": own.run.out})
-    changes: dict[str, Any] = {"run": run}
+    budget_s, steps, samples = own.budget_s, price.steps, own.samples
     if asked.budget_s != former.budget_s:
-        changes["budget_s"] = max(0.0, own.budget_s + asked.budget_s - former.budget_s)
+        budget_s = max(0.0, budget_s + asked.budget_s - former.budget_s)
+        steps = round(budget_s / price.step_s)
     if asked.steps != former.steps:
-        changes |= {"steps": asked.steps, "samples": asked.samples}
-    own = own.model_copy(update=changes)
-    return price.model_copy(update={"asked": asked.model_dump(), "config": own.model_dump()})
+        steps, samples = asked.steps, asked.samples
+    run = asked.run.model_copy(update={"out": own.run.out})
+    ends = {"budget_s": budget_s, "samples": samples}
+    own = own.model_copy(update={"run": run, "steps": asked.steps, **ends})
+    return price.model_copy(
+        update={
+            "asked": asked.model_dump(),
+            "config": own.model_dump(),
+            "steps": steps,
+            "seconds": {**price.seconds, "training": steps * price.step_s},
+        }
+    )
 
 
 def priced(
@@ -249,11 +259,39 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
-    """Some steps of a training, in the folder `out`."""
+    """Some steps of a training, in the folder `out`, as the first process measures them."""
+    small = _few(config, out)
+    sample, parameters = _encoding(small)
+    times = [_now()]
+    train(small, lambda progress: times.append(_now()))
+    times.append(_now())
+    if len(times) == 2:  # of several processes one is told of progress
+        return agreed(None)
+    begun, *steps, ended = times
+    warm = steps[min(WARM, len(steps) - 2) :] if len(steps) > 1 else [begun, *steps]
+    step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
+    latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
+    rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
+    rows = _rows(small)
+    made = Rehearsal(
+        step=step,
+        processor=processor,
+        sample=sample,
+        build=max(0.0, steps[0][0] - begun[0] - step - rows * sample),
+        finish=ended[0] - steps[-1][0],
+        bytes=sum(f.stat().st_size for f in rest),
+        row_bytes=sum(f.stat().st_size for f in latents) / rows,
+        parameters=parameters,
+    )
+    return agreed(made)
+
+
+def _few(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same training of some steps and samples, which tells and shows nothing."""
     source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
     run |= {"publish": False, "before_after": False, "tracker": ""}
-    small = config.model_copy(
+    return config.model_copy(
         update={
             "steps": min(STEPS, config.steps),
             "samples": 0,
@@ -261,27 +299,6 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
             "source": config.source.model_copy(update=source),
             "run": config.run.model_copy(update=run),
         }
-    )
-    sample, parameters = _encoding(small)
-    began = _now()
-    times: list[tuple[float, float]] = []
-    train(small, lambda progress: times.append(_now()))
-    ended, _ = _now()
-    warm = times[min(WARM, len(times) - 2) :] if len(times) > 1 else [began, *times]
-    step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
-    latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
-    rows = _rows(small)
-    row_bytes = sum(f.stat().st_size for f in latents) / rows
-    others = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    return Rehearsal(
-        step=step,
-        processor=processor,
-        sample=sample,
-        build=max(0.0, times[0][0] - began[0] - step - rows * sample),
-        finish=ended - times[-1][0],
-        bytes=sum(f.stat().st_size for f in others),
-        row_bytes=row_bytes,
-        parameters=parameters,
     )
 
 

@@ -75,7 +75,15 @@ def resolved(
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
-    return resolve(preset, {**FOLDER, **given}, out, budget_s) if _fits(config) else config
+    if not _fits(config) or _begun(config):
+        return config
+    return resolve(preset, {**FOLDER, **given}, out, budget_s)
+
+
+def _begun(config: TrainConfig) -> bool:
+    """Whether its run folder has a training that was not planned, as none were before."""
+    out = config.folder
+    return (out / folder.STATE).exists() and not (out / price.FILE).exists()
 
 
 def is_planned(config: TrainConfig, read: bool) -> bool:
@@ -147,17 +155,29 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
         if not serves:
             about["codecs"] = _how_to_mend(config)
         return Choice(about=about)
-    trial, began = place / "codecs", time.monotonic()
+    return _trial(config, system, found, about, place / "codecs", writes)
+
+
+def _trial(
+    config: TrainConfig,
+    system: System,
+    found: Suited,
+    about: dict[str, str],
+    out: Path,
+    writes: bool,
+) -> Choice:
+    """Codecs fitted to some of the data, or those at hand if they serve and show it as well."""
+    began = time.monotonic()
     made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], SAMPLE)
     spent = time.monotonic() - began
-    if serves and found.psnr_db >= made["image"].metadata["psnr_db"]:
+    if found.shows and found.says and found.psnr_db >= made["image"].metadata["psnr_db"]:
         if not _needs_shipped(config):
             return Choice(about=about)
         if writes:
-            copy(system, trial)
-        return Choice(codecs="shipped", folder=str(trial), about=about)
+            copy(system, out)
+        return Choice(codecs="shipped", folder=str(out), about=about)
     if writes:
-        fitted_folder.write(made, trial)
+        fitted_folder.write(made, out)
     for name, line in fitted_folder.described(made).items():
         about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
     count = len(Folder(config.source.data, captioned=True))
@@ -165,7 +185,7 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     numbers = 3 * made["image"].settings["side"] ** 2
     return Choice(
         codecs="fitted",
-        folder=str(trial),
+        folder=str(out),
         about=about,
         seconds={"codecs": spent * fitted / tried},
         bytes=(fitted - tried) * numbers * BYTES,

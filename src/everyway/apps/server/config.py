@@ -19,7 +19,7 @@ class Limits(Settings):
 
     max_body: Whole = 20_000_000
     """Bytes of a request."""
-    max_pixels: Whole = 16_777_216
+    max_pixels: Whole = 4_194_304
     """Of a picture, sent or made."""
     max_n: Whole = 16
     """Samples of a request."""

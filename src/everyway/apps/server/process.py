@@ -26,8 +26,8 @@ QUICK = 10.0
 FAILED = 3
 """How often in a row."""
 KEEP_ALIVE = 75
-"""Seconds that a connection may be idle: longer than clients and balancers keep theirs, so that none
-sends on one that is just being closed."""
+"""Seconds that a connection may be idle: longer than clients and balancers keep theirs, so that
+none sends on one that is just being closed."""
 SLACK = 5
 """Seconds beside the grace in which answers still go out."""
 log = logging.getLogger("everyway.server")
