@@ -97,7 +97,7 @@ class Create(Page):
             label=say("Picture"),
             type="pil",
             image_mode="RGB",
-            height=190,
+            height=130,
             placeholder=self.dropping,
             sources=["upload", "clipboard"],
             buttons=[],
