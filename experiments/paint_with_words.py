@@ -10,6 +10,10 @@ background".  What the network reads of that is `usual` without a map: the first
 second.  With one it is `map`, completed from the map.  Two more tell what attention does by itself:
 `unsaid` is read as it was typed, and `said` says a place at random.
 
+    python experiments/paint_with_words.py [MODEL] --sheet FILE
+
+makes a picture of two prompts, each without paint and on four maps.
+
 Each row is compared with the first, `usual` without paint, canvas by canvas.  Rows that the file
 holds already are not made again.
 Source of the method: Balaji et al., "eDiff-I", 2022, arXiv 2211.01324.
@@ -26,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from everyway.apps.files import append_line
 from everyway.codecs.token_table import TokenTable
@@ -143,6 +148,41 @@ def line(row: dict[str, Any], first: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+SHOWN = {
+    "a large fox and a small teapot on blue": ("fox", "teapot"),
+    "a small rocket left of a large cactus on yellow": ("rocket", "cactus"),
+}
+"""Prompt of the sheet -> its objects."""
+GROUND, PAINTS = "#dddddd", ("#e4572e", "#2e86ab")
+
+
+def sheet(model) -> Image.Image:
+    """A row of maps and one of pictures for each prompt of SHOWN, the first without a map."""
+    sides = [*SIDES.values()]
+    laid = [places[::way] for places in sides for way in (1, -1)]
+    pad = 8
+    made = Image.new("RGB", ((1 + len(laid)) * (SIDE + pad) - pad, 4 * (SIDE + pad) - pad), "white")
+    for row, (text, names) in enumerate(SHOWN.items()):
+        words = dict(zip(PAINTS, names)) | {GROUND: f"{text.split()[-1]} background"}
+        for column, places in enumerate([None, *laid]):
+            painted = {} if places is None else {"paint": _painted(places), "words": words}
+            one = model.generate(kind="text-to-image", text=text, seed=0, **painted)[0].image
+            parts = (painted.get("paint"), one.resize((SIDE, SIDE)))
+            for line, part in enumerate(parts):
+                if part is not None:
+                    made.paste(part, (column * (SIDE + pad), (2 * row + line) * (SIDE + pad)))
+    return made
+
+
+def _painted(places: Sequence[str]) -> Image.Image:
+    """A map with a cell of each colour of PAINTS at these places."""
+    made = Image.new("RGB", (SIDE, SIDE), GROUND)
+    for colour, place in zip(PAINTS, places):
+        top, left = (k * CELL for k in CELLS[place])
+        made.paste(colour, (left, top, left + CELL, top + CELL))
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="mini")
@@ -152,8 +192,11 @@ def main() -> None:
     parser.add_argument("--form", choices=FORMS, help="by default the model's own")
     parser.add_argument("--above", type=float, help="by default the model's own")
     parser.add_argument("--out", type=Path, default=Path("runs/paint_with_words.jsonl"))
+    parser.add_argument("--sheet", type=Path, help="makes this picture alone")
     args = parser.parse_args()
     model = load(args.model)
+    if args.sheet:
+        return sheet(model).save(args.sheet)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     former = args.out.read_text("utf-8").splitlines() if args.out.exists() else []
     made = [json.loads(text) for text in former]

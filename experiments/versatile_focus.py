@@ -1,8 +1,12 @@
-"""Semantic and style focus: what of a picture goes into its variations, measured and shown.
+r"""Semantic and style focus: what of a picture goes into its variations, measured and shown.
 
 Scenes of Emoji Lattice are drawn in four styles, and each picture is varied at semantic, neutral
-and style focus.  Counted are the variations that show its objects, and those that have its style; a
-contact sheet shows both.  The model must have learned the styles (`--data lattice-styled`).
+and style focus.  Counted are the variations that show its objects and no others, and those that
+have its style; a contact sheet shows both.  The model must have learned the styles:
+
+    python -m everyway.train.fitted --data lattice-styled --out runs/codecs-styled
+    everyway train mini-versatile --data lattice-styled --set codecs=runs/codecs-styled \
+        --set stage=variation --budget 2h --out runs/versatile-styled
 
     python experiments/versatile_focus.py MODEL [--scenes 25] [--out out/versatile_focus]
 
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
+from statistics import mean
 
 from PIL import Image
 
@@ -35,8 +41,9 @@ def varied(model: Model, picture: Image.Image, focus: float, seed: int, **settin
 
 
 def measured(model: Model, data: Styled, scenes: int, **settings) -> tuple[list[dict], list[Cell]]:
-    """A row a focus, and cells: a picture of each of the first scenes, and its variations."""
-    kept = {name: {"objects": 0, "style": 0} for name in FOCUS}
+    """A row a focus, with the share of each style that is kept, and cells: of each of the first
+    scenes a picture in every style, and its variations."""
+    objects, looks = Counter(), Counter()
     cells = []
     for index in range(scenes):
         names = set(data.scenes.scene(index).names)
@@ -44,16 +51,16 @@ def measured(model: Model, data: Styled, scenes: int, **settings) -> tuple[list[
             picture, seed = Image.fromarray(pixels), len(STYLES) * index + number
             made = {n: varied(model, picture, f, seed, **settings) for n, f in FOCUS.items()}
             for name, seen in zip(FOCUS, styled([*made.values()])):
-                kept[name]["objects"] += set(seen.scene.names) == names
-                kept[name]["style"] += seen.style == style
+                objects[name] += set(seen.scene.names) == names
+                looks[name, style] += seen.style == style
             if index < SHOWN:
                 cells.append(Cell(image=picture, text=style, given=True))
                 cells += [Cell(image=image, text=name) for name, image in made.items()]
-    count = scenes * len(STYLES)
-    rows = [
-        {"focus": name, **{what: number / count for what, number in own.items()}, "n": count}
-        for name, own in kept.items()
-    ]
+    rows = []
+    for name in FOCUS:
+        by_style = {style: looks[name, style] / scenes for style in STYLES}
+        kept = {"objects": objects[name] / scenes / len(STYLES), "style": mean(by_style.values())}
+        rows.append({"focus": name, **kept, **by_style, "n": scenes * len(STYLES)})
     return rows, cells
 
 
@@ -75,10 +82,11 @@ def main() -> None:
     rows, cells = measured(load(args.model), data, args.scenes, steps=args.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    page(cells).save(args.out / "sheet.png")
-    print("| focus | objects kept | style kept | n |\n|---|---|---|---|")
+    page(cells).save(args.out / "sheet.png", optimize=True)
+    columns = [*rows[0]]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
-        print(f"| {row['focus']} | {row['objects']:.2f} | {row['style']:.2f} | {row['n']} |")
+        print("|", *(f"{v:.2f} |" if isinstance(v, float) else f"{v} |" for v in row.values()))
 
 
 if __name__ == "__main__":

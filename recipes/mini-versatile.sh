@@ -49,5 +49,7 @@ train mini-versatile 58 "init=$RUNS/mini-versatile-1/model" seed=1 lr=4e-3 coold
 
 cat <<END
 
-To ship this model:  cp $RUNS/mini-versatile/model/* src/everyway/shipped/mini-versatile/
+To ship this model:
+  rm src/everyway/shipped/mini-versatile/*
+  cp $RUNS/mini-versatile/model/* src/everyway/shipped/mini-versatile/
 END

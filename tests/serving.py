@@ -54,3 +54,8 @@ def text_of(content):
 def picture(data):
     """Of an answer's base64."""
     return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def no_reds(what, made):
+    """A content filter, as somebody would write it."""
+    return "reds are not made here" if not made and "red" in str(what.get("text")) else None

@@ -14,6 +14,7 @@ import everyway
 ROOT = Path(everyway.__file__).parent
 LAYERS = {
     "errors": -1,
+    "launched": -1,
     "contracts": 0,
     "atomic": 0,
     "validation": 0,

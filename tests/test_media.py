@@ -179,7 +179,8 @@ def test_every_medium_there_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "given"), [("label", -1), ("label", True), ("label", "one"), ("text", 1), ("image", 1)]
+    ("name", "given"),
+    [("label", -1), ("label", True), ("label", ""), ("label", 1.5), ("text", 1), ("image", 1)],
 )
 def test_what_is_none_of_a_medium_is_told(name, given):
     with pytest.raises(RequestError):

@@ -259,7 +259,8 @@ class Model:
         number: the job's place among those of a run.  Raises RequestError for what cannot be made.
         """
         request = self.settled(job.request)
-        first = self._stages(request)[0]
+        first, *later = self._stages(request)
+        tasks = tuple(stage.task.name for stage in (first, *later))
         inputs = read(replace(job, request=request), self.system, self.image_size)
         needed = {*self._of(first.system).given(first.task)}
         if first.enlarges:
@@ -275,7 +276,7 @@ class Model:
             log.warning(note)
         for k in range(request.n):
             own = request.model_copy(update={"n": 1, "seed": request.seed + k})
-            yield Sample(job=number, request=own, inputs=inputs)
+            yield Sample(job=number, request=own, inputs=inputs, tasks=tasks)
 
     def batch(self, batch: Sequence[Sample]) -> Generator[Preview | Result, None, None]:
         """Samples that are `alike`, at most BATCH, together through every stage.

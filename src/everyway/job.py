@@ -354,11 +354,15 @@ def _alike(mask: Image.Image, picture: Image.Image) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """One sample of the job-th job: its request is settled, of n = 1 and its own seed."""
+    """One sample of the job-th job: its request is settled, of n = 1 and its own seed.
+
+    tasks: of its stages, by name.
+    """
 
     job: int
     request: GenerateRequest
     inputs: Inputs
+    tasks: tuple[str, ...]
 
     @property
     def rows(self) -> int:

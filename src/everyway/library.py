@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everyway import launched
 from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
 from everyway.errors import UsageError
@@ -315,7 +316,8 @@ def _known(what: str, name: str, names: tuple[str, ...]) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        own = f"cuda:{launched.local_rank()}" if launched.processes() > 1 else "cuda"
+        name = own if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).tolist()  # "meta" holds no numbers

@@ -273,8 +273,8 @@ class GenerateRequest(BaseModel):
     lora: Annotated[
         dict[Name, Annotated[Number, Field(ge=-10, le=10)]], BeforeValidator(_loras)
     ] = {}
-    """LoRAs that are added to the model: a file, or the folder of its training -> its weight, 1 by
-    default."""
+    """Added to the model: a LoRA's file, or the folder of its training -> its weight, 1 by default;
+    several add up."""
     model: str = "default"
     """A shipped name, a model folder, a file or folder of published weights, or a hub id."""
 

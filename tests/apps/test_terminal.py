@@ -59,7 +59,7 @@ def test_version_and_help_end_well(capsys):
     assert ends("--version") == 0 and capsys.readouterr().out == f"everyway {__version__}\n"
     assert ends("train", "--help") == 0
     out = capsys.readouterr().out
-    assert "presets: nano, mini, mini-vq" in out
+    assert "presets: nano, mini, small, mini-vq" in out
     assert all(name in out for name in ("sample_every", "weight_decay", "20000"))
 
 

@@ -22,6 +22,7 @@ from everyway.layouts import convert, file_layout
 from everyway.layouts.table import LAYOUTS
 from everyway.nets.uvit import UViT
 from everyway.systems import unidiffuser
+from everyway.train.sources import Data
 from formula import FOLDER, golden, normal
 from published import (
     CLIP_TOKENS,
@@ -295,6 +296,21 @@ def test_published_sizes_are_those_of_the_released_networks():
         assert unidiffuser.version_of(sizes) == f"v{version}"
         assert sum(config.weights.values()) == pytest.approx(1)
         assert config.weights["image"] == pytest.approx(16384 / 21824)
+
+
+def test_a_published_size_is_trained_on_the_codecs_of_a_model(model, tmp_path, monkeypatch):
+    convert.save(model, tmp_path / "whole")
+    sizes = {name: model.config["config"][name] for name in unidiffuser.PUBLISHED["v1"]}
+    monkeypatch.setitem(unidiffuser.PUBLISHED, "v1", sizes)
+    own = unidiffuser.Training(preset="v1", codecs=str(tmp_path / "whole"))
+    made, former = own.system(Data("shapes", 0)), convert.restored(model)
+    assert made.codecs.keys() == former.codecs.keys()
+    for name, codec in made.codecs.items():
+        theirs = former.codecs[name].state_dict()
+        assert all(torch.equal(v, theirs[k]) for k, v in codec.state_dict().items()), name
+    fresh, learned = made.network.state_dict(), former.network.state_dict()
+    assert fresh.keys() == learned.keys()
+    assert not torch.equal(fresh["embed.image.weight"], learned["embed.image.weight"])
 
 
 # -- what is missing or wrong -----------------------------------------------------------------

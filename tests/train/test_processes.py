@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -54,6 +55,12 @@ def same(a: Path, b: Path, steps: int) -> None:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5, msg=name)
 
 
+def logged(out: Path) -> list[dict[str, float]]:
+    """The rows of a log, without the seconds."""
+    rows = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
 def test_two_processes_train_the_nano_of_one_and_each_goes_on_for_the_other(tmp_path):
     train("nano", **NANO, steps=4, out=str(tmp_path / "one"))
     launched(TORCHRUN, *nano(tmp_path / "two to one", 2), port="29711")
@@ -64,7 +71,9 @@ def test_two_processes_train_the_nano_of_one_and_each_goes_on_for_the_other(tmp_
     for name in ("two to one", "one to two"):
         same(tmp_path / name, tmp_path / "one", 4)
         assert (tmp_path / name / "model" / "config.json").exists()
-        assert len((tmp_path / name / "log.jsonl").read_text().splitlines()) == 4  # one writes
+        assert len(rows := logged(tmp_path / name)) == 4  # one writes
+        for row, alone in zip(rows, logged(tmp_path / "one"), strict=True):
+            assert row == pytest.approx(alone, abs=1.5e-5)  # written with five digits
 
 
 def test_a_history_of_losses_is_that_of_all_processes(tmp_path, monkeypatch):
@@ -122,7 +131,7 @@ def test_a_step_lies_where_its_network_lies(preset, tmp_path, monkeypatch):
     system = prepared(config)
 
     class Zeros:
-        complete = 1.0
+        complete, lacking = 1.0, {}
 
         def __len__(self):
             return 4

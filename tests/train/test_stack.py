@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from everyway.data.folder import write_folder
 from everyway.data.sample import Sample
 from everyway.data.shapes import Shapes
 from everyway.generate import load
-from everyway.train import fitted_folder, price, stack
+from everyway.train import fitted_folder, price, stack, train
 from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
 from everyway.train.fitted_folder import Room
 from everyway.train.suited import suited
@@ -188,6 +190,15 @@ def test_what_was_chosen_stands_in_the_run_folder(folder, tmp_path, quick, monke
     assert drawn.size == (32, 32)
 
 
+def test_a_run_that_was_begun_without_a_price_goes_on_as_it_was(folder, tmp_path):
+    own = {"data": str(folder), "batch": 8, "device": "cpu", "precision": "fp32", "steps": 1}
+    train(resolve("nano", own, out=str(tmp_path)))
+    again = asked(folder, tmp_path, steps=2)
+    assert again.model.times.shift == 2.0  # the preset's, and not that of fitted codecs
+    assert not stack.is_planned(again, read=True)
+    assert train(again)["step"] == 2
+
+
 # -- schedules ------------------------------------------------------------------------------------
 
 
@@ -207,3 +218,20 @@ def test_the_last_of_steps_and_samples_counts():
     assert parsed({"samples": 640}, {"steps": 7}).steps == 7
     assert parsed({"warmup_samples": 640}, {"optim.warmup": 7}).optim.warmup == 7
     assert parsed({"ema_samples": 640}, {"ema": 0.5}).optim.ema == 0.5
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_measure_and_train_as_one(folder, tmp_path):
+    own = ("batch=8", "steps=3", "device=cpu", "precision=fp32", "lr=1e-4")
+    for out, count in (("one", 1), ("two", 2)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
+        command += ["--standalone", "-m", "everyway.apps.cli", "train", "nano", "--data", folder]
+        command += ["--out", tmp_path / out, *(w for word in own for w in ("--set", word))]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("\ntime ") == 1
+    one, two = (weights(tmp_path / out) for out in ("one", "two"))
+    assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)

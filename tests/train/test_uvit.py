@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from everyway.apps.cli import main
 from everyway.data.folder import write_folder
 from everyway.data.shapes import COLOURS, PLACES, SHAPES, Shapes
+from everyway.errors import UsageError
 from everyway.generate import load
 from everyway.layouts import convert
 from everyway.nets.uvit import UViT
@@ -226,7 +228,7 @@ def classes(tmp_path_factory) -> Path:
     return out
 
 
-def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
+def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path, capsys):
     config = small(tmp_path, preset="nano-class", data=str(classes), drop=0.4)
     losses = []
     train(config, progress=lambda p: losses.append(p.losses["image"]))
@@ -248,6 +250,20 @@ def test_classes_are_folders_and_some_are_told_the_null(classes, tmp_path):
     (made,) = model.generate(kind="class-to-image", label=2, steps=4)
     assert made.image.size == (16, 16) == (model.image_size,) * 2
     assert made.metadata["forwards"] == 2 * 4
+    for name in ("c white", "2"):
+        (again,) = model.generate(kind="class-to-image", label=name, steps=4)
+        assert again.image.tobytes() == made.image.tobytes()
+    with pytest.raises(UsageError, match="class d is unknown; choose one of a black, b grey, c w"):
+        model.generate(kind="class-to-image", label="d", steps=4)
+    out = tmp_path / "out"
+    words = ["generate", "image", "--label", "c white", "--steps", "4", "--out", str(out)]
+    assert main([*words, "--model", str(tmp_path / "model")]) == 0
+    assert Image.open(next(out.glob("*.png"))).tobytes() == made.image.tobytes()
+    capsys.readouterr()
+    assert main(["models", str(tmp_path / "model")]) == 0
+    assert "classes: a black, b grey, c white" in capsys.readouterr().out
+    assert main(["models", str(tmp_path / "model"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == ["a black", "b grey", "c white"]
 
 
 def test_without_dropped_conditions_there_is_no_null_class(classes, tmp_path):

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from everyway.codecs.pca import PCA
+from everyway.contracts import Noise
 
 LUMA = (0.299, 0.587, 0.114)
 HARD = 0.8
 """Brightness, in [-1, 1], changes by more than this at a hard edge."""
 TONES = 11
+SMOOTH, FINE = (5.5, 5.0, 5.0, 4.5), 0.3
+"""Mean squares of the waves that say where a patch is: of the long ones, of each of the others."""
 PLAIN = 0.02
 """Standard deviation of the brightness in a patch that shows nothing."""
 
@@ -27,9 +30,9 @@ class PatchContext(nn.Module):
     """Pictures (B, 3, side, side) in [-1, 1] -> tokens (B, (side / patch)^2, width), row by row.
 
     Of each token `channels` numbers are what its patch shows: the axes, whitened, of the patch's
-    brightness less its mean; TONES are the `tone` of the whole picture, times `tone_gain`; and the
-    others are where the patch is: `waves` cosines along each side, the longest the strongest, times
-    `place_gain`.
+    brightness less its mean, times `shown_gain`.  TONES are the `tone` of the whole picture, times
+    `tone_gain`, and one is `constant`: all tokens share both.  The others are where the patch is
+    (`places`).
 
     The tone of a picture is the statistics over its places, as in Huang and Belongie, "Arbitrary
     Style Transfer in Real-time with Adaptive Instance Normalization", 2017, arXiv 1703.06868.
@@ -41,17 +44,18 @@ class PatchContext(nn.Module):
         patch: int = 8,
         channels: int = 32,
         waves: int = 8,
-        tone_gain: float = 1.5,
-        place_gain: float = 5.0,
+        shown_gain: float = 0.3,
+        tone_gain: float = 0.5,
+        constant: float = 2.5,
     ) -> None:
         super().__init__()
-        self.side, self.patch = side, patch
-        self.tone_gain, self.place_gain = tone_gain, place_gain
-        self.count, self.width = (side // patch) ** 2, channels + TONES + 2 * waves
+        self.side, self.patch, self.waves = side, patch, waves
+        self.shown_gain, self.tone_gain, self.constant = shown_gain, tone_gain, constant
+        self.count, self.parts = (side // patch) ** 2, (channels, TONES + 1, 2 * waves)
+        self.width = sum(self.parts)
         self.pca = PCA(patch**2, channels)
         self.register_buffer("tone_mean", torch.zeros(TONES))
         self.register_buffer("tone_std", torch.ones(TONES))
-        self.register_buffer("places", _places(side // patch, waves), persistent=False)
 
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
@@ -72,17 +76,23 @@ class PatchContext(nn.Module):
         seen."""
         raw = raw.to(self.tone_mean.device).float()
         tones = self.tone_gain * (tone(raw) - self.tone_mean) / self.tone_std
+        shared = F.pad(tones, (0, 1), value=self.constant)[:, None]
+        where = places(self.side // self.patch, self.waves).to(raw)
         like = (len(raw), self.count, -1)
-        parts = [
-            self.pca(self.patches(raw)),
-            tones[:, None].expand(like),
-            self.place_gain * self.places.expand(like),
-        ]
-        tokens = torch.cat(parts, 2)
+        shown = self.shown_gain * self.pca(self.patches(raw))
+        tokens = torch.cat([shown, shared.expand(like), where.expand(like)], 2)
         if mask is None:
             return tokens
         seen = F.interpolate(mask.to(tokens), (self.side // self.patch,) * 2, mode="area")
         return tokens * seen.flatten(1)[..., None]
+
+    def varied(self, tokens: Tensor, noise: Noise) -> Tensor:
+        """In training what all tokens share is hidden from every fourth variation, and what patches
+        show from another fourth, so that a picture without either is nothing new."""
+        drawn = noise.uniform("hidden", (len(tokens), 1, 1)).to(tokens.device)
+        shown, shared, where = tokens.split(self.parts, 2)
+        kept = [shown * (drawn >= 0.25), shared * ((drawn < 0.25) | (drawn >= 0.5)), where]
+        return torch.cat(kept, 2)
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -105,10 +115,16 @@ def tone(images: Tensor) -> Tensor:
     return torch.cat([means, stds, colours.std(2).flip(1), torch.stack(of_edges, 1)], 1)
 
 
-def _places(side: int, waves: int) -> Tensor:
-    """(side^2, 2 waves): cosines along the rows, then along the columns, each of a mean square norm
-    of 1.  The variance of a wave is as its length."""
-    k = torch.arange(1, waves + 1)
-    along = torch.cos(math.pi * (torch.arange(side)[:, None] + 0.5) * k / side) / k.sqrt()
-    along = along / along.square().sum(1).mean().sqrt()
-    return torch.cat([along.repeat_interleave(side, 0), along.repeat(side, 1)], 1)
+def places(side: int, waves: int) -> Tensor:
+    """(side^2, 2 waves): where each place of a map is, by cosines along its rows and its columns.
+
+    As positions that a transformer has learned, smooth ones are the strongest.  First of all is
+    how near to the border a place is, which the others tell, too.
+    """
+    k, at = torch.arange(1, waves + 1), torch.arange(side)[:, None] + 0.5
+    along = math.sqrt(2) * torch.cos(math.pi * at * k / side)  # mean square 1
+    rows, columns = along.repeat_interleave(side, 0), along.repeat(side, 1)
+    (down, ring, *fine), (across, other, *finer) = rows.T, columns.T
+    border, saddle = (ring + other) / math.sqrt(2), (ring - other) / math.sqrt(2)
+    smooth = torch.stack([border, down, across, saddle], 1) * torch.tensor(SMOOTH).sqrt()
+    return torch.cat([smooth, torch.stack([*fine, *finer], 1) * math.sqrt(FINE)], 1)

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from everyway.data.decode import read_picture
+from everyway.data.decode import oddities, read_picture
 from everyway.data.faults import Named, printable, reason
 from everyway.data.pairs import Pair, pairs_of
 
-SHOWN = 8  # names of what is no data, on one line
+SHOWN = 8
+"""Names of one kind on one line."""
+LONG = 320
+"""Characters of a caption that few text encoders read to its end: CLIP's has 77 tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,6 +30,8 @@ class FolderReport:
     bad_captions: files, lines of metadata and captions that cannot be read.
     repeated_rows: lines of a picture that has one, whose captions are added to it.
     stray_captions, stray_rows: files of captions, and file names in metadata, without a picture.
+    odd: what is read otherwise than it is, and captions that are long.
+    by_class: whether there are no captions, and the names of the classes stand for them.
     duplicates: (picture, the former one that has the same pixels).  left_out: what is no data.
     sheet: the first pictures, or None.
     """
@@ -42,6 +47,8 @@ class FolderReport:
     repeated_rows: tuple[Named, ...]
     stray_captions: tuple[str, ...]
     stray_rows: tuple[str, ...]
+    odd: tuple[Named, ...]
+    by_class: bool
     duplicates: tuple[Named, ...]
     left_out: tuple[Named, ...]
     sheet: Image.Image | None
@@ -62,6 +69,8 @@ class FolderReport:
         yield f"sizes: {_counts(self.sizes) or 'none'}"
         if self.classes:
             yield f"classes: {_counts(self.classes)}"
+        if self.by_class:
+            yield "no picture has a caption: the names of the classes are taken for them"
         yield from _named("cannot be read", self.unreadable)
         yield from _named("captions cannot be read", self.bad_captions)
         yield from (f"no caption: {name}" for name in self.missing_captions)
@@ -71,10 +80,8 @@ class FolderReport:
         yield from (
             f"the same picture twice: {name} and {other}" for name, other in self.duplicates
         )
-        for why in dict.fromkeys(why for _, why in self.left_out):
-            names = [name for name, other in self.left_out if other == why]
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            yield f"left out, {why}: {', '.join(names[:SHOWN])}{more}"
+        yield from _grouped("odd", self.odd)
+        yield from _grouped("left out", self.left_out)
 
 
 def check(
@@ -91,13 +98,16 @@ def check(
     """
     found = pairs_of(path, reads)
     unreadable, duplicates, shown = [*found.listing.faults], [], []
+    odd: list[Named] = []
     sizes: Counter[str] = Counter()
     former: dict[bytes, str] = {}
     for pair in found.pairs:
-        image = _opened(pair)
+        image = _opened(pair, odd)
         if isinstance(image, str):
             unreadable.append((pair.name, image))
             continue
+        if any(len(caption) > LONG for caption in pair.captions):
+            odd.append((pair.name, f"a caption of more than {LONG} characters"))
         sizes[f"{image.width}x{image.height}"] += 1
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         if former.setdefault(pixels, pair.name) != pair.name:
@@ -119,6 +129,8 @@ def check(
         repeated_rows=_printable(found.repeated),
         stray_captions=tuple(map(printable, sorted(found.stray_texts))),
         stray_rows=tuple(map(printable, found.stray_rows)),
+        odd=_printable(odd),
+        by_class=found.by_class,
         duplicates=_printable(duplicates),
         left_out=_printable(found.listing.left_out),
         sheet=contact_sheet(shown, side) if shown else None,
@@ -145,13 +157,16 @@ def _fitted(image: Image.Image, side: int) -> Image.Image:
     return image.resize(shape, Image.Resampling.LANCZOS)
 
 
-def _opened(pair: Pair) -> Image.Image | str:
-    """The picture, or why it cannot be read."""
+def _opened(pair: Pair, odd: list[Named]) -> Image.Image | str:
+    """The picture, whose oddities are added, or why it cannot be read."""
     if isinstance(pair.picture, str):
         return pair.picture
     try:
         with pair.picture.open() as file:
-            return read_picture(file)
+            image = read_picture(file)
+            file.seek(0)
+            odd += [(pair.name, why) for why in oddities(file, pair.name)]
+            return image
     except OSError as error:
         return reason(error)
 
@@ -162,6 +177,16 @@ def _printable(named: Iterable[Named]) -> tuple[Named, ...]:
 
 def _named(what: str, named: Iterable[Named]) -> Iterator[str]:
     return (f"{what}: {name} ({why})" for name, why in named)
+
+
+def _grouped(what: str, named: Iterable[Named]) -> Iterator[str]:
+    """A line a reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in named:
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield f"{what}, {why}: {', '.join(names[:SHOWN])}{more}"
 
 
 def _counts(counts: dict[str, int]) -> str:

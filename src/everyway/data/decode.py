@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from everyway.data.faults import reason
 
@@ -57,10 +58,46 @@ def read_picture(file: Path | BinaryIO | Image.Image, ground: str = "white") -> 
         raise OSError(f"it is damaged ({reason(error)})") from None
 
 
+MODES = {
+    "1": "black and white", "L": "grey", "LA": "grey", "I": "grey of 16 bits or more",
+    "F": "grey of floats", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB",
+}  # fmt: skip
+"""Mode of Pillow -> what a person calls it, of those that are made RGB of 8 bits."""
+NARROW = 2
+"""A picture that is so many times longer than wide loses more than half to its middle square."""
+
+
+def oddities(file: BinaryIO, name: str) -> Iterator[str]:
+    """What `read_picture` changes of a file that it can read, and what is odd about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=_known()) as image:
+            frames, mode = getattr(image, "n_frames", 1), image.mode.partition(";")[0]
+            if frames > 1:
+                yield f"the first of {frames} frames is read"
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                yield "it is turned upright"
+            if _clear(image):
+                yield "its transparency is put on white"
+            if mode in MODES:
+                yield f"{MODES[mode]} is read as RGB of 8 bits"
+            own = Image.registered_extensions().get(Path(name).suffix.lower(), image.format)
+            if own != image.format:
+                yield f"it is {image.format}, whatever its name says"
+            short, long = sorted(image.size)
+            if long > NARROW * short:
+                yield "long and narrow: its middle square alone is learned from"
+
+
+def _clear(image: Image.Image) -> bool:
+    """Whether it may be transparent."""
+    return image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info
+
+
 def _rgb(image: Image.Image, ground: str) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _grey(image)
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+    elif _clear(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("RGB")

@@ -38,7 +38,7 @@ class Folder:
     unpaired: and kept as `pictures`, and captions without a picture as `texts`.
     reads: raises ValueError for a caption that the model cannot read, which is left out too.
     classes: names, sorted, or in the order of a table of them; a picture's label is the place of
-    its class among them, or what its .cls says.
+    its class among them, or what its .cls says.  by_class: whether their names are the captions.
     faults: what was left out, as (name, reason).  broken: name -> fault of pictures that were
     found broken as they were read.  total: pictures in all.
     Raises FolderError for no such folder, or where nothing can be used.
@@ -75,7 +75,7 @@ class Folder:
                 f"none of the {len(found.pairs)} pictures of {printable(path)} can be used; "
                 f"the first fault is {printable(name)}: {fault}"
             )
-        self.classes = found.classes
+        self.classes, self.by_class = found.classes, found.by_class
         self.total = len(found.pairs)
 
     def __len__(self) -> int:

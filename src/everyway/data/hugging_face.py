@@ -47,12 +47,17 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The rows of one split.  classes: names in the order of their numbers, if there are any."""
+    """The rows of one split.
+
+    image, caption, label: its own columns; the last is "" where there is none, and is called
+    `label_key` in a row.  classes: names in the order of their numbers, if there are any.
+    """
 
     data: Any
     image: str
     caption: tuple[str, ...]
     label: str
+    label_key: str
     classes: tuple[str, ...]
 
     def cells(self) -> dict[str, Cell]:
@@ -64,10 +69,10 @@ class Table:
         wanted = [*self.caption, *([self.label] if self.label else [])]
         read = self.data.select_columns(wanted) if wanted else ()
         for number, row in enumerate(read):
-            if self.classes:
-                known = row[self.label] is not None and row[self.label] >= 0
-                row |= {self.label: self.classes[row[self.label]] if known else None}
-            yield _name(number), row
+            label = row.pop(self.label, None)
+            if self.classes and label is not None:
+                label = self.classes[label] if label >= 0 else None
+            yield _name(number), {**row, self.label_key: label}
 
 
 def is_table(where: str) -> bool:
@@ -105,6 +110,7 @@ def opened(where: str, columns: Columns) -> Table:
         image=image,
         caption=tuple(name for name in columns.caption if name in features and name != image),
         label=label,
+        label_key=columns.label[0],
         classes=tuple(features[label].names) if label in classed else (),
     )
 

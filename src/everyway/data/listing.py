@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from everyway.data.columns import Columns
+from everyway.data.columns import Columns, read_name
 from everyway.data.decode import suffixes
 from everyway.data.faults import FolderError, Named, printable, reason
 from everyway.data.hugging_face import FILES, Cell, is_table, opened
@@ -160,8 +160,9 @@ def listed(where: str, columns: Columns) -> Listing:
 
 
 def is_data(where: str) -> bool:
-    """Whether it is written as data of one's own are: a folder, shards, or a table of pictures."""
-    return os.path.isdir(where) or are_shards(where) or is_table(where)
+    """Whether it is named as data of one's own are: a folder, shards, or a table of pictures."""
+    own, _ = read_name(where)
+    return os.path.isdir(own) or are_shards(own) or is_table(own)
 
 
 def are_shards(where: str | Path) -> bool:

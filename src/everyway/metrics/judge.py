@@ -16,7 +16,6 @@ from torch import Tensor
 from everyway.data import emoji
 from everyway.data import lattice as lattice_data
 from everyway.data import shapes as shapes_data
-from everyway.data.columns import read_name
 from everyway.data.folder import Folder
 from everyway.data.listing import is_data
 from everyway.data.sample import Sample
@@ -183,7 +182,7 @@ def samples_of(model, path: str, n: int) -> list[Sample]:
         raise RequestError(
             f"it is not known what {model.name} learned; give pictures with captions: --data FOLDER"
         )
-    if not is_data(read_name(path)[0]):
+    if not is_data(path):
         raise RequestError(f"the data {path!r} of {model.name} is not here; give --data FOLDER")
     system = model.system
     texts = "text" in system.raws

@@ -485,12 +485,12 @@ class Training(Settings):
 TRAININGS: dict[str, dict[str, Any]] = {
     "nano": dict(preset="nano", data="shapes", samples=96_000, lr=5e-3, shift=2.0, out="runs/nano"),
     "mini": dict(
-        preset="mini", data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0,
+        preset="mini", data="lattice", cache=60_000, samples=12_800_000, lr=5e-3, weight_decay=0.0,
         ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
         codecs="runs/codecs", out="runs/mini",
     ),
     "small": dict(
-        preset="small", data="lattice", cache=60_000, steps=200_000, lr=3e-3, weight_decay=0.0,
+        preset="small", data="lattice", cache=60_000, samples=12_800_000, lr=3e-3, weight_decay=0.0,
         ema=0.997, shift=8.0, to_image=0.42, to_text=0.30, joint=0.20, drop=0.0,
         codecs="runs/codecs", out="runs/small",
     ),

@@ -459,11 +459,11 @@ def _of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Any], dict[s
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "nano-versatile": dict(
-        preset="nano-versatile", data="shapes", steps=1500, lr=5e-3, out="runs/nano-versatile",
+        preset="nano-versatile", data="shapes", samples=96_000, lr=5e-3, out="runs/nano-versatile",
         times={"distribution": "lognormal", "mean": 0.5, "std": 1.5},
     ),
     "mini-versatile": dict(
-        preset="mini-versatile", data="lattice-whole", cache=40_000, steps=200_000, batch=128,
+        preset="mini-versatile", data="lattice-whole", cache=40_000, samples=25_600_000, batch=128,
         lr=5e-3, weight_decay=0.0, ema=0.997, out="runs/mini-versatile", weights="fp16",
         times={"distribution": "lognormal", "mean": 1.7, "std": 1.6},
         text_to_image=1.3, image_to_text=1.2, text_variation=0.5,

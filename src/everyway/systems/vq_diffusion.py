@@ -468,7 +468,7 @@ def _text_of_mini(data: TrainingData) -> tuple[dict[str, Any], dict[str, Tensor]
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "mini-vq": dict(
-        data="lattice", cache=60_000, steps=200_000, lr=5e-3, weight_decay=0.0, ema=0.997,
+        data="lattice", cache=60_000, samples=12_800_000, lr=5e-3, weight_decay=0.0, ema=0.997,
         cooldown=0.4, out="runs/mini-vq",
     )
 }  # fmt: skip

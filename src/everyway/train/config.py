@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +52,8 @@ class Source(Settings):
     """What is learned from."""
 
     data: FileName = "shapes"
-    """A built-in set, or a folder of pictures, in which folders are classes."""
+    """A built-in set, or data of your own: a folder, in which folders are classes, tar shards, or a
+    Hugging Face data set, hf:owner/name."""
     cache: int = Field(20_000, ge=1)
     """Samples whose latents are cached; of a larger folder so many, spread evenly."""
     latents: str = ""
@@ -190,6 +191,8 @@ class TrainConfig(Settings, Generic[Own]):
     def _has_a_base(self) -> TrainConfig:
         if self.adapter.lora and (self.system not in SYSTEMS or not self.model.init):
             raise ConfigError("a LoRA is of a model; give that as init, or leave lora out")
+        if self.adapter.lora and self.run.shard:
+            raise ConfigError("shard is for trainings of all weights; leave it out beside lora")
         return self
 
     @model_validator(mode="after")
@@ -272,15 +275,19 @@ COUNTED = {"steps": "samples", "warmup": "warmup_samples", "ema": "ema_samples"}
 def _counted_once(kind: type[TrainConfig], table: Mapping[str, Any]) -> dict[str, Any]:
     """A table that says one of a pair by the step alone takes back what former ones say by the
     sample."""
-    known, own = places(kind), merged(kind, table)
-    for step, sample in COUNTED.items():
-        *parts, last = known[step]
-        inner = own
-        for part in parts:
-            inner = inner.get(part, {})
-        if last in inner and sample not in inner:
-            inner[sample] = 0
-    return own
+    known, own = places(kind), {path for path, _ in _leaves(merged(kind, table))}
+    pairs = ((known[step], known[sample]) for step, sample in COUNTED.items())
+    back = {".".join(by): 0 for step, by in pairs if step in own and by not in own}
+    return {**back, **table}
+
+
+def _leaves(data: Mapping[str, Any], start: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    """(path, value) of every value in nested data."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*start, name))
+        else:
+            yield (*start, name), value
 
 
 def remembered(table: Mapping[str, Any]) -> TrainConfig:

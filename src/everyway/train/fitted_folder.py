@@ -211,7 +211,7 @@ def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
     said = text.metadata
     words = f"{said['words']} {said['unit']}, {text.settings['length'] - 1} a caption at most"
     if said["too_long"]:
-        words += f"; {said['too_long']} captions are longer and left out"
+        words = f"{words}; {said['too_long']} captions are longer and left out"
     return {
         "image": f"{shown}, {quality:.1f} dB on pictures it was not fitted to",
         "embed": f"{embed.settings['channels']} numbers of a thumbnail",

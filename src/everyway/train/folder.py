@@ -26,10 +26,11 @@ from everyway.train.state import StateError, TrainState, metadata_of
 
 RESUMABLE = {
     "budget_s", "steps", "samples", "out", "device", "save_every_s", "publish", "sample_every",
-    "log_every", "shard", "weights", "licence", "latents", "keep", "before_after", "tracker",
+    "log_every", "shard", "weights", "licence", "latents", "warmup_samples", "ema_samples",
+    "keep", "before_after", "tracker",
 }  # fmt: skip
 """Settings that a resumed run may change: of them only the end bears on what a step does, since the
-rate falls before it."""
+rate falls before it; and those that others say by the step."""
 STATE = "state.safetensors"
 
 

@@ -6,6 +6,7 @@ folder that is removed afterwards.  Everything that a command spends is counted.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import resource
@@ -25,21 +26,27 @@ from pydantic import Field
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.systems import SYSTEMS
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
+from everyway.train.devices import PartialState, agreed
 from everyway.train.folder import RESUMABLE
 from everyway.train.loop import train
 from everyway.train.systems import prepared
 
 FILE = "price.json"
+Lines = dict[str, list[tuple[str, str]]]
+"""What -> sentences on it, each with whom it is of, or ""."""
 ROWS = 64
 """Samples that a rehearsal encodes and learns from."""
 STEPS, SECONDS = 60, 8.0
 """A rehearsal's end, whichever comes first."""
 WARM = 3
 """Its first steps, which take longer than the others."""
+PARTS = ("begun", "codecs", "latents", "building", "training", "saving")
+"""Of the time that a command takes."""
 FASTER = 0.85
 """Time of several threads, as a part of one's, from which they are worth it."""
 SHARE = 0.1
@@ -50,12 +57,14 @@ PASSES = (20, 200)
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Seconds: of a step, of encoding a sample, of building all, and of saving and exporting it.
+    """Seconds: of a step, on the wall and of the processor, of encoding a sample, of building all,
+    and of saving and exporting it.
 
     bytes: of the state and the exported model; row_bytes: of a sample in the cache.
     """
 
     step: float
+    processor: float
     sample: float
     build: float
     finish: float
@@ -73,10 +82,12 @@ class Price(Settings):
     """Those that it runs with."""
     codecs: str = ""
     """What codecs are made first: "fitted", "shipped", or none."""
-    about: dict[str, str] = Field(default_factory=dict)
-    """Lines on data and codecs."""
+    about: Lines = Field(default_factory=dict)
+    """On data and codecs."""
     step_s: float
     """Of a step."""
+    processor_s: float
+    """Of a step, of all cores together: less than `step_s` where others use them."""
     steps: int
     """Of the optimiser."""
     rows: int
@@ -97,25 +108,29 @@ class Price(Settings):
     def settings(self) -> TrainConfig:
         return parsed(self.config)
 
-    def lines(self) -> Iterator[str]:
+    def lines(self) -> Lines:
         """For people to read."""
         own = self.settings()
         samples, out = self.steps * own.batch, own.folder.absolute()
-        passes = f", each {samples / self.rows:,.0f} times" if self.rows else ""
+        seen = f"{samples:,} samples"
+        if self.rows:
+            seen = f"{samples:,} samples, each {samples / self.rows:,.0f} times"
         where = next(p for p in (out, *out.parents) if p.exists())
-        spent = ", ".join(f"{name} {spell(s)}" for name, s in self.seconds.items() if s >= 0.5)
-        rows = {
-            **self.about,
-            "model": f"{own.system} {getattr(own.model, 'preset', '')}, "
-            f"{self.parameters / 1e6:.1f} million parameters",
-            "training": f"{self.steps:,} steps of {own.batch}: {samples:,} samples{passes}; "
+        preset = getattr(own.model, "preset", "")
+        took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
+        told = {
+            "model": f"{own.system} {preset}, {self.parameters / 1e6:.1f} million parameters",
+            "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
             f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
-            "time": f"{spell(self.total)}: {spent}",
-            "memory": f"{size(self.memory)} of {size(psutil.virtual_memory().total)}",
-            "disk": f"{size(self.disk)} of {size(shutil.disk_usage(where).free)} free",
+            "time": f"{spell(self.total)} in all: {took['begun']} so far, {took['codecs']} codecs, "
+            f"{took['latents']} latents, {took['building']} building, {took['training']} training, "
+            f"{took['saving']} saving",
+            "memory": f"{size(self.memory)}, this machine has "
+            f"{size(psutil.virtual_memory().total)}",
+            "disk": f"{size(self.disk)}, {size(shutil.disk_usage(where).free)} are free",
             "expect": self.expect(samples),
         }
-        return (f"{name:9} {line}" for name, line in rows.items())
+        return {**self.about, **{name: [("", line)] for name, line in told.items()}}
 
     def expect(self, samples: int) -> str:
         """What so many samples are good for."""
@@ -129,7 +144,7 @@ class Price(Settings):
         return "it will know this folder; more of it teaches little that is new, more pictures do"
 
     def save(self) -> None:
-        write_text(self.settings().folder / FILE, self.model_dump_json(indent=2))
+        write_text(self.settings().folder / FILE, json.dumps(self.model_dump(), indent=2))
 
 
 def held(asked: TrainConfig) -> Price | None:
@@ -137,28 +152,43 @@ def held(asked: TrainConfig) -> Price | None:
     is asked for now, and more or less time is the training's."""
     path = asked.folder / FILE
     try:
-        price = Price.model_validate_json(path.read_text(encoding="utf-8"))
+        price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
     except (OSError, ValueError):
         return None
     if differences(former, asked, RESUMABLE):
         return None
     own = price.settings()
-    run = asked.run.model_copy(update={"out": own.run.out})
-    changes: dict[str, Any] = {"run": run}
+    budget_s, steps, samples = own.budget_s, price.steps, own.samples
     if asked.budget_s != former.budget_s:
-        changes["budget_s"] = max(0.0, own.budget_s + asked.budget_s - former.budget_s)
+        budget_s = max(0.0, budget_s + asked.budget_s - former.budget_s)
+        steps = round(budget_s / price.step_s)
     if asked.steps != former.steps:
-        changes |= {"steps": asked.steps, "samples": asked.samples}
-    own = own.model_copy(update=changes)
-    return price.model_copy(update={"asked": asked.model_dump(), "config": own.model_dump()})
+        steps, samples = asked.steps, asked.samples
+    run = asked.run.model_copy(update={"out": own.run.out})
+    ends = {"budget_s": budget_s, "samples": samples}
+    own = own.model_copy(update={"run": run, "steps": asked.steps, **ends})
+    return price.model_copy(
+        update={
+            "asked": asked.model_dump(),
+            "config": own.model_dump(),
+            "steps": steps,
+            "seconds": {**price.seconds, "training": steps * price.step_s},
+        }
+    )
 
 
 def priced(
-    asked: TrainConfig, config: TrainConfig, tried: TrainConfig, place: Path, **known: Any
+    asked: TrainConfig,
+    config: TrainConfig,
+    tried: TrainConfig,
+    place: Path,
+    fitting: int = 0,
+    **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
     rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
     """
@@ -166,7 +196,7 @@ def priced(
     rows = _rows(tried)
     before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
     began = time.time() - psutil.Process().create_time()
-    before = {"so far": began, **before}
+    before = {"begun": began, **before}
     if asked.budget_s:
         left = asked.budget_s - sum(before.values()) - found.finish
         learning = left / (1 + found.finish / 2 / max(1.0, config.run.save_every_s))
@@ -186,11 +216,12 @@ def priced(
         asked=asked.model_dump(),
         config=config.model_dump(),
         step_s=found.step,
+        processor_s=found.processor,
         steps=steps,
-        rows=rows if os.path.exists(config.source.data) else 0,
+        rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
         seconds={**before, "training": learning, "saving": savings},
-        memory=round(_peak() + rows * found.row_bytes),
+        memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
         threads=threads,
         **known,
@@ -198,17 +229,22 @@ def priced(
 
 
 @contextmanager
-def rehearsing(out: Path) -> Iterator[Path]:
-    """A folder in the run folder, both removed afterwards unless there was one."""
-    place, fresh = out / "rehearsal", not out.exists()
-    shutil.rmtree(place, ignore_errors=True)
-    try:
+def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
+    """A folder in the run folder, of all processes; both are removed afterwards, the run folder
+    where there was none."""
+    place = out / "rehearsal"
+    fresh = agreed(not out.exists())
+    if process.is_main_process:
+        shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+    process.wait_for_everyone()
+    try:
         yield place
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        if fresh:
-            out.rmdir()
+        if process.is_main_process:
+            shutil.rmtree(place, ignore_errors=True)
+            if fresh and not any(out.iterdir()):
+                out.rmdir()
 
 
 def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
@@ -227,36 +263,52 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
-    """Some steps of a training, in the folder `out`."""
-    source = config.source.model_copy(update={"cache": min(config.source.cache, ROWS)})
-    run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
-    update = {"steps": STEPS, "samples": 0, "budget_s": SECONDS}
-    small = config.model_copy(
-        update=update
-        | {
-            "source": source.model_copy(update={"latents": ""}),
-            "run": config.run.model_copy(update=run | {"publish": False}),
-        }
-    )
+    """Some steps of a training, in the folder `out`, as the first process measures them."""
+    small = _few(config, out)
     sample, parameters = _encoding(small)
-    began, times = time.monotonic(), []
-    train(small, lambda progress: times.append(time.monotonic()))
-    ended = time.monotonic()
-    warm = times[min(WARM, len(times) - 2) :] if len(times) > 1 else [began, *times]
-    step = (warm[-1] - warm[0]) / (len(warm) - 1)
+    times = [_now()]
+    train(small, lambda progress: times.append(_now()))
+    times.append(_now())
+    if len(times) == 2:  # of several processes one is told of progress
+        return agreed(None)
+    begun, *steps, ended = times
+    warm = steps[min(WARM, len(steps) - 2) :] if len(steps) > 1 else [begun, *steps]
+    step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
+    rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
     rows = _rows(small)
-    row_bytes = sum(f.stat().st_size for f in latents) / rows
-    others = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    return Rehearsal(
+    made = Rehearsal(
         step=step,
+        processor=processor,
         sample=sample,
-        build=max(0.0, times[0] - began - step - rows * sample),
-        finish=ended - times[-1],
-        bytes=sum(f.stat().st_size for f in others),
-        row_bytes=row_bytes,
+        build=max(0.0, steps[0][0] - begun[0] - step - rows * sample),
+        finish=ended[0] - steps[-1][0],
+        bytes=sum(f.stat().st_size for f in rest),
+        row_bytes=sum(f.stat().st_size for f in latents) / rows,
         parameters=parameters,
     )
+    return agreed(made)
+
+
+def _few(config: TrainConfig, out: Path) -> TrainConfig:
+    """The same training of some steps and samples, which tells and shows nothing."""
+    source = {"cache": min(config.source.cache, ROWS), "latents": ""}
+    run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
+    run |= {"publish": False, "before_after": False, "tracker": ""}
+    return config.model_copy(
+        update={
+            "steps": min(STEPS, config.steps),
+            "samples": 0,
+            "budget_s": SECONDS,
+            "source": config.source.model_copy(update=source),
+            "run": config.run.model_copy(update=run),
+        }
+    )
+
+
+def _now() -> tuple[float, float]:
+    """Seconds of the wall and of the processor."""
+    return time.monotonic(), time.process_time()
 
 
 def _encoding(config: TrainConfig) -> tuple[float, int]:
@@ -276,7 +328,7 @@ def _encoding(config: TrainConfig) -> tuple[float, int]:
 def _rows(config: TrainConfig) -> int:
     """Samples in the cache of a training."""
     count, name = config.source.cache, config.source.data
-    if os.path.exists(name):
+    if is_data(name):
         count = min(count, len(Folder(name)))
     return count * (1 + config.source.flip)
 

@@ -16,9 +16,11 @@ from everyway.media import medium
 from everyway.sheet import Cell, Section
 from everyway.system import System
 from everyway.tasks import Task
+from everyway.train.sources import sample_at
 
 COUNT = 6
-FIRST = 2_000_000  # index of the unseen samples that prompts and pictures come from
+FIRST = 2_000_000
+"""Index of the unseen samples that prompts and pictures come from; of a folder some of its own."""
 
 
 def samples(
@@ -41,7 +43,7 @@ def samples(
     network.eval()
     try:
         model = Model(name="training", hash="", system=system, metadata=metadata)
-        unseen = [data.sample(FIRST + k) for k in range(COUNT)]
+        unseen = [sample_at(data, FIRST + k, COUNT) for k in range(COUNT)]
         return [_row(model, name, unseen, steps, when) for name in system.tasks]
     finally:
         network.load_state_dict(live, strict=False)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from everyway.contracts import flat
-from everyway.data.columns import read_name
 from everyway.data.emoji import CURRICULUM, EmojiScenes
 from everyway.data.folder import Folder
 from everyway.data.lattice import LATTICES, Lattice
@@ -98,7 +97,7 @@ def open_data(
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
         return own[name](seed)
-    if is_data(read_name(name)[0]):
+    if is_data(name):
         return Folder(name, size, captioned, reads, unpaired)
     known = ", ".join((*BUILT_IN, *own))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
@@ -180,6 +179,8 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
             f"flip mirrors pictures, and captions of {source.data} say left and right"
         )
     rows = chosen(system, config, data)
+    if getattr(data, "by_class", False) and "text" in system.raws:
+        note("no picture has a caption: the names of the classes are taken for them")
     key = agreed(_fingerprint(system, config, rows) if state.is_main_process else "")
     where = Path(source.latents) if source.latents else config.folder
     folder = where / f"latents-{key}"

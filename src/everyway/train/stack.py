@@ -6,7 +6,6 @@ The same command again goes on: what was chosen stands in the run folder.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,16 +16,16 @@ import torch
 
 from everyway.checkpoints import codec_folder
 from everyway.data.folder import Folder
-from everyway.data.listing import are_shards
+from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
-from everyway.train import fitted_folder, folder, price, sources
+from everyway.train import devices, fitted_folder, folder, price, sources
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.fitted_folder import FITTED, SAMPLE, Room
 from everyway.train.folder import TrainingProgress
 from everyway.train.loop import train
-from everyway.train.price import Price
+from everyway.train.price import Lines, Price
 from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
@@ -46,6 +45,8 @@ FOLDER: dict[str, Any] = dict(
 own; all counted in samples."""
 ENDLESS = 1_000_000_000
 """Steps where a budget is the end."""
+BYTES = 40
+"""Of memory, for each number of a picture, while codecs are fitted: in float32 and float64."""
 LOOKED_AT = 64
 """Pictures, and captions, that codecs are measured on."""
 HOPELESS = Suited(psnr_db=18.0, exact=0.1)
@@ -55,12 +56,14 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people."""
+    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people.
+    seconds: of making them.  bytes: that it takes beyond those of the trial."""
 
     codecs: str = ""
     folder: str = ""
-    about: dict[str, str] = field(default_factory=dict)
+    about: Lines = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes: int = 0
 
 
 def resolved(
@@ -72,7 +75,24 @@ def resolved(
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
-    return resolve(preset, {**FOLDER, **given}, out, budget_s) if _fits(config) else config
+    if not _fits(config) or _begun(config):
+        return config
+    return resolve(preset, {**FOLDER, **given}, out, budget_s)
+
+
+def _begun(config: TrainConfig) -> bool:
+    """Whether its run folder has a training that was not planned, as none were before."""
+    out = config.folder
+    return (out / folder.STATE).exists() and not (out / price.FILE).exists()
+
+
+def is_planned(config: TrainConfig, read: bool) -> bool:
+    """Whether a training is measured first: of a system, where it has a budget, may need codecs, or
+    somebody is to `read` what it takes.  One that was begun without goes on without."""
+    begun = (config.folder / folder.STATE).exists()
+    if config.system not in SYSTEMS or (begun and price.held(config) is None):
+        return False
+    return read or config.budget_s > 0 or _fits(config)
 
 
 def planned(asked: TrainConfig) -> Price:
@@ -84,15 +104,18 @@ def planned(asked: TrainConfig) -> Price:
     if found := price.held(asked):
         torch.set_num_threads(found.threads)
         return found
-    with price.rehearsing(asked.folder) as place:
-        choice = chosen(asked, place)
+    process = devices.joined(asked.run.device)
+    with price.rehearsing(asked.folder, process) as place:
+        choice = chosen(asked, place, process.is_main_process)
+        process.wait_for_everyone()
         config = tried = asked
         if choice.codecs:
             config = _with_codecs(asked, str(asked.folder / "codecs"))
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
         known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
-        return price.priced(asked, config, tried, place, **known)
+        made = price.priced(asked, config, tried, place, choice.bytes, **known)
+        return devices.agreed(made)
 
 
 def run(
@@ -102,52 +125,71 @@ def run(
 ) -> dict[str, Any]:
     """Does what a price says, from where a former run of it was stopped; answers as `train`."""
     config = plan.settings()
-    plan.save()
-    if plan.codecs:
-        with folder.locked(config.folder):
-            _make(plan.codecs, config, note)
+    process = devices.joined(config.run.device)
+    if process.is_main_process:
+        plan.save()
+        if plan.codecs:
+            with folder.locked(config.folder):
+                _make(plan.codecs, config, note)
+    process.wait_for_everyone()
     return train(config, progress, note)
 
 
-def chosen(config: TrainConfig, place: Path) -> Choice:
-    """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial."""
-    if config.system not in SYSTEMS or not is_folder(config.source.data):
+def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
+    """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
+    this is the process that `writes`."""
+    if config.system not in SYSTEMS or not is_data(config.source.data):
         return Choice()
     system = _at_hand(config)
     pairs, found = _measured(system, config)
     whose = config.model.init or (SHIPPED if _needs_shipped(config) else config.model.preset)
-    about = {"data": pairs}
+    about: Lines = {"data": [("", pairs)]}
     if found.psnr_db is not None:
-        about["image"] = f"codec of {whose}: {found.seen}"
+        about["image"] = [(f"codec of {whose}", found.seen)]
     if found.exact is not None:
-        about["text"] = f"codec of {whose}: {found.said}"
+        about["text"] = [(f"codec of {whose}", found.said)]
     serves = found.shows and found.says
     if config.model.init and not serves:
         _refuse_hopeless(config, found)
     if not _fits(config):
         if not serves:
-            about["codecs"] = _how_to_mend(config)
+            about["codecs"] = [("", _how_to_mend(config))]
         return Choice(about=about)
-    trial, began = place / "codecs", time.monotonic()
+    return _trial(config, system, found, about, place / "codecs", writes)
+
+
+def _trial(
+    config: TrainConfig,
+    system: System,
+    found: Suited,
+    about: Lines,
+    out: Path,
+    writes: bool,
+) -> Choice:
+    """Codecs fitted to some of the data, or those at hand if they serve and show it as well."""
+    began = time.monotonic()
     made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], SAMPLE)
     spent = time.monotonic() - began
-    if serves and found.psnr_db >= made["image"].metadata["psnr_db"]:
+    if found.shows and found.says and found.psnr_db >= made["image"].metadata["psnr_db"]:
         if not _needs_shipped(config):
             return Choice(about=about)
-        copy(system, trial)
-        return Choice(codecs="shipped", folder=str(trial), about=about)
-    fitted_folder.write(made, trial)
+        if writes:
+            copy(system, out)
+        return Choice(codecs="shipped", folder=str(out), about=about)
+    if writes:
+        fitted_folder.write(made, out)
     for name, line in fitted_folder.described(made).items():
-        about[name] = "; ".join([*filter(None, [about.get(name)]), f"new: {line}"])
+        about[name] = [*about.get(name, []), ("new", line)]
     count = len(Folder(config.source.data, captioned=True))
-    more = min(FITTED, count) / min(SAMPLE, count)
-    seconds = {"codecs": spent * more}
-    return Choice(codecs="fitted", folder=str(trial), about=about, seconds=seconds)
-
-
-def is_folder(data: str) -> bool:
-    """Whether data is a folder of pictures, or shards of them."""
-    return os.path.isdir(data) or are_shards(data)
+    tried, fitted = min(SAMPLE, count), min(FITTED, count)
+    numbers = 3 * made["image"].settings["side"] ** 2
+    return Choice(
+        codecs="fitted",
+        folder=str(out),
+        about=about,
+        seconds={"codecs": spent * fitted / tried},
+        bytes=(fitted - tried) * numbers * BYTES,
+    )
 
 
 def copy(system: System, out: Path) -> None:
@@ -175,7 +217,7 @@ def _fits(config: TrainConfig) -> bool:
     own = config.model
     named = getattr(own, "codecs", "") not in ("", CODEC_FOLDER)
     small = config.system == "unidiffuser" and own.preset in SIZES
-    return small and is_folder(config.source.data) and not own.init and not named
+    return small and is_data(config.source.data) and not own.init and not named
 
 
 def _needs_shipped(config: TrainConfig) -> bool:
@@ -204,7 +246,7 @@ def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
     said = sum(len(data.captions(k)) for k in range(len(data)))
     line = f"{len(data):,} pictures, their middles, with {said:,} captions"
     if left := data.total - len(data):
-        line += f"; {left:,} are left out (everyway data check says why)"
+        line = f"{line}; {left:,} are left out (everyway data check says why)"
     return line, suited(system, samples, captions)
 
 

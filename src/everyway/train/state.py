@@ -78,7 +78,7 @@ class TrainState:
             if keep > 1 and path.exists():
                 _put_aside(path, self.step)
             sealed.write(path, self.tensors(), {**metadata, **own})
-            for old in formers(path)[: len(formers(path)) - keep + 1]:
+            for old in formers(path)[::-1][keep - 1 :] if keep > 1 else ():
                 old.unlink()
         except OSError as error:
             raise StateError(f"the training state was not saved to {path}: {error}") from None

@@ -16,7 +16,8 @@ WHAT = ("emoji", "shapes", "check")
 
 def add_flags(p: Parser) -> None:
     p.add_argument("what", help="emoji or shapes (written to --out), or check", among=WHAT)
-    p.add_argument("path", nargs="?", help="the folder or tar shards that check reads")
+    said = "the folder, tar shards or hf:owner/name that check reads"
+    p.add_argument("path", nargs="?", help=said)
     said = "check also tells which captions it cannot read; by default none is asked"
     p.add_argument("--model", help=said)
     said = "where samples, by default out/emoji or out/shapes, or the contact sheet go"

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everyway import launched
 from everyway.apps import files
 from everyway.apps.cli import mute
 from everyway.apps.cli.flags import Parser, described, folder, pair
@@ -96,11 +97,13 @@ def sparing(model):
 def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bool = False) -> int:
     """Run requests, write what they make, say what was written.
 
+    Of several processes that a launcher started each makes its share.
     skip: results that are in the folder are not made again, and no model is loaded for them.
     """
     began, out = time.monotonic(), files.Folder(Path(args.out))
     done = out.parts() if skip else {}
-    wanted = [request for request in requests if _left(args, done, request)]
+    own = shared_out(requests, launched.rank(), launched.processes())
+    wanted = [request for request in own if _left(args, done, request)]
     for path in dict.fromkeys(path for request in wanted for path in request.paths):
         read_image(path)  # a bad picture is told before a model loads
     for path in dict.fromkeys(path for request in wanted for path in request.lora):
@@ -125,6 +128,22 @@ def make(args: argparse.Namespace, requests: Sequence[GenerateRequest], skip: bo
     return 0
 
 
+def shared_out(
+    requests: Sequence[GenerateRequest], rank: int, processes: int
+) -> list[GenerateRequest]:
+    """The part of one process in all samples, whose order it keeps: all parts together are the
+    whole, and none is larger than another by more than one."""
+    total, before, own = sum(request.n for request in requests), 0, []
+    first, end = (total * k // processes for k in (rank, rank + 1))
+    for request in requests:
+        low, high = max(first - before, 0), min(end - before, request.n)
+        if low < high:
+            share = {"seed": request.seed + low, "n": high - low}
+            own.append(request.model_copy(update=share))
+        before += request.n
+    return own
+
+
 Watch = Callable[["Model", "Preview", int], None]
 """Is told how a run of so many samples goes on."""
 
@@ -144,7 +163,7 @@ def _results(model: Model, requests: Sequence[GenerateRequest], watch: Watch) ->
 @contextmanager
 def _watching(args: argparse.Namespace, samples: int) -> Iterator[Watch]:
     """A bar and previews on a terminal, and nothing elsewhere."""
-    if args.quiet or not samples or not sys.stderr.isatty():
+    if args.quiet or not samples or launched.rank() or not sys.stderr.isatty():
         yield lambda model, event, n: None
         return
     from everyway.apps.cli import progress

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 from everyway.apps.cli.flags import Parser, folder, seconds
 from everyway.apps.cli.language import spoken
@@ -14,7 +15,7 @@ from everyway.errors import UsageError
 from everyway.settings import Settings
 from everyway.train.config import PRESETS, Adapter, Optimisation, Run, Source, TrainConfig
 
-TOLD = {"parameters", "steps", "step_s", "memory", "disk", "threads"}
+TOLD = {"parameters", "steps", "step_s", "processor_s", "memory", "disk", "threads"}
 """Of a price, in the JSON of --dry-run, beside its seconds."""
 
 
@@ -62,24 +63,34 @@ def run(args: argparse.Namespace) -> int:
 
 def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
     """Tells what a training takes, runs it, tells of it, and gives the exit code."""
-    from everyway.train import stack
+    from everyway.train import stack, train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    priced = stack.is_planned(config, read=dry_run or not quiet)
+    if dry_run and not priced:
+        raise UsageError("a price is of a system that is not in training yet; leave --dry-run out")
     quiet = quiet or not first
 
     def note(line: str) -> None:
         if not quiet:
             print(spoken(line), file=sys.stderr, flush=True)
 
+    if not priced:
+        with _progress(config.steps, quiet) as progress:
+            return _ended(train(config, progress, note), first)
     plan = stack.planned(config)
-    for line in plan.lines():
-        note(line)
+    for name, said in plan.lines().items() if not quiet else ():
+        parts = (f"{spoken(of)}: {spoken(line)}" if of else spoken(line) for of, line in said)
+        print(f"{spoken(name):9} {'; '.join(parts)}", file=sys.stderr, flush=True)
     if dry_run:
         if first:
             print(json.dumps({"seconds": round(plan.total), **plan.model_dump(include=TOLD)}))
         return 0
     with _progress(plan.steps, quiet) as progress:
-        summary = stack.run(plan, progress, note)
+        return _ended(stack.run(plan, progress, note), first)
+
+
+def _ended(summary: dict[str, Any], first: bool) -> int:
     if first:
         print(json.dumps(summary))
     return 130 if summary["stopped"] else 0

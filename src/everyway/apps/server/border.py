@@ -115,8 +115,8 @@ def attached(request: JobRequest, model: Model, limits: Limits) -> Job:
                 owner[name] = named(owner[name], f"{where}{name}", read)
     for name, value in values["given"].items():
         known("input", name, sorted(model.system.raws))
-        if read := _reader(name, model):
-            values["given"][name] = named(str(value), f"given.{name}", read)
+        if own := _reader(name, model):
+            values["given"][name] = named(str(value), f"given.{name}", own)
     job = Job(request=GenerateRequest(**values), files=files)
     _small_when_made(job, model, limits)
     return job
@@ -151,7 +151,7 @@ def checked_picture(content: bytes, what: str, limits: Limits) -> bytes:
 
 
 def picture_size(content: bytes, what: str = "the picture") -> tuple[int, int]:
-    """(width, height), of which no pixel is decoded.  RequestError for what is no picture, and TooLarge."""
+    """(width, height), of which no pixel is decoded.  Raises RequestError, and TooLarge."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,7 +19,7 @@ class Limits(Settings):
 
     max_body: Whole = 20_000_000
     """Bytes of a request."""
-    max_pixels: Whole = 16_777_216
+    max_pixels: Whole = 4_194_304
     """Of a picture, sent or made."""
     max_n: Whole = 16
     """Samples of a request."""
@@ -62,15 +62,15 @@ class ServerConfig(Limits):
     keep: Seconds = 3600.0
     """Seconds that a job is kept after its end."""
     content_filter: str = ""
-    """MODULE:FUNCTION, which may refuse what is asked for and what is made."""
+    """A function, as MODULE:NAME, that may refuse what is asked for and what is made."""
     watermark: Annotated[str, Field(max_length=32)] = ""
     """An invisible text in every picture of 256x256 or more."""
     provenance: bool = False
     """Say in every picture, as IPTC has it, that a model made it."""
     engine: Literal["local", "ray"] = "local"
-    """Local, or ray, which runs replicas of the server."""
+    """What runs the server: local, or ray."""
     replicas: Whole = 1
-    """Of the server, each with a device of its own (ray)."""
+    """How many servers ray runs, each with a device of its own."""
 
     @model_validator(mode="after")
     def _coherent(self) -> ServerConfig:

@@ -89,7 +89,7 @@ class Desk:
         """What is known of a job, as `Job` in the API has it."""
         held = self.held.get(id)
         known = self.journal.view(id)
-        if held is None:
+        if held is None or known["ended"]:
             return {**known, "done": float(known["status"] == "done")}
         status, error = held.ticket.status, None
         if held.stuck:

@@ -1,6 +1,7 @@
 """Jobs on disk, so that none is lost when a server dies, and several servers know of each.
 
-    FOLDER/ID/job.json        the request as it was sent, and how often it was begun
+    FOLDER/ID/request.json    the request as it was sent, until it has ended
+    FOLDER/ID/job.json        what it is, and how often it was begun
     FOLDER/ID/results.jsonl   an ordinary folder of results: replay reads its pictures
     FOLDER/ID/end.json        how it ended, which is written last
     FOLDER/ID/.held           locked by the server that works on it
@@ -29,7 +30,8 @@ from everyway.atomic import atomic_write
 if TYPE_CHECKING:
     from everyway.generate import Result
 
-JOB, END, HELD, UNWANTED = "job.json", "end.json", ".held", ".unwanted"
+JOB, REQUEST, END = "job.json", "request.json", "end.json"
+HELD, UNWANTED = ".held", ".unwanted"
 ID = re.compile("[0-9a-f]{32}")
 FILE = re.compile(r"[0-9]{5,9}(\.\w+){1,2}")
 """The names that `Folder` gives."""
@@ -51,7 +53,9 @@ class Journal:
         """
         try:
             lock = self._lock(id)
-            self._write(id, JOB, {"created": time.time(), "begun": 1, "request": request})
+            self._write(id, REQUEST, request)
+            asked = {name: request[name] for name in ("kind", "model", "n")}
+            self._write(id, JOB, {"created": time.time(), "begun": 1, **asked})
         except OSError:
             shutil.rmtree(self.folder / id, ignore_errors=True)
             raise
@@ -73,15 +77,14 @@ class Journal:
 
     def request(self, id: str) -> Mapping[str, Any] | None:
         """As it was sent; None where the job was begun too often."""
-        job = self._read(id, JOB)
-        return job["request"] if job["begun"] < BEGUN else None
+        return self._read(id, REQUEST) if self._read(id, JOB)["begun"] < BEGUN else None
 
     def begin_again(self, id: str) -> None:
         """Drops the results of a lost job, as they will be made again."""
         job = self._read(id, JOB)
         self._write(id, JOB, {**job, "begun": job["begun"] + 1})
         for path in (self.folder / id).iterdir():
-            if path.name not in (JOB, HELD, UNWANTED):
+            if path.name not in (JOB, REQUEST, HELD, UNWANTED):
                 path.unlink()
 
     def save(self, id: str, result: Result) -> None:
@@ -91,6 +94,7 @@ class Journal:
     def end(self, id: str, status: str, error: Mapping[str, Any] | None) -> None:
         """The job has ended so; OSError where that cannot be written."""
         self._write(id, END, {"ended": time.time(), "status": status, "error": error})
+        (self.folder / id / REQUEST).unlink(missing_ok=True)
 
     def cancel(self, id: str) -> None:
         """Tells the server that works on it that nobody wants it any more."""
@@ -127,8 +131,8 @@ class Journal:
             raise Missing(f"there is no job {id:.40}; it may have been too long ago")
         job, path = self._read(id, JOB), self.folder / id / END
         end = self._read(id, END) if path.exists() else {"status": "waiting", "error": None}
-        asked = {name: job["request"][name] for name in ("kind", "model", "n")}
-        return {"id": id, "created": job["created"], **asked, "ended": None, **end}
+        del job["begun"]
+        return {"id": id, **job, "ended": None, **end}
 
     def rows(self, id: str) -> list[dict[str, Any]]:
         """Of its results so far, as `Result.row` has them, with names of files."""

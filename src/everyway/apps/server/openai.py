@@ -194,8 +194,8 @@ async def edits(request: Request, asked: Annotated[Edit, Form()]) -> Response:
     state = request.app.state
     contents = [await each.read() for each in (*asked.image, *asked.images)]
     mask = await asked.mask.read() if asked.mask else None
-    given = await state.reading(_edit, contents, mask, asked.prompt, asked.strength, state.config)
-    return await _drawn(request, asked, *given, "image_edit")
+    wanted, files = await state.reading(_edit, contents, mask, asked, state.config)
+    return await _drawn(request, asked, wanted, files, "image_edit")
 
 
 @router.post("/images/variations", response_model=None)
@@ -207,31 +207,26 @@ async def variations(request: Request, asked: Annotated[Variation, Form()]) -> R
 
 
 def _edit(
-    contents: Sequence[bytes],
-    mask: bytes | None,
-    prompt: str,
-    strength: float | None,
-    limits: Limits,
+    contents: Sequence[bytes], mask: bytes | None, asked: Edit, limits: Limits
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is wanted, what its names stand for) of an edit."""
     files: dict[str, Any] = {
         f"image.{k}": checked_picture(content, "image", limits)
         for k, content in enumerate(contents)
     }
+    strength = {} if asked.strength is None else {"strength": asked.strength}
     if not files:
         raise RequestError("an edit needs a picture; send it as image")
     if len(files) > 1:
-        if mask is not None or strength is not None:
+        if mask is not None or strength:
             raise RequestError("a mask and a strength are of one picture; send one")
         contexts = [{"image": name} for name in files]
-        return {"kind": "image", "contexts": [*contexts, {"text": prompt}]}, files
-    wanted: dict[str, Any] = {"images": tuple(files), "text": prompt}
+        return {"kind": "image", "contexts": [*contexts, {"text": asked.prompt}]}, files
+    wanted: dict[str, Any] = {"images": tuple(files), "text": asked.prompt}
     if mask is None:
-        own = STRENGTH if strength is None else strength
-        return {**wanted, "kind": "image-to-image", "strength": own}, files
+        return {**wanted, "kind": "image-to-image", "strength": STRENGTH, **strength}, files
     files["mask"] = transparent(checked_picture(mask, "mask", limits))
-    own = {} if strength is None else {"strength": strength}
-    return {**wanted, "kind": "inpaint", "mask": "mask", **own}, files
+    return {**wanted, "kind": "inpaint", "mask": "mask", **strength}, files
 
 
 def transparent(content: bytes) -> Image.Image:
@@ -242,7 +237,7 @@ def transparent(content: bytes) -> Image.Image:
             alpha = opened.convert("RGBA").getchannel("A")
     except Exception:  # a decoder raises anything where a file is broken
         raise RequestError("mask is damaged; send a PNG") from None
-    if alpha.getextrema()[0] > 127:
+    if not any(alpha.histogram()[:128]):
         raise RequestError("the mask is nowhere transparent; make it so where to draw anew")
     return alpha.point(lambda value: 255 * (value <= 127)).convert("RGB")
 
@@ -388,6 +383,7 @@ def _extent(picture: Image.Image | None) -> str:
 
 def _datum(result: Result, asked: Pictures) -> dict[str, Any]:
     """One picture of an answer, with the seed that makes it again."""
+    assert result.image is not None  # all kinds that are asked for here have one
     data = encoded(picture_bytes(result.image, result.row, asked.form))
     if asked.response_format == "url":
         return {"url": f"data:image/{asked.form};base64,{data}", "seed": result.seed}
@@ -399,10 +395,10 @@ async def _seen(ticket: Ticket, asked: Pictures, name: str) -> AsyncIterator[byt
     sent, most = 0, asked.partial_images or 0
     inline = asked.model_copy(update={"response_format": None})
 
-    def told_as(kind: str, picture: Image.Image, data: Mapping[str, Any]) -> bytes:
-        own = {"type": f"{name}.{kind}", "created_at": int(time.time())}
+    def told_as(kind: str, picture: Image.Image | None, data: Mapping[str, Any]) -> bytes:
+        own: dict[str, Any] = {"type": f"{name}.{kind}", "created_at": int(time.time())}
         own |= {"output_format": asked.form, "size": _extent(picture)}
-        return line({**own, "background": "opaque", "quality": "auto", **data}, own["type"])
+        return line({**own, "background": "opaque", "quality": "auto", **data}, f"{name}.{kind}")
 
     try:
         async for event in told(ticket):
@@ -414,10 +410,9 @@ async def _seen(ticket: Ticket, asked: Pictures, name: str) -> AsyncIterator[byt
                 yield told_as("completed", event.image, {**data, "usage": NO_USAGE})
             elif sent < most and event.done >= (sent + 1) / (most + 1):
                 for picture in _partial(event):
-                    data = encoded(await apart(picture_bytes, picture, None, asked.form))
-                    yield told_as(
-                        "partial_image", picture, {"b64_json": data, "partial_image_index": sent}
-                    )
+                    partly = encoded(await apart(picture_bytes, picture, None, asked.form))
+                    data = {"b64_json": partly, "partial_image_index": sent}
+                    yield told_as("partial_image", picture, data)
                     sent += 1
         yield DONE
     finally:

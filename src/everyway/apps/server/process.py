@@ -25,6 +25,9 @@ QUICK = 10.0
 """Seconds: a server that dies sooner after its start has failed to start."""
 FAILED = 3
 """How often in a row."""
+KEEP_ALIVE = 75
+"""Seconds that a connection may be idle: longer than clients and balancers keep theirs, so that
+none sends on one that is just being closed."""
 SLACK = 5
 """Seconds beside the grace in which answers still go out."""
 log = logging.getLogger("everyway.server")
@@ -136,6 +139,7 @@ def _run(config: ServerConfig, own: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(config.grace) + SLACK,
     )
     log.info(

@@ -337,6 +337,7 @@ class Scheduler:
         given = samples[0].inputs.values.items()
         self._check({name: values[0] for name, values in given}, made=False)
         limit = self.timeout if timeout is None else min(timeout, self.timeout)
+        job = replace(job, files={})  # they have been read
         ticket = Ticket(id or secrets.token_hex(16), job, samples, previews, limit)
         with self._changed:
             self.admit(len(samples))

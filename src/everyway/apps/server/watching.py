@@ -54,14 +54,20 @@ class Numbers:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.registry, self.scheduler = CollectorRegistry(), scheduler
-        own = {"registry": self.registry}
         self.requests = Counter(
-            "everyway_requests", "Requests answered", ["method", "path", "status"], **own
+            "everyway_requests",
+            "Requests answered",
+            ["method", "path", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
-            "everyway_request_seconds", "Until the answer's end", ["path"], buckets=SECONDS, **own
+            "everyway_request_seconds",
+            "Until the answer's end",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        ProcessCollector(**own)
+        ProcessCollector(registry=self.registry)
         self.registry.register(self)  # type: ignore[arg-type]
 
     def collect(self) -> Iterable[Metric]:

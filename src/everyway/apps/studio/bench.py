@@ -15,9 +15,11 @@ from PIL import Image
 from torch import tensor
 
 from everyway.apps import files
+from everyway.apps.cli.making import sparing
 from everyway.apps.server.scheduler import Scheduler, Step, Ticket
 from everyway.apps.studio.trainings import Trainings
 from everyway.atomic import atomic_write
+from everyway.errors import UsageError
 from everyway.generate import Model, Result, load
 from everyway.job import Job, digest
 from everyway.library import ModelError, folder_of
@@ -39,6 +41,15 @@ class Made:
     row: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """A picture, words that say the same, and how it came."""
+
+    picture: Image.Image
+    words: str
+    film: Sequence[Step]
+
+
 @dataclass(eq=False)
 class Studio:
     """Models by name, of those that it was given; what was made goes to the folder `out`.
@@ -52,7 +63,7 @@ class Studio:
     names: list[str]
     scheduler: Scheduler
     trainings: Trainings = field(default_factory=Trainings)
-    _examples: dict[str, tuple[Image.Image, Sequence[Step]]] = field(default_factory=dict)
+    _examples: dict[str, Example] = field(default_factory=dict)
     _running: dict[str, Ticket] = field(default_factory=dict)
     _loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,7 +76,7 @@ class Studio:
             raise RequestError(f"model {name!r} is not here; choose one of {', '.join(self.names)}")
         with self._loading:
             if name not in self.scheduler.models:
-                self.scheduler.models[name] = load(name)
+                self.scheduler.models[name] = sparing(load(name))
             return self.scheduler.models[name]
 
     @property
@@ -94,18 +105,31 @@ class Studio:
             return False
         return kind != "upscale" or bool(model.enlargers)
 
-    def example(self, text: str) -> tuple[Image.Image, Sequence[Step]]:
-        """What the first model draws of a text, or of nothing where it reads none, and how."""
+    def example(self, text: str) -> Example:
+        """What the first model draws of a text; where it does not read it, what it makes of
+        nothing, with words if it can."""
         if text not in self._examples:
-            model = self.model(self.names[0])
-            asked = {"kind": "text-to-image", "text": text}
-            if "text-to-image" not in model.system.tasks:
-                asked = {"kind": "image"}
-            request = GenerateRequest(model=self.names[0], **asked)
-            ticket = self.scheduler.submit(Job(request=request))
-            steps = [event for event in ticket.events() if isinstance(event, Step) and event.frames]
-            self._examples[text] = ticket.results()[0].image, steps
+            name = self.names[0]
+            asked: dict[str, Any] = {"kind": "joint" if "joint" in self.kinds(name) else "image"}
+            if self.reads(name, text):
+                asked = {"kind": "text-to-image", "text": text}
+            ticket = self.scheduler.submit(Job(request=GenerateRequest(model=name, **asked)))
+            film = [event for event in ticket.events() if isinstance(event, Step) and event.frames]
+            (made,) = ticket.results()
+            words = made.text or asked.get("text", "")
+            self._examples[text] = Example(picture=made.image, words=words, film=film)
         return self._examples[text]
+
+    def reads(self, name: str, text: str) -> bool:
+        """Whether a model draws that text."""
+        model = self.model(name)
+        if "text-to-image" not in model.system.tasks:
+            return False
+        try:
+            model.system.reads(text)
+        except UsageError:
+            return False
+        return True
 
     @staticmethod
     def system(name: str) -> str:

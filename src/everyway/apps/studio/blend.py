@@ -89,6 +89,7 @@ class Blend(Page):
                 type="pil",
                 image_mode="RGB",
                 height=170,
+                placeholder=self.dropping,
                 sources=["upload", "clipboard"],
                 buttons=[],
                 elem_id=f"blend-{number}",
@@ -106,7 +107,7 @@ class Blend(Page):
         return gr.update(visible=bool(picture)), self.canvas_html("mask", picture)
 
     def _example(self) -> tuple[Image.Image, str, float]:
-        return self.studio.example(EXAMPLE[0])[0], EXAMPLE[1], 0.5
+        return self.studio.example(EXAMPLE[0]).picture, EXAMPLE[1], 0.5
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:
         try:

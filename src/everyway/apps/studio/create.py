@@ -35,8 +35,15 @@ GIVEN = {
     (True, True): ("image-to-image", "inpaint", "edit-image"),
 }
 """(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
-EXAMPLE = "a large fox on blue"
-EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "노란 배경에 큰 판다")
+EXAMPLES = {
+    "en": (
+        "a large fox on blue",
+        "a small rocket left of a large cactus on yellow",
+        "노란 배경에 큰 판다",
+    ),
+    "ko": ("파란 배경에 큰 여우", "노란 배경에 큰 판다", "a small rocket on pink"),
+}
+"""Language -> what may be drawn; the first is what the plane shows."""
 
 
 def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:
@@ -53,23 +60,21 @@ class Create(Page):
     def build(self) -> None:
         say, first = self.say, self.studio.names[0]
         kinds = self.studio.kinds(first)
-        picture, film = self.studio.example(EXAMPLE)
-        hero = gr.HTML(
-            plane.hero(picture, EXAMPLE, kinds, say),
-            elem_id="hero",
-            js_on_load=views.loaded("ways"),
-        )
+        example = self.studio.example(EXAMPLES[self.language][0])
+        told = plane.hero(example.picture, example.words, kinds, say)
+        hero = gr.HTML(told, elem_id="hero", js_on_load=views.loaded("ways"))
         with gr.Row(elem_classes="ew-examples"):
-            examples = [gr.Button(said, elem_classes="ew-chip-button") for said in EXAMPLES]
+            read = [text for text in EXAMPLES[self.language] if self.studio.reads(first, text)]
+            examples = [gr.Button(text, elem_classes="ew-chip-button") for text in read]
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=5, min_width=300):
                 self._inputs(kinds)
             with gr.Column(scale=7, min_width=300):
                 opening = say("drawn as the studio opened; what you make appears here")
-                shown = views.pair({"image": picture, "text": EXAMPLE}, opening)
+                shown = views.pair({"image": example.picture, "text": example.words}, opening)
                 grid = views.tag("div", shown, class_="ew-pairs", data_count=1)
                 self.shown = gr.HTML(
-                    views.tag("div", grid, self.how(film), class_="ew-run"),
+                    views.tag("div", grid, self.how(example.film), class_="ew-run"),
                     elem_id="made",
                     js_on_load=None,
                 )
@@ -92,7 +97,8 @@ class Create(Page):
             label=say("Picture"),
             type="pil",
             image_mode="RGB",
-            height=190,
+            height=130,
+            placeholder=self.dropping,
             sources=["upload", "clipboard"],
             buttons=[],
             elem_id="image",
@@ -115,7 +121,9 @@ class Create(Page):
                 self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"), elem_id="seed")
             own = say("0: the model's own")
             with gr.Row():
-                self.steps = gr.Slider(0, 1000, value=0, step=1, label=say("Steps"), info=own)
+                self.steps = gr.Slider(
+                    0, 1000, value=0, step=1, label=say("Steps"), info=own, elem_id="steps"
+                )
                 self.guidance = gr.Slider(0, 10, value=0, step=0.1, label=say("Guidance"), info=own)
             with gr.Row():
                 self.strength = gr.Slider(
@@ -129,7 +137,9 @@ class Create(Page):
         sides = [self.model, self.text, self.image, self.way]
         quiet = {"queue": False, "show_progress": "hidden"}
         changed = [self.model.change, self.text.change, self.image.change]
-        gr.on(changed, self._ways, sides, self.way, **quiet)
+        given = [*sides[:-1], self.wished]
+        chosen = values_of(len(given), {}, {"way": len(given) - 1})
+        gr.on(changed, self._ways, given, self.way, js=chosen, **quiet)
         masks = [self.part, self.mask, self.given_mask]
         self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]
@@ -147,9 +157,9 @@ class Create(Page):
         )
         self.dice.click(self._seed, None, self.seed, queue=False)
         self.back.click(self._back, self.last, [self.text, self.image])
-        for button, said in zip(examples, EXAMPLES):
+        for button in examples:
             example = [*sides[1:3], self.wished]
-            chosen = button.click(lambda said=said: (said, None, ""), None, example, queue=False)
+            chosen = button.click(lambda text: (text, None, ""), button, example, queue=False)
             chosen.then(self._made, settings, shown, show_progress="hidden")
         example = [*sides[1:], self.wished]
         chosen = hero.select(self._chosen, self.model, example, show_progress="hidden")
@@ -175,9 +185,9 @@ class Create(Page):
 
     def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
         """An example of a way of the plane."""
-        kind = event._data["value"]
-        text = EXAMPLE if kind == "text-to-image" else ""
-        image = self.studio.example(EXAMPLE)[0] if kind == "image-to-text" else None
+        kind, example = event._data["value"], self.studio.example(EXAMPLES[self.language][0])
+        text = example.words if kind == "text-to-image" else ""
+        image = example.picture if kind == "image-to-text" else None
         given = ways(self.studio.kinds(model), bool(text), image is not None)
         return text, image, gr.update(choices=self.labelled(LABELS, given), value=kind), kind
 

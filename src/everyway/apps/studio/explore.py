@@ -25,9 +25,7 @@ class Explore(Page):
 
     def build(self) -> None:
         say = self.say
-        said = say(
-            "See how the model moves: between pictures, in circles, and as its settings turn."
-        )
+        said = say("How the model moves: between pictures, in circles, and as its settings turn.")
         gr.HTML(views.lead(say("Explore"), said), js_on_load=None)
         self.model = self.models(bool)
         with gr.Tabs():
@@ -48,9 +46,10 @@ class Explore(Page):
 
     def _interpolation(self) -> None:
         say, settings = self.say, {"type": "pil", "image_mode": "RGB", "height": 170, "buttons": []}
+        settings |= {"sources": ["upload", "clipboard"], "placeholder": self.dropping}
         with gr.Row():
-            first = gr.Image(label=say("from"), **settings, sources=["upload", "clipboard"])
-            last = gr.Image(label=say("to"), **settings, sources=["upload", "clipboard"])
+            first = gr.Image(label=say("from"), **settings)
+            last = gr.Image(label=say("to"), **settings)
         with gr.Row():
             frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"))
             example = gr.Button(say("An example"), elem_id="between-example")
@@ -59,7 +58,7 @@ class Explore(Page):
         example.click(self._ends, None, [first, last])
 
     def _ends(self) -> list[Image.Image]:
-        return [self.studio.example(text)[0] for text in ENDS]
+        return [self.studio.example(text).picture for text in ENDS]
 
     def _between(
         self,
@@ -127,7 +126,7 @@ class Explore(Page):
             steps = gr.Textbox("2, 4, 8, 16", label=say("Steps, with commas between"))
             seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
         make, shown = self._tool(
-            "A table of pictures appears here, one a pair of settings.", "grid"
+            "A table of pictures appears here, a pair of settings each.", "grid"
         )
         given = [self.model, text, guidance, steps, seed]
         make.click(self._grid, given, shown, show_progress="hidden")

@@ -22,9 +22,7 @@ class Models(Page):
     def build(self, tab: gr.Tab) -> None:
         """tab: whose opening shows the cards."""
         say = self.say
-        said = say(
-            "What is here. A model is loaded when it is first used; its card then says more."
-        )
+        said = say("What is here. A model is loaded as it is first used; its card then says more.")
         gr.HTML(views.lead(say("Models"), said), js_on_load=None)
         with gr.Row():
             name = self.models(bool, elem_id="which")

@@ -31,6 +31,11 @@ class Page:
     language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
 
+    @property
+    def dropping(self) -> str:
+        """What stands where a picture may go."""
+        return self.say("drop a picture here, paste it, or click")
+
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
         return [(self.say(labels.get(name, name)), name) for name in names]
@@ -121,8 +126,10 @@ class Page:
             return ""
         notes = [self.say(f"step {f.step} of {f.steps}") for f in film]
         title = self.say("How it came out of the noise")
-        frames = [step.frames[0].outputs for step in film]
-        shown = views.film(frames, title, self.say, notes=notes)
+        first = [step.frames[0] for step in film]
+        maps = [views.heats(frame, self.say) for frame in first]
+        frames = [frame.outputs for frame in first]
+        shown = views.film(frames, title, self.say, notes=notes, beside=maps)
         return views.tag("details", views.tag("summary", title), shown, class_="ew-how", open=open_)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import partial
 from html import escape
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,6 +38,13 @@ PAGES = {
     "Train": Train,
 }
 """Name -> page, in the order of the tabs."""
+MARK = (
+    'viewBox="0 0 32 32" fill="none" stroke="#16708f" stroke-width="3" stroke-linecap="round" '
+    'stroke-linejoin="round"><path d="M6 26L26 6M26 26H6V6"/>'
+    '<circle cx="6" cy="26" r="4" fill="#c9411b" stroke="none"/></svg>'
+)
+"""The plane with its ways, as the inside of an SVG."""
+SVG = "image/svg+xml"
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'self'"
@@ -69,6 +77,10 @@ def mount(app: FastAPI, studio: Studio) -> FastAPI:
     def front(request: Request) -> RedirectResponse:
         wanted = request.headers.get("accept-language", "")[:2].lower()
         return RedirectResponse(f"{wanted if wanted in LANGUAGES else 'en'}/")
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(f'<svg xmlns="http://www.w3.org/2000/svg" {MARK}', media_type=SVG)
 
     app.mount("/made", StaticFiles(directory=studio.out), name="made")
     for language in LANGUAGES:
@@ -127,8 +139,7 @@ def said(sentence: str, language: str) -> str:
 
 def _header(say: Say, other: str) -> str:
     return (
-        '<a class="ew-brand" href="./"><svg viewBox="0 0 32 32" aria-hidden="true">'
-        '<path d="M6 26L26 6M26 26H6V6" /><circle cx="6" cy="26" r="4"/></svg>Everyway</a>'
+        f'<a class="ew-brand" href="./"><svg aria-hidden="true" {MARK}Everyway</a>'
         f'<nav class="ew-switches"><a href="../{other}/" lang="{other}" hreflang="{other}">'
         f"{LANGUAGES[other]}</a>"
         f'<button type="button" data-theme aria-label="{say("dark or light")}">◐</button></nav>'

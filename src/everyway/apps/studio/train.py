@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from argparse import ArgumentTypeError
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -19,8 +20,7 @@ from everyway.apps.studio.create import Create
 from everyway.apps.studio.parts import Page
 from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
-from everyway.train import stack
-from everyway.train.config import PRESETS, TrainConfig
+from everyway.train.config import PRESETS
 
 BUILT_IN = ("shapes", "emoji", "lattice-whole")
 NAME = 9
@@ -32,8 +32,8 @@ CURVE = 400
 class Train(Page):
     """One training at a time in sight; others go on."""
 
-    def build(self, create: Create, tabs: gr.Tabs) -> None:
-        """create: is given the model that was trained."""
+    def build(self, create: Create, tabs: gr.Tabs, tab: gr.Tab) -> None:
+        """create: is given the model that was trained.  tab: whose opening shows what runs."""
         say = self.say
         said = say(
             "Your own pictures, each with its captions in a text file of the same name. Start it, "
@@ -75,12 +75,14 @@ class Train(Page):
                 )
                 self.use = gr.Button(say("Use this model"), visible=False, elem_id="train-use")
         given = [self.data, self.preset, self.out, self.budget, self.set]
-        beat = gr.Timer(1.5, active=False)
-        shown = [self.shown, self.use, beat]
+        beat = gr.Timer(2, active=False)
+        self.seen = gr.State([])
+        shown, given_out = [self.shown, self.use, beat, self.seen], [self.out, self.seen]
         price.click(self._priced, given, self.price)
         start.click(self._started, given, [self.price, *shown], queue=False)
         stop.click(self._stop_training, self.out, shown, queue=False)
-        beat.tick(self._watched, self.out, shown, queue=False, show_progress="hidden")
+        beat.tick(self._watched, given_out, shown, queue=False, show_progress="hidden")
+        tab.select(self._opened, self.out, shown, queue=False, show_progress="hidden")
         self.use.click(self._used, self.out, [create.model, tabs], queue=False)
 
     @property
@@ -88,25 +90,29 @@ class Train(Page):
         """The studio's, in every language."""
         return self.studio.trainings
 
-    def _config(
-        self, data: str, preset: str, out: str, budget: str, given: str
-    ) -> tuple[TrainConfig, list[str]]:
-        """What the fields mean, and as words of the command line."""
-        words = (given or "").split()
-        overrides = settings_of(words) | ({"data": data} if data else {})
-        long = seconds(budget.strip()) if (budget or "").strip() else None
-        config = stack.resolved(preset, overrides, out.strip() or None, long)
-        line = [preset, "--out", config.run.out, *(["--data", data] if data else [])]
-        line += ["--budget", budget.strip()] if long else []
-        return config, [*line, *(w for word in words for w in ("--set", word))]
+    def _words(
+        self, data: str | None, preset: str, out: str, budget: str | None, given: str | None
+    ) -> tuple[str, list[str]]:
+        """The run folder, and what the fields are as words of `everyway train`, which checks them.
+
+        Raises UsageError and argparse's ArgumentTypeError for what it could not even read.
+        """
+        folder, budget = out.strip() or f"runs/{preset}", (budget or "").strip()
+        words = [preset, "--out", folder, *(["--data", data] if data else [])]
+        if budget:
+            seconds(budget)  # raises
+            words += ["--budget", budget]
+        settings = (given or "").split()
+        settings_of(settings)  # raises
+        return folder, [*words, *(w for setting in settings for w in ("--set", setting))]
 
     def _priced(self, *given: str) -> Iterator[str]:
         say = self.say
         yield views.tag("p", escape(say("some steps are tried; this takes a while")))
         try:
-            _, words = self._config(*given)
+            _, words = self._words(*given)
             lines = self.trainings.price(words, self.language).splitlines()
-        except (EverywayError, ValueError, OSError) as error:
+        except (EverywayError, ArgumentTypeError, OSError) as error:
             yield views.trouble(say(str(error)))
             return
         rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
@@ -114,36 +120,54 @@ class Train(Page):
 
     def _started(self, *given: str) -> tuple[Any, ...]:
         try:
-            config, words = self._config(*given)
-            self.trainings.start(config, words)
-        except (EverywayError, ValueError, OSError) as error:
-            return views.trouble(self.say(str(error))), gr.skip(), gr.skip(), gr.skip()
-        return "", *self._watched(config.run.out)
+            out, words = self._words(*given)
+            self.trainings.start(out, words)
+        except (EverywayError, ArgumentTypeError, OSError) as error:
+            return views.trouble(self.say(str(error))), *(gr.skip(),) * 4
+        return "", *self._watched(out, ())
 
     def _stop_training(self, out: str) -> tuple[Any, ...]:
         self.trainings.stop(out.strip())
-        return self._watched(out)
+        return self._watched(out, ())
 
-    def _watched(self, out: str) -> tuple[Any, ...]:
-        """Where a training is: its curves, its newest samples, and whether to look again."""
+    def _opened(self, out: str) -> tuple[Any, ...]:
+        """The page as it is opened: with what runs there, or lies there."""
+        if self.trainings.runs(out.strip()) or (Path(out.strip()) / "log.jsonl").is_file():
+            return self._watched(out, ())
+        return (gr.skip(),) * 4
+
+    def _watched(self, out: str, seen: Sequence[Any]) -> tuple[Any, ...]:
+        """Where a training is: its curves, its newest samples, and whether to look again.
+
+        seen: what was shown last, which is not shown again.
+        """
         out, say = out.strip(), self.say
         runs, folder = self.trainings.runs(out), Path(out)
-        said = self.trainings.said(out)
+        said, rows = self.trainings.said(out), _log(folder / "log.jsonl")
+        sheets = sorted((folder / "samples").glob("*.png"))
+        made = (folder / "model" / "config.json").is_file() and not runs
+        now = [out, runs, made, self.trainings.ends(out), len(rows), len(sheets), len(said)]
+        if now == list(seen):
+            return (gr.skip(),) * 4
         if self.trainings.failed(out):
             why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
-            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False)
-        rows = _log(folder / "log.jsonl")
-        done = (folder / "model" / "config.json").is_file()
-        state = say("it runs") if runs else say("done") if done else say("stopped; Start goes on")
-        if runs and not rows:
-            state = say("it prepares its data")
-        last = rows[-1] if rows else {}
-        where = say(f"step {last['step']}") if rows else ""
-        badge = views.tag("span", escape(state), class_="ew-badge", data_on="1" if runs else "0")
+            return views.trouble(say(why)), gr.skip(), gr.Timer(active=False), now
+        where = say(f"step {rows[-1]['step']}") if rows else ""
+        state, on = self._state(out, runs, bool(rows)), "1" if runs else "0"
+        badge = views.tag("span", escape(state), class_="ew-badge", data_on=on)
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
         before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
-        body = head + before + self._curves(rows) + self._samples(folder)
-        return body, gr.update(visible=done and not runs), gr.Timer(active=runs)
+        body = head + before + self._curves(rows) + self._samples(sheets)
+        return body, gr.update(visible=made), gr.Timer(active=runs), now
+
+    def _state(self, out: str, runs: bool, begun: bool) -> str:
+        """In words."""
+        if not runs:
+            done = self.trainings.finished(out)
+            return self.say("done") if done else self.say("it stands; Start goes on")
+        if self.trainings.ends(out):
+            return self.say("it ends, and is saved")
+        return self.say("it runs") if begun else self.say("it prepares its data")
 
     def _curves(self, rows: list[dict[str, float]]) -> str:
         names = [n for n in (rows[-1] if rows else {}) if n not in ("step", "seconds")]
@@ -151,12 +175,11 @@ class Train(Page):
         lines = {n: [(r["step"], r[n]) for r in rows[::every] if n in r] for n in names}
         return chart.lines(lines, self.say("losses"), self.say("step")) if len(rows) > 1 else ""
 
-    def _samples(self, folder: Path) -> str:
-        """The newest sheet."""
-        for path in sorted((folder / "samples").glob("*.png"))[::-1]:
+    def _samples(self, sheets: Sequence[Path]) -> str:
+        """The newest sheet that is whole."""
+        for path in sheets[::-1]:
             with suppress(OSError), Image.open(path) as sheet:
-                said = self.say("samples of the average")
-                src = views.address(sheet.convert("RGB"))
+                said, src = self.say("samples of the average"), views.address(sheet)
                 return f'<img class="ew-sheet" src="{src}" alt="{escape(said)}">'
         return ""
 

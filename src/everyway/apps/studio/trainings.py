@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.errors import UsageError
-from everyway.train.config import TrainConfig
 
 COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
 TAIL = 2000
@@ -22,21 +21,23 @@ TAIL = 2000
 
 @dataclass(eq=False)
 class Trainings:
-    """Those that were started here.  running: run folder -> its last process."""
+    """Those that were started here.  running: run folder -> its last process.  told: the folders
+    of those that were told to stop."""
 
     running: dict[str, subprocess.Popen] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         atexit.register(self.close)
 
-    def start(self, config: TrainConfig, words: Sequence[str]) -> None:
-        """words: of the command line.  UsageError where one runs in its folder."""
-        out = config.run.out
+    def start(self, out: str, words: Sequence[str]) -> None:
+        """out: the run folder.  words: of the command line.  UsageError where one runs there."""
         if self.runs(out):
             raise UsageError(f"a training runs in {out} already; stop it first")
         said = open(_said(out), "w", encoding="utf-8")
         self.running[out] = subprocess.Popen([*COMMAND, *words], stdout=said, stderr=said)
         said.close()
+        self.told.discard(out)
 
     @staticmethod
     def price(words: Sequence[str], language: str) -> str:
@@ -57,12 +58,22 @@ class Trainings:
         """As Ctrl-C: after the step that it is in, and everything is kept."""
         if self.runs(out):
             self.running[out].send_signal(signal.SIGINT)
+            self.told.add(out)
+
+    def ends(self, out: str) -> bool:
+        """Whether it was told to stop and has not yet."""
+        return out in self.told and self.runs(out)
 
     def said(self, out: str) -> str:
         """The last that a training said."""
         with suppress(OSError):
             return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
         return ""
+
+    def finished(self, out: str) -> bool:
+        """Whether the last one in a folder came to its end."""
+        process = self.running.get(out)
+        return process is not None and process.poll() == 0
 
     def failed(self, out: str) -> bool:
         """Whether the last one in a folder ended in a fault."""

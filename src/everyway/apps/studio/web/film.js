@@ -1,4 +1,4 @@
-// <ew-film frames="[{image, text, note}, ...]" at label play pause>: one frame large, all of them
+// <ew-film frames="[{image, text, note, beside}, ...]" at label play pause>: one frame large, all of them
 // small, and a slider to scrub through.  Arrow keys move it, as of every slider.
 class Film extends HTMLElement {
   connectedCallback() {
@@ -18,7 +18,8 @@ class Film extends HTMLElement {
     this.player = make("button", { type: "button", className: "ew-play", textContent: "▶" });
     this.player.setAttribute("aria-label", this.getAttribute("play") || "");
     const stage = make("div", { className: "ew-stage" });
-    stage.append(this.picture, this.words);
+    this.beside = make("div", { className: "ew-beside" });
+    stage.append(this.picture, this.beside, this.words);
     const rail = make("div", { className: "ew-rail" });
     rail.append(this.player, this.slider, this.note);
     this.strip = make("div", { className: "ew-strip" });
@@ -44,6 +45,8 @@ class Film extends HTMLElement {
     this.slider.setAttribute("aria-valuetext", [frame.note, frame.text].filter(Boolean).join(": "));
     this.picture.hidden = !frame.image;
     if (frame.image) this.picture.src = frame.image;
+    this.beside.innerHTML = frame.beside || "";
+    this.beside.hidden = !frame.beside;
     this.words.textContent = frame.text || "";
     this.note.textContent = frame.note || `${k + 1} / ${this.frames.length}`;
     [...this.strip.children].forEach((one, j) => one.setAttribute("aria-pressed", j === k));

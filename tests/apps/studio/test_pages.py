@@ -1,0 +1,295 @@
+"""The studio without a browser: its requests, what it keeps, and what it says."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="the studio needs gradio: pip install 'everyway[studio]'")
+
+import torch
+
+from everyway.apps.server.scheduler import Scheduler, Step
+from everyway.apps.studio import blend, chart, create, explore, gallery, paint, plane, views
+from everyway.apps.studio.bench import Made, Studio, png
+from everyway.apps.studio.parts import Page, picture_of
+from everyway.apps.studio.site import PAGES, TABLES, pages, said
+from everyway.apps.studio.train import Train
+from everyway.errors import UsageError
+from everyway.record import read_record
+from everyway.request import GenerateRequest, RequestError
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory, nano):
+    """One of `nano` and `mini`, neither of which is loaded twice."""
+    scheduler = Scheduler({"nano": nano})
+    made = Studio(
+        out=tmp_path_factory.mktemp("studio"),
+        names=["nano", "mini", "mini-versatile"],
+        scheduler=scheduler,
+    )
+    yield made
+    scheduler.close()
+
+
+def of(kind, studio):
+    return kind(studio=studio, say=str, language="en")
+
+
+def red(side=32):
+    return Image.new("RGB", (side, side), "red")
+
+
+ALL = ("text-to-image", "image-to-text", "joint", "image", "text", "inpaint", "image-to-image")
+
+
+@pytest.mark.parametrize(
+    "words, picture, masked, expected",
+    [
+        (False, False, False, ["joint", "image", "text"]),
+        (True, False, False, ["text-to-image"]),
+        (False, True, False, ["image-to-text", "image-to-image"]),
+        (True, True, False, ["image-to-image"]),
+        (True, True, True, ["inpaint"]),
+        (False, True, True, ["inpaint"]),
+    ],
+)
+def test_what_is_empty_is_filled(words, picture, masked, expected):
+    assert create.ways(ALL, words, picture, masked) == expected
+
+
+def test_a_model_is_offered_what_it_can_do(studio):
+    assert studio.kinds("nano")[:5] == ["text-to-image", "image-to-text", "joint", "image", "text"]
+    assert "class-to-image" not in studio.kinds("nano") and "chain" in studio.kinds("nano")
+    with pytest.raises(RequestError, match="not here"):
+        studio.model("elsewhere")
+
+
+def test_the_first_page_asks_for_what_its_fields_say(studio):
+    page = of(create.Create, studio)
+    fields = ("nano", 2, 7, 5, 1.5, 0.6, "")
+    asked = page.request_of("a red ring", None, "", *fields)
+    assert (asked.kind, asked.text, asked.n, asked.seed) == ("text-to-image", "a red ring", 2, 7)
+    assert (asked.steps, asked.guidance, asked.sampler) == (5, 1.5, None)
+    assert page.request_of(" ", None, "image", *fields).kind == "image"
+    assert page.request_of("", None, "stale", *fields).kind == "joint"
+    redrawn = page.request_of("a red ring", red(), "", *fields)
+    assert (redrawn.kind, redrawn.strength) == ("image-to-image", 0.6)
+    mask = views.address(Image.new("RGB", (32, 32), "white"))
+    masked = page.request_of("a red ring", red(), "", *fields, mask)
+    assert masked.kind == "inpaint" and Path(masked.mask).read_bytes()[1:4] == b"PNG"
+
+
+def test_a_run_is_kept_and_comes_again_bit_for_bit(studio):
+    asked = GenerateRequest(kind="joint", model="nano", steps=4, n=2, seed=3)
+    events = [*studio.run(asked, "somebody")]
+    made = [event for event in events if isinstance(event, Made)]
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [one.result.seed for one in made] == [3, 4] and steps[-1].done == 1
+    assert {*studio.times(asked, steps[-1])} == {"image", "text"}
+    path = studio.out / made[0].row["image"]
+    record = read_record(path)
+    assert studio.replayed(record, path) == (True, "")
+    changed = studio.out / "changed.png"
+    changed.write_bytes(path.read_bytes())
+    with Image.open(path) as image:
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(changed)
+    assert studio.replayed(record, changed)[0] is False
+    assert [row["index"] for row in studio.rows()][:2] == [1, 0]
+
+
+def test_stop_keeps_what_is_there(studio):
+    asked = GenerateRequest(kind="image", model="nano", steps=1000)
+    made = []
+    for event in studio.run(asked, "impatient"):
+        if isinstance(event, Step) and event.frames:
+            studio.stop("impatient")
+        if isinstance(event, Made):
+            made.append(event)
+    (kept,) = made
+    step, steps = kept.row["facts"]["stopped"]
+    assert 0 < step < steps == 1000 and (studio.out / kept.row["image"]).is_file()
+    assert views.stopped(kept.row, str) == f"stopped at step {step} of 1000"
+
+
+def test_who_leaves_ends_the_work(studio):
+    run = studio.run(GenerateRequest(kind="image", model="nano", steps=1000), "gone")
+    next(run)
+    ticket = studio._running["gone"]
+    run.close()
+    assert ticket.status == "cancelled" and not studio.scheduler.live
+
+
+def test_pictures_of_elsewhere_are_not_opened(studio, tmp_path):
+    (tmp_path / "secret.png").write_bytes(png(red()))
+    for name in (str(tmp_path / "secret.png"), "/etc/passwd", f"{studio.out}/given/../../x.png"):
+        asked = GenerateRequest(kind="image-to-text", model="nano", images=(name,))
+        with pytest.raises(RequestError, match="not a picture of this studio"):
+            next(studio.run(asked))
+
+
+def test_a_blend_has_what_is_given(studio):
+    page = of(blend.Blend, studio)
+    none = (None, 0.5, 0.5)
+    rest = ("image", "layer", "mini-versatile", 1, 0, 0.0)
+    masks = (views.address(Image.new("RGB", (32, 32), "white")), "", "")
+    given = (red(), 0.7, 1.0, *none, *none, *masks, "a small pizza", 0.3, *rest)
+    first, second = page.request_of(*given).contexts
+    assert (first.weight, first.focus, second.text, second.weight) == (0.7, 1, "a small pizza", 0.3)
+    assert Path(first.mask).parent == studio.out / "given"
+    assert page.request_of(*given).mix == "layer"
+    alone = page.request_of(*none, *none, *none, "", "", "", "a pizza", 1.0, *rest)
+    assert alone.mix is None and len(alone.contexts) == 1
+    with pytest.raises(RequestError, match="nothing is given yet"):
+        page.request_of(*none, *none, *none, "", "", "", " ", 1.0, *rest)
+
+
+def test_a_painting_has_its_words(studio):
+    page = of(paint.Paint, studio)
+    regions = [{**one, "strength": 1} for one in paint.REGIONS]
+    painted = views.address(paint.example())
+    asked = page.request_of(painted, json.dumps(regions), "", "mini", 1, 0, 0, "")
+    assert asked.text == "a fox and a teapot and blue background"
+    assert {c: w.phrase for c, w in asked.words.items()}["#2e86ab"] == "a teapot"
+    with pytest.raises(RequestError, match="nothing is painted yet"):
+        page.request_of("", "[]", "a fox", "mini", 1, 0, 0, "")
+    with pytest.raises(RequestError, match="paint it anew"):
+        picture_of("data:image/png;base64,!!")
+
+
+def test_settings_of_a_picture_are_loaded(studio):
+    first, shown = of(create.Create, studio), of(gallery.Gallery, studio)
+    shown.create = first
+    mask = studio.keep(Image.new("RGB", (64, 64), "white"))
+    asked = {"kind": "inpaint", "text": "a red ring", "images": (studio.keep(red(64)),)}
+    request = GenerateRequest(model="nano", mask=mask, seed=11, steps=3, **asked)
+    (made,) = [e for e in studio.run(request) if isinstance(e, Made)]
+    path = studio.out / made.row["image"]
+    card, _, held, _ = shown._dropped(str(path))
+    assert "a red ring" in card and "11" in card
+    text, image, way, model, n, seed, steps, *_, masked = shown._fields(read_record(path).request)
+    assert (text, model, n, seed, steps) == ("a red ring", "nano", 1, 11, 3)
+    again = first.request_of(text, image, way["value"], model, n, seed, steps, 0, 1.0, "", masked)
+    assert again.mask == request.mask and again.images == request.images
+    assert json.loads(held)["path"] == str(path)
+    (studio.out / "plain.png").write_bytes(png(red()))
+    assert "carries no request" in shown._dropped(str(studio.out / "plain.png"))[0]
+
+
+def test_lines_of_numbers():
+    assert explore.numbers("1, 2,2 , 4.5") == [1, 2, 4.5]
+    with pytest.raises(RequestError, match="as 1, 2, 4"):
+        explore.numbers("1; 2")
+
+
+def test_what_is_shown_is_escaped():
+    html = views.pair({"text": "<b>&"}) + views.facts([("a", "<i>")]) + views.trouble('"<x>')
+    assert "<b>" not in html and "<i>" not in html and "<x>" not in html
+    film = views.film([{"text": '"><script>'}], "t", str)
+    assert "<script" not in film
+    sure = torch.tensor([[0.0, 0.5], [1.0, 0.25]])
+    cells = re.findall(r'<i class="([^"]*)" style="--p:([\d.]+)"', views.heat(sure, str))
+    assert cells == [("ew-masked", "0.00"), ("", "0.50"), ("", "1.00"), ("", "0.25")]
+
+
+def test_a_picture_keeps_its_pixels_in_an_address():
+    picture = red(300)
+    picture.putpixel((1, 1), (3, 2, 1))
+    kept = base64.b64decode(views.address(picture).partition(",")[2])
+    assert Image.open(io.BytesIO(kept)).tobytes() == picture.tobytes()
+    assert views.address(picture, whole=False).startswith("data:image/jpeg")
+
+
+def test_the_plane_has_a_button_for_every_way():
+    drawn = plane.drawing(red(), "a fox", ["joint", "text-to-image"], str)
+    assert re.findall('data-way="([^"]+)"', drawn) == ["text-to-image", "joint"]
+    dot = plane.small({"image": 1.0, "text": 0.0}, str)
+    assert 'cx="40.0" cy="40.0"' in dot and plane.small({"image": 1.0}, str) == ""
+
+
+def test_a_chart_has_its_points_where_they_belong():
+    drawn = chart.lines({"a": [(0, 0), (1, 1)]}, "y", "x")
+    (path,) = re.findall('class="ew-curve ew-curve-0" d="M([^"]+)"', drawn)
+    (x0, y0), (x1, y1) = (map(float, point.split()) for point in path.split("L"))
+    assert x0 == chart.LEFT and x1 == chart.WIDE - 10 and y0 > y1
+    assert chart.lines({"a": [(0, 0)]}, "y", "x") == ""
+
+
+def test_what_a_training_is_told_in_one_line(studio):
+    page = of(Train, studio)
+    out, words = page._words("shapes", "nano", "runs/x", "30m", "steps=5 cache=9")
+    line = ["nano", "--out", "runs/x", "--data", "shapes", "--budget", "30m"]
+    assert out == "runs/x" and words == [*line, "--set", "steps=5", "--set", "cache=9"]
+    assert page._words("", "nano", " ", "", "") == ("runs/nano", ["nano", "--out", "runs/nano"])
+    assert "ew-trouble" in page._started("shapes", "nano", "runs/x", "soon", "")[0]
+    assert "is not KEY=VALUE" in page._started("shapes", "nano", "runs/x", "", "steps")[0]
+
+
+def test_every_sentence_has_its_korean(studio):
+    heard = set()
+
+    def say(sentence):
+        heard.add(sentence)
+        return sentence
+
+    import everyway.apps.studio.site as site
+
+    former, site.said = site.said, lambda sentence, language: say(sentence)
+    try:
+        pages(studio, "ko")
+    finally:
+        site.said = former
+    sources = "".join(p.read_text("utf-8") for p in Path(site.__file__).parent.glob("*.py"))
+    heard |= {*re.findall(r'(?<![\w.])(?:self\.)?say\(\s*"([^"{}]+)"\s*\)', sources)}
+    heard |= {*create.LABELS.values(), *blend.LABELS.values()}
+    lacking = [s for s in heard if re.search("[A-Za-z]{2}", s) and said(s, "ko") == s]
+    assert len(heard) > 120 and lacking == []
+    assert said("step 3 of 24", "ko") == "24스텝 가운데 3"
+    assert (
+        said("the text is empty; say what to draw", "ko") != "the text is empty; say what to draw"
+    )
+
+
+def test_every_korean_sentence_is_said():
+    import everyway.apps.studio.site as site
+
+    folder = Path(site.__file__).parent
+    sources = "".join(p.read_text("utf-8") for p in folder.glob("*.py"))
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)  # a sentence over several lines
+    plain = re.sub(r"\{[^{}]*\}", "{}", joined)
+    table = json.loads(TABLES["ko"].read_text(encoding="utf-8"))
+    assert [s for s in table if s not in plain and s not in joined] == []
+
+
+def test_a_page_is_what_the_tabs_say():
+    assert [*PAGES] == ["Create", "Blend", "Paint", "Explore", "Gallery", "Models", "Train"]
+    assert all(issubclass(page, Page) for page in PAGES.values())
+
+
+def test_a_training_that_runs_is_not_started_twice(studio, tmp_path, monkeypatch):
+    class Endless:
+        def poll(self):
+            return None
+
+        def wait(self):
+            pass
+
+        def send_signal(self, number):
+            self.told = number
+
+    page = of(Train, studio)
+    out = str(tmp_path / "run")
+    studio.trainings.running[out] = endless = Endless()
+    with pytest.raises(UsageError, match="stop it first"):
+        studio.trainings.start(out, ["nano"])
+    page._stop_training(out)
+    assert endless.told == 2 and studio.trainings.ends(out)  # SIGINT
+    del studio.trainings.running[out]
