@@ -1,4 +1,4 @@
-"""Semantic and style focus: what of a picture goes into its variations, measured and shown.
+r"""Semantic and style focus: what of a picture goes into its variations, measured and shown.
 
 Scenes of Emoji Lattice are drawn in four styles, and each picture is varied at semantic, neutral
 and style focus.  Counted are the variations that show its objects and no others, and those that

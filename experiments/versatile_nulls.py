@@ -24,7 +24,7 @@ from everyway.generate import Model, load
 from everyway.metrics.lattice import styled
 from everyway.sheet import Cell, Section, sheet
 
-GUIDANCES = (1.0, 2.0, 4.0, 8.0)
+GUIDANCES = (1.5, 3.0, 6.0)
 SHOWN = 2
 """Scenes on the sheet."""
 

@@ -101,8 +101,10 @@ def test_a_cascade_of_experts_is_written_a_byte_a_weight(model, alone, tmp_path)
     base = replace(model.system, name="ediffi", systems={}, config=dict(model.system.config))
     base.config.pop("cascade")
     experts = ensemble.ensemble(base, intervals.level(1), LogNormal())
+    run = {"steps": 3, "batch": 2, "samples": 6, "seconds": 4, "hardware": "a CPU"}
     for name, system in (("base", experts), ("sr", alone.system)):
-        library.save(tmp_path / name, system, {"image_size": 16})
+        history = [{"data": "lattice" if name == "base" else "lattice-fine", **run}]
+        library.save(tmp_path / name, system, {"image_size": 16, "history": history})
     loaded = [library.load(tmp_path / name, device="cpu") for name in ("base", "sr")]
     for weights in ("fp32", "int8"):
         library.save_cascade(tmp_path / weights, loaded[0], loaded[1:], weights)
@@ -113,6 +115,8 @@ def test_a_cascade_of_experts_is_written_a_byte_a_weight(model, alone, tmp_path)
     networks = {"network.E1_0", "network.E1_1", "sr32.network"}
     assert store.document(tmp_path / "int8")["deltas"] == dict.fromkeys(networks, "")
     assert "deltas" not in store.document(tmp_path / "fp32")
+    card = (tmp_path / "int8" / "README.md").read_text(encoding="utf-8")
+    assert "96x96" in card and "| stage sr32 | lattice-fine | 3 | 2 |" in card
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 10), (31, 17)])

@@ -272,11 +272,13 @@ def save_cascade(
     for stage in stages:
         if not enlarges(stage.system):
             raise ModelError(f"{stage.name} enlarges no pictures; give a model that does")
-        made[f"sr{side_of(stage.system)}"] = stage.system
-    system = cascade.assembled(base.system, made)
+        made[f"sr{side_of(stage.system)}"] = stage
+    system = cascade.assembled(base.system, {name: s.system for name, s in made.items()})
     rows = [{"name": s.name, "losses": s.metadata.get("losses", {})} for s in stages]
+    runs = [{**r, "stage": n} for n, s in made.items() for r in s.metadata.get("history", ())]
     own = {k: v for k, v in base.metadata.items() if k != "scores"}
-    metadata = {**own, "name": folder.name, "cascade": rows}
+    history = [*own.get("history", ()), *runs]
+    metadata = {**own, "name": folder.name, "cascade": rows, "history": history}
     config = {"system": system.name, "config": dict(system.config)}
     whole = weights != "int8"
     deltas = system.deltas if whole else dict.fromkeys(_networks(system), "")

@@ -59,7 +59,8 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     history = metadata.get("history", [])
     if "source" in metadata and not history:
         return _published(config, metadata["source"])
-    data = history[-1]["data"] if history else ""
+    drawn = [run["data"] for run in history if "stage" not in run]  # not what enlarges it
+    data = drawn[-1] if drawn else ""
     lines = [
         f"# {config['system']}: {metadata.get('name', 'a model')}",
         "",
@@ -74,7 +75,8 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         hours = f"{row['seconds'] / 3600:.2f}"
         data = row["data"] if row["data"] in ABOUT or "about" in metadata else "a folder"
         numbers = (row["steps"], row["batch"], row["samples"], hours, row["hardware"])
-        part = f"expert {row['expert']}" if "expert" in row else "transformer"
+        named = [f"{kind} {row[kind]}" for kind in ("expert", "stage") if kind in row]
+        part = " ".join(named) or "transformer"
         lines.append("| " + " | ".join(map(str, (part, data, *numbers))) + " |")
         if "averaged" in row:
             of = f"mean of the two rows above, {row['averaged']:g} of the last"

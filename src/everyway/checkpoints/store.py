@@ -54,14 +54,15 @@ class Source(TypedDict):
 class Run(TypedDict):
     """A training of the model's history.
 
-    averaged: the share of its weights in their mean with those of the run before.  expert: of an
-    ensemble, which it trained.
+    averaged: the share of its weights in their mean with those of the run before.  expert, stage:
+    of an ensemble, or of a cascade, which it trained.
     """
 
     data: str
     seconds: float
     averaged: NotRequired[float]
     expert: NotRequired[str]
+    stage: NotRequired[str]
 
 
 class Metadata(TypedDict, total=False):

@@ -18,7 +18,7 @@ from browsing import NARROW, PATIENCE, Visit, browsing, serving
 from PIL import Image
 
 pytestmark = pytest.mark.slow
-STOPPED = "document.querySelector('#training')?.innerText.includes('stopped')"
+STOPPED = "document.querySelector('#training')?.innerText.includes('it stands')"
 NAMES = ["mini", "mini-versatile", "mini-vq", "nano"]
 
 
@@ -390,4 +390,4 @@ def test_a_first_picture_comes_within_twelve_seconds(browser, tmp_path):
         finally:
             process.send_signal(signal.SIGINT)
     assert spent.user + spent.system < 12
-    assert process.returncode in (0, -signal.SIGINT)
+    assert process.returncode in (0, 130, -signal.SIGINT)

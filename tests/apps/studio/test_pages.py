@@ -225,10 +225,11 @@ def test_a_chart_has_its_points_where_they_belong():
 
 def test_what_a_training_is_told_in_one_line(studio):
     page = of(Train, studio)
-    config, words = page._config("shapes", "nano", "runs/x", "30m", "steps=5 cache=9")
-    assert (config.steps, config.source.cache, config.budget_s) == (5, 9, 1800)
+    out, words = page._words("shapes", "nano", "runs/x", "30m", "steps=5 cache=9")
     line = ["nano", "--out", "runs/x", "--data", "shapes", "--budget", "30m"]
-    assert words == [*line, "--set", "steps=5", "--set", "cache=9"]
+    assert out == "runs/x" and words == [*line, "--set", "steps=5", "--set", "cache=9"]
+    assert page._words("", "nano", " ", "", "") == ("runs/nano", ["nano", "--out", "runs/nano"])
+    assert "ew-trouble" in page._started("shapes", "nano", "runs/x", "soon", "")[0]
     assert "is not KEY=VALUE" in page._started("shapes", "nano", "runs/x", "", "steps")[0]
 
 
@@ -287,9 +288,8 @@ def test_a_training_that_runs_is_not_started_twice(studio, tmp_path, monkeypatch
     page = of(Train, studio)
     out = str(tmp_path / "run")
     studio.trainings.running[out] = endless = Endless()
-    config, words = page._config("shapes", "nano", out, "", "")
     with pytest.raises(UsageError, match="stop it first"):
-        studio.trainings.start(config, words)
+        studio.trainings.start(out, ["nano"])
     page._stop_training(out)
-    assert endless.told == 2  # SIGINT
+    assert endless.told == 2 and studio.trainings.ends(out)  # SIGINT
     del studio.trainings.running[out]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import tensor
 
 from everyway.apps import files
+from everyway.apps.cli.making import sparing
 from everyway.apps.server.scheduler import Scheduler, Step, Ticket
 from everyway.apps.studio.trainings import Trainings
 from everyway.atomic import atomic_write
@@ -75,7 +76,7 @@ class Studio:
             raise RequestError(f"model {name!r} is not here; choose one of {', '.join(self.names)}")
         with self._loading:
             if name not in self.scheduler.models:
-                self.scheduler.models[name] = load(name)
+                self.scheduler.models[name] = sparing(load(name))
             return self.scheduler.models[name]
 
     @property

@@ -35,8 +35,15 @@ GIVEN = {
     (True, True): ("image-to-image", "inpaint", "edit-image"),
 }
 """(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
-EXAMPLE = "a large fox on blue"
-EXAMPLES = (EXAMPLE, "a small rocket left of a large cactus on yellow", "노란 배경에 큰 판다")
+EXAMPLES = {
+    "en": (
+        "a large fox on blue",
+        "a small rocket left of a large cactus on yellow",
+        "노란 배경에 큰 판다",
+    ),
+    "ko": ("파란 배경에 큰 여우", "노란 배경에 큰 판다", "a small rocket on pink"),
+}
+"""Language -> what may be drawn; the first is what the plane shows."""
 
 
 def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:
@@ -53,11 +60,11 @@ class Create(Page):
     def build(self) -> None:
         say, first = self.say, self.studio.names[0]
         kinds = self.studio.kinds(first)
-        example = self.studio.example(EXAMPLE)
+        example = self.studio.example(EXAMPLES[self.language][0])
         told = plane.hero(example.picture, example.words, kinds, say)
         hero = gr.HTML(told, elem_id="hero", js_on_load=views.loaded("ways"))
         with gr.Row(elem_classes="ew-examples"):
-            read = [text for text in EXAMPLES if self.studio.reads(first, text)]
+            read = [text for text in EXAMPLES[self.language] if self.studio.reads(first, text)]
             examples = [gr.Button(text, elem_classes="ew-chip-button") for text in read]
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=5, min_width=300):
@@ -90,7 +97,7 @@ class Create(Page):
             label=say("Picture"),
             type="pil",
             image_mode="RGB",
-            height=190,
+            height=130,
             placeholder=self.dropping,
             sources=["upload", "clipboard"],
             buttons=[],
@@ -130,7 +137,9 @@ class Create(Page):
         sides = [self.model, self.text, self.image, self.way]
         quiet = {"queue": False, "show_progress": "hidden"}
         changed = [self.model.change, self.text.change, self.image.change]
-        gr.on(changed, self._ways, sides, self.way, **quiet)
+        given = [*sides[:-1], self.wished]
+        chosen = values_of(len(given), {}, {"way": len(given) - 1})
+        gr.on(changed, self._ways, given, self.way, js=chosen, **quiet)
         masks = [self.part, self.mask, self.given_mask]
         self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]
@@ -176,7 +185,7 @@ class Create(Page):
 
     def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
         """An example of a way of the plane."""
-        kind, example = event._data["value"], self.studio.example(EXAMPLE)
+        kind, example = event._data["value"], self.studio.example(EXAMPLES[self.language][0])
         text = example.words if kind == "text-to-image" else ""
         image = example.picture if kind == "image-to-text" else None
         given = ways(self.studio.kinds(model), bool(text), image is not None)

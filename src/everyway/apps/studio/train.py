@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from html import escape
@@ -19,7 +20,7 @@ from everyway.apps.studio.create import Create
 from everyway.apps.studio.parts import Page
 from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
-from everyway.train.config import PRESETS, TrainConfig
+from everyway.train.config import PRESETS
 
 BUILT_IN = ("shapes", "emoji", "lattice-whole")
 NAME = 9
@@ -89,27 +90,29 @@ class Train(Page):
         """The studio's, in every language."""
         return self.studio.trainings
 
-    def _config(
-        self, data: str, preset: str, out: str, budget: str, given: str
-    ) -> tuple[TrainConfig, list[str]]:
-        """What the fields mean, and as words of the command line."""
-        from everyway.train import stack
+    def _words(
+        self, data: str | None, preset: str, out: str, budget: str | None, given: str | None
+    ) -> tuple[str, list[str]]:
+        """The run folder, and what the fields are as words of `everyway train`, which checks them.
 
-        words = (given or "").split()
-        overrides = settings_of(words) | ({"data": data} if data else {})
-        long = seconds(budget.strip()) if (budget or "").strip() else None
-        config = stack.resolved(preset, overrides, out.strip() or None, long)
-        line = [preset, "--out", config.run.out, *(["--data", data] if data else [])]
-        line += ["--budget", budget.strip()] if long else []
-        return config, [*line, *(w for word in words for w in ("--set", word))]
+        Raises UsageError and argparse's ArgumentTypeError for what it could not even read.
+        """
+        folder, budget = out.strip() or f"runs/{preset}", (budget or "").strip()
+        words = [preset, "--out", folder, *(["--data", data] if data else [])]
+        if budget:
+            seconds(budget)  # raises
+            words += ["--budget", budget]
+        settings = (given or "").split()
+        settings_of(settings)  # raises
+        return folder, [*words, *(w for setting in settings for w in ("--set", setting))]
 
     def _priced(self, *given: str) -> Iterator[str]:
         say = self.say
         yield views.tag("p", escape(say("some steps are tried; this takes a while")))
         try:
-            _, words = self._config(*given)
+            _, words = self._words(*given)
             lines = self.trainings.price(words, self.language).splitlines()
-        except (EverywayError, ValueError, OSError) as error:
+        except (EverywayError, ArgumentTypeError, OSError) as error:
             yield views.trouble(say(str(error)))
             return
         rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
@@ -117,11 +120,11 @@ class Train(Page):
 
     def _started(self, *given: str) -> tuple[Any, ...]:
         try:
-            config, words = self._config(*given)
-            self.trainings.start(config, words)
-        except (EverywayError, ValueError, OSError) as error:
+            out, words = self._words(*given)
+            self.trainings.start(out, words)
+        except (EverywayError, ArgumentTypeError, OSError) as error:
             return views.trouble(self.say(str(error))), *(gr.skip(),) * 4
-        return "", *self._watched(config.run.out, ())
+        return "", *self._watched(out, ())
 
     def _stop_training(self, out: str) -> tuple[Any, ...]:
         self.trainings.stop(out.strip())
@@ -142,25 +145,26 @@ class Train(Page):
         runs, folder = self.trainings.runs(out), Path(out)
         said, rows = self.trainings.said(out), _log(folder / "log.jsonl")
         sheets = sorted((folder / "samples").glob("*.png"))
-        done = (folder / "model" / "config.json").is_file() and not runs
-        now = [out, runs, done, self.trainings.ends(out), len(rows), len(sheets), len(said)]
+        made = (folder / "model" / "config.json").is_file() and not runs
+        now = [out, runs, made, self.trainings.ends(out), len(rows), len(sheets), len(said)]
         if now == list(seen):
             return (gr.skip(),) * 4
         if self.trainings.failed(out):
             why = (said.splitlines() or [say("it failed")])[-1].removeprefix("everyway: ")
             return views.trouble(say(why)), gr.skip(), gr.Timer(active=False), now
         where = say(f"step {rows[-1]['step']}") if rows else ""
-        state, on = self._state(out, runs, done, bool(rows)), "1" if runs else "0"
+        state, on = self._state(out, runs, bool(rows)), "1" if runs else "0"
         badge = views.tag("span", escape(state), class_="ew-badge", data_on=on)
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
         before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
         body = head + before + self._curves(rows) + self._samples(sheets)
-        return body, gr.update(visible=done), gr.Timer(active=runs), now
+        return body, gr.update(visible=made), gr.Timer(active=runs), now
 
-    def _state(self, out: str, runs: bool, done: bool, begun: bool) -> str:
+    def _state(self, out: str, runs: bool, begun: bool) -> str:
         """In words."""
         if not runs:
-            return self.say("done") if done else self.say("stopped; Start goes on")
+            done = self.trainings.finished(out)
+            return self.say("done") if done else self.say("it stands; Start goes on")
         if self.trainings.ends(out):
             return self.say("it ends, and is saved")
         return self.say("it runs") if begun else self.say("it prepares its data")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from everyway.errors import UsageError
-from everyway.train.config import TrainConfig
 
 COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
 TAIL = 2000
@@ -31,9 +30,8 @@ class Trainings:
     def __post_init__(self) -> None:
         atexit.register(self.close)
 
-    def start(self, config: TrainConfig, words: Sequence[str]) -> None:
-        """words: of the command line.  UsageError where one runs in its folder."""
-        out = config.run.out
+    def start(self, out: str, words: Sequence[str]) -> None:
+        """out: the run folder.  words: of the command line.  UsageError where one runs there."""
         if self.runs(out):
             raise UsageError(f"a training runs in {out} already; stop it first")
         said = open(_said(out), "w", encoding="utf-8")
@@ -71,6 +69,11 @@ class Trainings:
         with suppress(OSError):
             return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
         return ""
+
+    def finished(self, out: str) -> bool:
+        """Whether the last one in a folder came to its end."""
+        process = self.running.get(out)
+        return process is not None and process.poll() == 0
 
     def failed(self, out: str) -> bool:
         """Whether the last one in a folder ended in a fault."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from everyway.apps.server.scheduler import Frame, Step
 from everyway.apps.studio.bench import Made
 from everyway.media import medium
+from everyway.request import GenerateRequest
 
 Say = Callable[[str], str]
 """A sentence in the language of the page."""
@@ -52,9 +53,14 @@ def address(picture: Image.Image | bytes, whole: bool = True) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def pair(outputs: Mapping[str, Any], note: str = "", picture: str = "", extra: str = "") -> str:
-    """A figure of one sample: its picture above its words.  picture: its address, if it has one
-    that is better than its pixels'.  note: small, below.  extra: HTML beside the picture."""
+def pair(
+    outputs: Mapping[str, Any], note: str = "", picture: str = "", extra: str = "", asked: str = ""
+) -> str:
+    """A figure of one sample: its picture beside its words, or those that it was asked for with.
+
+    picture: its address, if it has one that is better than its pixels'.  note: small, below.
+    extra: HTML beside the picture.
+    """
     image = outputs.get("image")
     others = [
         str(medium(name, {}).preview(value)) for name, value in outputs.items() if name != "image"
@@ -62,11 +68,18 @@ def pair(outputs: Mapping[str, Any], note: str = "", picture: str = "", extra: s
     shown = ""
     if image is not None:
         src = picture or address(image, whole=False)
-        said = others[0] if others else note
+        said = others[0] if others else asked
         shown = tag("div", f'<img src="{src}" alt="{escape(said)}">', extra, class_="ew-picture")
     words = "".join(tag("p", escape(text), class_="ew-words") for text in others)
+    if asked and not others:
+        words = tag("p", escape(asked), class_="ew-words ew-asked")
     small = tag("p", note, class_="ew-note") if note else ""
     return tag("figure", shown, tag("figcaption", words, small), class_="ew-pair")
+
+
+def said_of(request: GenerateRequest) -> str:
+    """The words that something was asked for with."""
+    return " + ".join(filter(None, (request.text, *(c.text for c in request.contexts))))
 
 
 def heat(sure: Tensor, say: Say) -> str:
@@ -114,7 +127,7 @@ def made(results: Sequence[Made], say: Say, foot: str = "", picture: Callable = 
         seed = say(f"seed {one.result.seed}")
         save = tag("a", say("download"), href=src, download=name, class_="ew-link") if name else ""
         note = " · ".join(filter(None, (seed, stopped(one.row, say), save)))
-        figures.append(pair(one.result.outputs, note, src))
+        figures.append(pair(one.result.outputs, note, src, asked=said_of(one.result.request)))
     grid = tag("div", *figures, class_="ew-pairs", data_count=len(figures))
     return tag("div", grid, foot, class_="ew-run ew-made")
 
