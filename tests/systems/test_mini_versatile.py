@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from everyway import library
+from everyway.checkpoints import codec_folder
+from everyway.codecs.patches import PatchContext
 from everyway.data.lattice import Lattice, draw
 from everyway.data.sample import Scene, SceneObject, to_tensor
 from everyway.data.styles import STYLES
@@ -124,3 +126,25 @@ def test_a_context_is_as_wide_as_its_layers(system):
     made = system.contexts({"image": picture, "text": ["a fox"]})
     for name, context in made.items():
         assert context.tokens.shape[2] == system.network.config.contexts[name]
+
+
+def test_a_picture_is_seen_in_patches_where_the_folder_of_codecs_has_them(tmp_path):
+    """Then it has nulls of empty pictures, and what is stored and read back is the same."""
+    mini = load("mini", device="cpu").system
+    for name in ("image", "text"):
+        own = mini.config["codec_config"][name]
+        codec_folder.write(tmp_path / "codecs", name, mini.codecs[name], own, {})
+    seen = PatchContext()
+    seen.fit(to_tensor([draw(Lattice(seed=3).scene(k)) for k in range(20)]))
+    codec_folder.write(tmp_path / "codecs", "image_condition", seen, {"kind": "PatchContext"}, {})
+    settings = {"codecs": str(tmp_path / "codecs"), "data": "lattice-styled"}
+    styled = resolve("mini-versatile", settings).model.system(Data("lattice-styled", 0))
+    assert [*styled.conditions["image"].nulls] == ["zeros", "black", "grey"]
+    picture = to_tensor([Lattice(seed=3).sample(0).image])
+    tokens = styled.contexts({"image": picture})["image"].tokens
+    assert tokens.shape[1:] == (144, styled.network.config.contexts["image"])
+    for null in styled.conditions["image"].nulls.values():
+        assert null.context().tokens.shape == tokens.shape
+    library.save(tmp_path / "model", styled, {"name": "styled", "history": []})
+    read = load(str(tmp_path / "model"), device="cpu").system
+    assert torch.equal(read.contexts({"image": picture})["image"].tokens, tokens)

@@ -137,7 +137,7 @@ JUDGES: dict[str, Judge] = {
         ),
     ),
     **dict.fromkeys(emoji.CURRICULUM, EMOJI),
-    **dict.fromkeys(("lattice", "lattice-whole", "lattice-open"), LATTICE),
+    **dict.fromkeys(("lattice", "lattice-whole", "lattice-open", "lattice-with-style"), LATTICE),
     "lattice-styled": replace(
         LATTICE,
         read=lambda pictures: [seen.scene for seen in lattice.styled(pictures)],

@@ -37,6 +37,8 @@ from everyway.train.loop import train
 from everyway.train.systems import prepared
 
 FILE = "price.json"
+Lines = dict[str, list[tuple[str, str]]]
+"""What -> sentences on it, each with whom it is of, or ""."""
 ROWS = 64
 """Samples that a rehearsal encodes and learns from."""
 STEPS, SECONDS = 60, 8.0
@@ -80,8 +82,8 @@ class Price(Settings):
     """Those that it runs with."""
     codecs: str = ""
     """What codecs are made first: "fitted", "shipped", or none."""
-    about: dict[str, str] = Field(default_factory=dict)
-    """Lines on data and codecs."""
+    about: Lines = Field(default_factory=dict)
+    """On data and codecs."""
     step_s: float
     """Of a step."""
     processor_s: float
@@ -106,18 +108,19 @@ class Price(Settings):
     def settings(self) -> TrainConfig:
         return parsed(self.config)
 
-    def lines(self) -> dict[str, str]:
-        """What -> a line on it, for people to read."""
+    def lines(self) -> Lines:
+        """For people to read."""
         own = self.settings()
         samples, out = self.steps * own.batch, own.folder.absolute()
-        passes = f", each {samples / self.rows:,.0f} times" if self.rows else ""
+        seen = f"{samples:,} samples"
+        if self.rows:
+            seen = f"{samples:,} samples, each {samples / self.rows:,.0f} times"
         where = next(p for p in (out, *out.parents) if p.exists())
         preset = getattr(own.model, "preset", "")
         took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
-        return {
-            **self.about,
+        told = {
             "model": f"{own.system} {preset}, {self.parameters / 1e6:.1f} million parameters",
-            "training": f"{self.steps:,} steps of {own.batch}: {samples:,} samples{passes}; "
+            "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
             f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
             "time": f"{spell(self.total)} in all: {took['begun']} so far, {took['codecs']} codecs, "
             f"{took['latents']} latents, {took['building']} building, {took['training']} training, "
@@ -127,6 +130,7 @@ class Price(Settings):
             "disk": f"{size(self.disk)}, {size(shutil.disk_usage(where).free)} are free",
             "expect": self.expect(samples),
         }
+        return {**self.about, **{name: [("", line)] for name, line in told.items()}}
 
     def expect(self, samples: int) -> str:
         """What so many samples are good for."""

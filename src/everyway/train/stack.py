@@ -25,7 +25,7 @@ from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.fitted_folder import FITTED, SAMPLE, Room
 from everyway.train.folder import TrainingProgress
 from everyway.train.loop import train
-from everyway.train.price import Price
+from everyway.train.price import Lines, Price
 from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
@@ -61,7 +61,7 @@ class Choice:
 
     codecs: str = ""
     folder: str = ""
-    about: dict[str, str] = field(default_factory=dict)
+    about: Lines = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
 
@@ -143,17 +143,17 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     system = _at_hand(config)
     pairs, found = _measured(system, config)
     whose = config.model.init or (SHIPPED if _needs_shipped(config) else config.model.preset)
-    about = {"data": pairs}
+    about: Lines = {"data": [("", pairs)]}
     if found.psnr_db is not None:
-        about["image"] = f"codec of {whose}: {found.seen}"
+        about["image"] = [(f"codec of {whose}", found.seen)]
     if found.exact is not None:
-        about["text"] = f"codec of {whose}: {found.said}"
+        about["text"] = [(f"codec of {whose}", found.said)]
     serves = found.shows and found.says
     if config.model.init and not serves:
         _refuse_hopeless(config, found)
     if not _fits(config):
         if not serves:
-            about["codecs"] = _how_to_mend(config)
+            about["codecs"] = [("", _how_to_mend(config))]
         return Choice(about=about)
     return _trial(config, system, found, about, place / "codecs", writes)
 
@@ -162,7 +162,7 @@ def _trial(
     config: TrainConfig,
     system: System,
     found: Suited,
-    about: dict[str, str],
+    about: Lines,
     out: Path,
     writes: bool,
 ) -> Choice:
@@ -179,7 +179,7 @@ def _trial(
     if writes:
         fitted_folder.write(made, out)
     for name, line in fitted_folder.described(made).items():
-        about[name] = f"{about[name]}; new: {line}" if name in about else f"new: {line}"
+        about[name] = [*about.get(name, []), ("new", line)]
     count = len(Folder(config.source.data, captioned=True))
     tried, fitted = min(SAMPLE, count), min(FITTED, count)
     numbers = 3 * made["image"].settings["side"] ** 2

@@ -48,8 +48,9 @@ class Suited:
     @property
     def seen(self) -> str:
         """What it shows, in words."""
-        below = "" if self.shows else f", below {SHOWS:g}"
-        return f"{self.psnr_db:.1f} dB on your pictures{below}"
+        if self.shows:
+            return f"{self.psnr_db:.1f} dB on your pictures"
+        return f"{self.psnr_db:.1f} dB on your pictures, below {SHOWS:g}"
 
     @property
     def said(self) -> str:
@@ -58,8 +59,9 @@ class Suited:
         if not self.unknown:
             return right
         named, rest = ", ".join(self.unknown[:NAMED]), len(self.unknown) - NAMED
-        more = f" and {rest} more words" if rest > 0 else ""
-        return f"{right}; unknown: {named}{more}"
+        if rest <= 0:
+            return f"{right}; unknown: {named}"
+        return f"{right}; unknown: {named} and {rest} more words"
 
 
 @torch.no_grad()

@@ -71,17 +71,17 @@ def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
         raise UsageError("a price is of a system that is not in training yet; leave --dry-run out")
     quiet = quiet or not first
 
-    def note(line: str, name: str = "") -> None:
+    def note(line: str) -> None:
         if not quiet:
-            start = f"{spoken(name):9} " if name else ""
-            print(start + spoken(line), file=sys.stderr, flush=True)
+            print(spoken(line), file=sys.stderr, flush=True)
 
     if not priced:
         with _progress(config.steps, quiet) as progress:
             return _ended(train(config, progress, note), first)
     plan = stack.planned(config)
-    for name, line in plan.lines().items():
-        note(line, name)
+    for name, said in plan.lines().items() if not quiet else ():
+        parts = (f"{spoken(of)}: {spoken(line)}" if of else spoken(line) for of, line in said)
+        print(f"{spoken(name):9} {'; '.join(parts)}", file=sys.stderr, flush=True)
     if dry_run:
         if first:
             print(json.dumps({"seconds": round(plan.total), **plan.model_dump(include=TOLD)}))
