@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from functools import partial
 from typing import Any
 
 from everyway.apps.server.config import ServerConfig
@@ -26,6 +25,10 @@ def application(config: ServerConfig) -> Any:
     except ImportError:
         raise UsageError("--engine ray needs Ray: pip install 'everyway[ray]'") from None
 
+    def built() -> Any:
+        """In the replica's own process."""
+        return _built(config)
+
     @serve.deployment(
         name="Replica",
         num_replicas=config.replicas,
@@ -33,7 +36,7 @@ def application(config: ServerConfig) -> Any:
         ray_actor_options={"num_cpus": 1, "num_gpus": int(_on_gpu(config))},
         graceful_shutdown_timeout_s=config.grace,
     )
-    @serve.ingress(partial(_built, config))
+    @serve.ingress(built)
     class Replica:
         """The application."""
 
