@@ -23,7 +23,7 @@ everyway train mini-ediffi --out "$RUNS/mini-ediffi-base" --budget "$(minutes 30
 everyway train mini-ediffi --out "$RUNS/mini-ediffi-root" --budget "$(minutes 20)" \
   --set "init=$RUNS/mini-ediffi-base/model" --set seed=1 --set lr=3e-3
 everyway experts split "$RUNS/mini-ediffi-root/model" --plan level-1 --out "$RUNS/mini-ediffi-experts" \
-  --budget "$(minutes 20)" --set lr=2e-3
+  --budget "$(minutes 20)" --set lr=2e-3 --set steps=200000
 everyway train mini-ediffi-sr --out "$RUNS/mini-ediffi-sr" --budget "$(minutes 30)"
 everyway cascade "$RUNS/mini-ediffi-experts/model" "$RUNS/mini-ediffi-sr" --weights int8 --out "$RUNS/mini-ediffi"
 everyway evaluate "$RUNS/mini-ediffi" --suite scenes -n 300 --record

@@ -39,7 +39,7 @@ def quick(monkeypatch, tmp_path):
 def test_every_training_is_a_preset():
     versatile = {"nano-versatile", "mini-versatile"}
     ediffi = {"ediffi-nano", "ediffi-nano-root", "ediffi-nano-sr", "mini-ediffi", "mini-ediffi-sr"}
-    assert {*CODECS, "nano", "mini", "mini-vq"} | versatile | ediffi == set(names())
+    assert {*CODECS, "nano", "mini", "small", "mini-vq"} | versatile | ediffi == set(names())
     for name in CODECS:
         assert resolve(name).system == name
 

@@ -21,7 +21,7 @@ from everyway.train.ema import EMA
 from everyway.train.learner import Learner
 from everyway.train.sources import Data
 from everyway.train.state import StateError, TrainState
-from everyway.train.systems import COUNTS, HISTORY, SystemLearner
+from everyway.train.systems import COUNTS, HISTORY, SystemLearner, steps_of
 
 SMALL = dict(cache="64", batch="8", warmup="2", log_every="50")
 SCORES = {"suite": "shapes", "protocol": {"n": 1}, "rows": {}}
@@ -57,7 +57,7 @@ def metadata_of(out: Path) -> dict:
 
 
 def exported(out: Path) -> int:
-    return SystemLearner.exported(None, out)
+    return steps_of(out / "model")
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -238,15 +238,17 @@ class SystemLearner(Learner):
             lora.write(path, {k: v.to(dtype) for k, v in _of_network(weights).items()}, facts)
 
     def exported(self, out: Path) -> int:
-        if self.base:
-            return lora.steps_of(out / LORA)
-        folder = out / "model"
-        try:
-            held = store.document(folder)
-            files = [store.component(folder, name, d) for name, d in held["sha256"].items()]
-            return held["facts"]["history"][-1]["steps"] if all(f.is_file() for f in files) else -1
-        except (store.StoreError, LookupError, TypeError):
-            return -1
+        return lora.steps_of(out / LORA) if self.base else steps_of(out / "model")
+
+
+def steps_of(folder: Path) -> int:
+    """Of the training that a model folder is of; -1 where there is none, or a file is missing."""
+    try:
+        held = store.document(folder)
+        files = [store.component(folder, name, d) for name, d in held["sha256"].items()]
+        return held["facts"]["history"][-1]["steps"] if all(f.is_file() for f in files) else -1
+    except (store.StoreError, LookupError, TypeError):
+        return -1
 
 
 def origins(config: TrainConfig, system: System) -> dict[str, Any]:
