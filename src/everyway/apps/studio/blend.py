@@ -91,6 +91,7 @@ class Blend(Page):
                 label=say(f"Picture {number}"),
                 type="pil",
                 image_mode="RGB",
+                format="png",
                 height=170,
                 placeholder=self.dropping,
                 sources=["upload", "clipboard"],

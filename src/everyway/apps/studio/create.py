@@ -99,6 +99,7 @@ class Create(Page):
             label=say("Picture"),
             type="pil",
             image_mode="RGB",
+            format="png",
             height=130,
             placeholder=self.dropping,
             sources=["upload", "clipboard"],
