@@ -134,6 +134,26 @@ def test_tokens_unmask_with_how_sure_they_are(visit, site):
     one.shot("tokens")
 
 
+def test_a_painting_is_loaded_into_its_page_and_made_again(visit, site):
+    one = visit()
+    page = one.page
+    one.open("paint")
+    page.click("#paint")
+    page.wait_for_selector("#painted .ew-made img")
+    before = last(site[1])
+    one.open("gallery")
+    page.click(f"#wall button[data-row='{before['index']}']")
+    page.wait_for_selector("#told .ew-card")
+    page.click("#load")
+    page.wait_for_selector("#map canvas", state="visible")
+    page.wait_for_function("document.querySelector('#map ew-canvas').regions.length === 3")
+    page.fill("#paint-text textarea", "a fox and a teapot on red")
+    page.click("#paint")
+    page.wait_for_function("document.querySelector('#painted').innerText.includes('on red')")
+    again = last(site[1])["request"]
+    assert again == before["request"] | {"text": "a fox and a teapot on red"}
+
+
 def test_stopped_and_kept(visit, site):
     one = visit()
     page = one.page

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,24 @@ def test_settings_of_a_picture_are_loaded(studio):
     assert json.loads(held)["path"] == str(path)
     (studio.out / "plain.png").write_bytes(png(red()))
     assert "carries no request" in shown._dropped(str(studio.out / "plain.png"))[0]
+
+
+def test_settings_of_a_blend_and_a_painting_are_loaded(studio):
+    mixing, painting = of(blend.Blend, studio), of(paint.Paint, studio)
+    pictures = [v for colour in ("red", "blue") for v in (Image.new("RGB", (64, 64), colour), 1, 0)]
+    mask = views.address(Image.new("RGB", (64, 64), "white"))
+    rest = ["a small pizza", 0.25, "image", "layer", "mini-versatile", 1, 7, 0.5]
+    asked = mixing.request_of(*pictures, None, 0.5, 0.5, "", mask, "", *rest)
+    assert mixing.request_of(*mixing.values(asked)) == asked
+    more = asked.model_copy(update={"contexts": 2 * asked.contexts})
+    with pytest.raises(RequestError, match="no room"):
+        mixing.values(more)
+    regions = [{**one, "strength": 2} for one in paint.REGIONS]
+    own = ["a fox and a teapot on blue", "mini", 1, 9, 1.5, ""]
+    asked = painting.request_of(views.address(paint.example()), json.dumps(regions), *own)
+    canvas, *fields = painting.values(asked)
+    given = {name: unescape(said) for name, said in re.findall(r'(\w+)="([^"]*)"', canvas)}
+    assert painting.request_of(given["start"], given["regions"], *fields) == asked
 
 
 def test_lines_of_numbers():

@@ -120,6 +120,13 @@ class Studio:
             self._examples[text] = Example(picture=made.image, words=words, film=film)
         return self._examples[text]
 
+    @staticmethod
+    def knows(model: Model) -> list[str]:
+        """The things and colours that a model has words for; none of one that reads any."""
+        lexicons = (getattr(codec, "lexicon", None) for codec in model.system.codecs.values())
+        words = next((known for known in lexicons if known), None)
+        return [*words.objects, *words.backgrounds] if words else []
+
     def reads(self, name: str, text: str) -> bool:
         """Whether a model draws that text."""
         model = self.model(name)

@@ -10,12 +10,14 @@ from PIL import Image
 
 from everyway.apps.studio import views
 from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Page, picture_of, values_of
+from everyway.apps.studio.parts import Page, opened, picture_of, values_of
 from everyway.errors import EverywayError
 from everyway.request import MIXES, GenerateRequest, RequestError
 
 SLOTS = 3
 """Pictures that a blend may have here."""
+UNSET = (None, 0.5, 0.5)
+"""Picture, weight and focus of a slot that nothing is in."""
 LABELS = {
     "": "the model's own",
     "attention": "in every attention",
@@ -68,11 +70,12 @@ class Blend(Page):
                     elem_id="blended",
                     js_on_load=None,
                 )
-        self.masks = [gr.Textbox(visible="hidden") for _ in self.slots]
-        flat = [part for slot in self.slots for part in slot]
+        masks = [gr.Textbox(visible="hidden") for _ in self.slots]
+        flat = [part for *slot, _ in self.slots for part in slot]
         rest = [self.text, self.weight, self.kind, self.mix]
         rest += [self.model, self.n, self.seed, self.colours]
-        given = [*flat, *self.masks, *rest]
+        given = [*flat, *masks, *rest]
+        self.fields = [*flat, *(mask for *_, mask in self.slots), *rest]
         drawn = values_of(len(given), {f"blend-mask-{k + 1}": len(flat) + k for k in range(SLOTS)})
         make.click(
             self._made, given, self.shown, js=drawn, show_progress="hidden", concurrency_limit=4
@@ -80,14 +83,15 @@ class Blend(Page):
         outputs = [self.slots[0][0], self.text, self.weight]
         example.click(self._example, None, outputs)
 
-    def _slot(self, number: int) -> tuple[gr.Image, gr.Slider, gr.Slider]:
-        """A picture with its weight, its focus and its mask."""
+    def _slot(self, number: int) -> tuple[gr.Image, gr.Slider, gr.Slider, gr.State]:
+        """A picture with its weight, its focus, and the mask of a record that is loaded."""
         say = self.say
         with gr.Column(min_width=170, elem_classes="ew-slot"):
             image = gr.Image(
                 label=say(f"Picture {number}"),
                 type="pil",
                 image_mode="RGB",
+                format="png",
                 height=170,
                 placeholder=self.dropping,
                 sources=["upload", "clipboard"],
@@ -99,12 +103,10 @@ class Blend(Page):
             focus = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Focus"), info=said)
             with gr.Accordion(say("Mask: what of it is seen"), open=False, visible=False) as part:
                 mask = self.canvas(f"blend-mask-{number}", "mask")
-        image.change(self._masking, image, [part, mask], queue=False, show_progress="hidden")
-        return image, weight, focus
-
-    def _masking(self, image: Image.Image | None) -> tuple[Any, Any]:
-        picture = views.address(image) if image is not None else ""
-        return gr.update(visible=bool(picture)), self.canvas_html("mask", picture)
+        given = gr.State("")
+        masks = [part, mask, given]
+        image.change(self.masking, [image, given], masks, queue=False, show_progress="hidden")
+        return image, weight, focus, given
 
     def _example(self) -> tuple[Image.Image, str, float]:
         return self.studio.example(EXAMPLE[0]).picture, EXAMPLE[1], 0.5
@@ -146,3 +148,18 @@ class Blend(Page):
             seed=int(seed or 0),
             colours=colours if any(image is not None for image in pictures[::3]) else 0.0,
         )
+
+    def values(self, request: GenerateRequest) -> list[Any]:
+        """Of the page's fields for a request.  RequestError for more than they hold."""
+        seen: list[Any] = [context for context in request.contexts if context.image]
+        said = [context for context in request.contexts if context.text]
+        most = max(context.weight for context in request.contexts)
+        other = len(request.contexts) - len(seen + said)
+        if len(seen) > SLOTS or len(said) > 1 or other or most > 1:
+            raise RequestError("this page has no room for all of it; Replay makes it again")
+        seen += [None] * (SLOTS - len(seen))
+        flat = [v for c in seen for v in ((opened(c.image), c.weight, c.focus) if c else UNSET)]
+        masks = [views.address(opened(c.mask)) if c and c.mask else "" for c in seen]
+        words = (said[0].text, said[0].weight) if said else ("", UNSET[1])
+        mixed = [request.kind, request.mix or "", request.model, 1, request.seed, request.colours]
+        return [*flat, *masks, *words, *mixed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -93,10 +94,12 @@ class Create(Page):
             lines=2,
             elem_id="text",
         )
+        self.known = gr.HTML(self._known(self.studio.names[0]), elem_id="known", js_on_load=None)
         self.image = gr.Image(
             label=say("Picture"),
             type="pil",
             image_mode="RGB",
+            format="png",
             height=130,
             placeholder=self.dropping,
             sources=["upload", "clipboard"],
@@ -140,8 +143,9 @@ class Create(Page):
         given = [*sides[:-1], self.wished]
         chosen = values_of(len(given), {}, {"way": len(given) - 1})
         gr.on(changed, self._ways, given, self.way, js=chosen, **quiet)
+        self.model.change(self._known, self.model, self.known, **quiet)
         masks = [self.part, self.mask, self.given_mask]
-        self.image.change(self._masking, [self.image, self.given_mask], masks, **quiet)
+        self.image.change(self.masking, [self.image, self.given_mask], masks, **quiet)
         shown = [self.shown, self.last, self.back]
         settings = [self.wished if f is self.way else f for f in self.fields] + [self.masked]
         way = settings.index(self.wished)
@@ -177,11 +181,12 @@ class Create(Page):
         chosen = way if way in given else next(iter(given), None)
         return gr.update(choices=self.labelled(LABELS, given), value=chosen)
 
-    def _masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
-        """The canvas of a picture; mask: what is on it first."""
-        picture = views.address(image) if image is not None else ""
-        part = gr.update(visible=bool(picture), open=bool(mask))
-        return part, self.canvas_html("mask", picture, start=mask), ""
+    def _known(self, model: str) -> str:
+        """What may stand in its words, folded."""
+        words = self.studio.knows(self.studio.model(model))
+        summary = views.tag("summary", self.say("what this model knows"))
+        listed = views.tag("p", escape(", ".join(words)), class_="ew-note")
+        return views.tag("details", summary, listed, class_="ew-how") if words else ""
 
     def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
         """An example of a way of the plane."""

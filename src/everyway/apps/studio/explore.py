@@ -45,7 +45,8 @@ class Explore(Page):
         return make, shown
 
     def _interpolation(self) -> None:
-        say, settings = self.say, {"type": "pil", "image_mode": "RGB", "height": 170, "buttons": []}
+        say, settings = self.say, {"type": "pil", "image_mode": "RGB", "format": "png"}
+        settings |= {"height": 170, "buttons": []}
         settings |= {"sources": ["upload", "clipboard"], "placeholder": self.dropping}
         with gr.Row():
             first = gr.Image(label=say("from"), **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import gradio as gr
 from PIL import Image
 
 from everyway.apps.studio import views
+from everyway.apps.studio.blend import Blend
 from everyway.apps.studio.create import LABELS, Create, ways
+from everyway.apps.studio.paint import Paint
 from everyway.apps.studio.parts import Page
 from everyway.errors import EverywayError
 from everyway.record import Record, read_record
-from everyway.request import GenerateRequest
+from everyway.request import GenerateRequest, RequestError
 
 SHOWN = 60
 """Results that are shown at once, the newest."""
@@ -25,15 +28,23 @@ SHOWN = 60
 class Gallery(Page):
     """The folder of what was made."""
 
-    def build(self, create: Create, tabs: gr.Tabs, tab: gr.Tab) -> None:
-        """create, tabs: where settings are loaded into.  tab: whose opening shows what is new."""
+    def build(self, create: Create, blend: Blend, paint: Paint, tabs: gr.Tabs, tab: gr.Tab) -> None:
+        """create, blend, paint, tabs: where settings are loaded into.  tab: whose opening shows
+        what is new."""
         say, self.create = self.say, create
+        self.forms = {
+            "create": ([*create.fields, create.given_mask], self._fields),
+            "blend": (blend.fields, blend.values),
+            "paint": (paint.fields, paint.values),
+        }
         said = say("Everything that was made here, each with the request that makes it again.")
         gr.HTML(views.lead(say("Gallery"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=7, min_width=300):
                 self.wall = gr.HTML("", elem_id="wall", js_on_load=views.loaded("wall"))
-                self.more = gr.Button(say("Show what is new"), size="sm")
+                self.more = gr.Button(
+                    say("Show what is new"), size="sm", elem_classes="ew-chip-button"
+                )
             with gr.Column(scale=5, min_width=300):
                 self.drop = gr.File(
                     label=say("Drop a PNG of Everyway here: it says how it was made"),
@@ -56,7 +67,8 @@ class Gallery(Page):
         gr.on([tab.select, self.more.click], self._wall, None, self.wall, **quiet)
         self.wall.select(self._picked, None, shown, **quiet)
         self.drop.upload(self._dropped, self.drop, shown, **quiet)
-        loaded = [*create.fields, create.given_mask, tabs, self.answer]
+        fields = [field for inputs, _ in self.forms.values() for field in inputs]
+        loaded = [*fields, tabs, self.answer]
         load.click(self._loaded, self.chosen, loaded, show_progress="hidden")
         replay.click(self._replayed, self.chosen, self.answer)
 
@@ -136,17 +148,26 @@ class Gallery(Page):
         return card, gr.update(visible=True), held, ""
 
     def _loaded(self, chosen: str) -> list[Any]:
-        """The first page with the settings of a record."""
+        """The page that makes it, with the settings of a record."""
         request = Record.model_validate(json.loads(chosen)["record"]).request
-        count = len(self.create.fields)
-        if request.contexts or request.paint or request.kind not in LABELS:
-            said = self.say("it was made on another page; Replay makes it again")
-            return [gr.skip()] * (count + 2) + [views.trouble(said)]
+        page = "blend" if request.contexts else "paint" if request.paint else "create"
+        left = {name: [gr.skip()] * len(inputs) for name, (inputs, _) in self.forms.items()}
+        try:
+            values = self._values(request, page)
+        except EverywayError as error:
+            return [*chain(*left.values()), gr.skip(), views.trouble(self.say(str(error)))]
+        return [*chain(*(left | {page: values}).values()), gr.update(selected=page), ""]
+
+    def _values(self, request: GenerateRequest, page: str) -> list[Any]:
+        """Of that page's fields.  RequestError where it cannot be made there."""
+        if request.kind not in LABELS:
+            raise RequestError("it was made on another page; Replay makes it again")
         lost = [name for name in request.paths if not Path(name).is_file()]
         if request.model not in self.studio.names or lost:
-            said = f"this studio has not {', '.join(lost) or request.model}; give it anew"
-            return [gr.skip()] * (count + 2) + [views.trouble(self.say(said))]
-        return [*self._fields(request), gr.update(selected="create"), ""]
+            raise RequestError(
+                f"this studio has not {', '.join(lost) or request.model}; give it anew"
+            )
+        return self.forms[page][1](request)
 
     def _fields(self, request: GenerateRequest) -> list[Any]:
         """Values of the first page's fields, and the mask."""

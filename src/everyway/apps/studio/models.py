@@ -94,15 +94,10 @@ class Models(Page):
         count = sum(p.numel() for p in networks.values())
         held = sum(p.numel() * p.element_size() for p in networks.values())
         tasks = ", ".join(say(LABELS.get(task, task)) for task in system.tasks)
-        lexicons = (getattr(codec, "lexicon", None) for codec in system.codecs.values())
-        words = next((known for known in lexicons if known), None)
-        own = [
+        return [
             (say("tasks"), tasks),
             (say("parameters"), f"{count / 1e6:.2f} M"),
             (say("memory"), f"{held / 1e6:.1f} MB, {system.placement.memory}, {system.device}"),
             (say("hash"), model.hash),
+            (say("knows"), ", ".join(self.studio.knows(model))),
         ]
-        if words:
-            known = [*words.objects, *words.backgrounds]
-            own.append((say("knows"), ", ".join(known)))
-        return own

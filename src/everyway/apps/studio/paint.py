@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from everyway.apps.studio import views
 from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Page, picture_of, values_of
+from everyway.apps.studio.parts import Page, opened, picture_of, values_of
 from everyway.errors import EverywayError
 from everyway.request import PAINT_FORMS, GenerateRequest, RequestError, Words
 
@@ -37,9 +37,8 @@ class Paint(Page):
         gr.HTML(views.lead(say("Paint with words"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=6, min_width=300):
-                start = views.address(example())
                 self.map = gr.HTML(
-                    self.canvas_html("words", start=start, regions=json.dumps(REGIONS), side=SIDE),
+                    self._canvas(example(), REGIONS),
                     elem_id="map",
                     js_on_load=None,
                 )
@@ -70,8 +69,8 @@ class Paint(Page):
                         forms = [(say("the model's own"), ""), *PAINT_FORMS]
                         self.form = gr.Dropdown(forms, value="", label=say("How it falls"))
         painted, regions = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
-        given = [painted, regions, self.text, self.model, self.n, self.seed]
-        given += [self.weight, self.form]
+        rest = [self.text, self.model, self.n, self.seed, self.weight, self.form]
+        given, self.fields = [painted, regions, *rest], [self.map, *rest]
         drawn = values_of(len(given), {"map": 0})
         gr.on(
             [make.click, self.text.submit],
@@ -82,6 +81,11 @@ class Paint(Page):
             show_progress="hidden",
             concurrency_limit=4,
         )
+
+    def _canvas(self, painted: Image.Image, regions: Sequence[Mapping[str, Any]]) -> str:
+        """With a map on it."""
+        own = {"start": views.address(painted), "regions": json.dumps(regions), "side": SIDE}
+        return self.canvas_html("words", **own)
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:
         try:
@@ -123,6 +127,16 @@ class Paint(Page):
             n=int(n),
             seed=int(seed or 0),
         )
+
+    def values(self, request: GenerateRequest) -> list[Any]:
+        """Of the page's fields for a request."""
+        regions = [
+            {"colour": colour, "words": words.phrase, "strength": words.strength}
+            for colour, words in request.words.items()
+        ]
+        canvas = self._canvas(opened(request.paint), regions)
+        own = [request.paint_weight or 0, request.paint_form or ""]
+        return [canvas, request.text or "", request.model, 1, request.seed, *own]
 
 
 def example() -> Image.Image:

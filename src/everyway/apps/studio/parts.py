@@ -92,6 +92,12 @@ class Page:
             **own,
         )
 
+    def masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
+        """The canvas of a picture; mask: what is on it first."""
+        picture = views.address(image) if image is not None else ""
+        part = gr.update(visible=bool(picture), open=bool(mask))
+        return part, self.canvas_html("mask", picture, start=mask), ""
+
     def running(self, asked: GenerateRequest, session: str) -> Iterator[tuple[str, list[str], Any]]:
         """A request on its way: (HTML, names of the files that were made, the button for them)."""
         film: list[Step] = []
@@ -145,6 +151,12 @@ def picture_of(address: str | None) -> Image.Image | None:
     except binascii.Error:
         raise RequestError("the mask is not a picture; paint it anew") from None
     return read_image(content, "black", "the mask")
+
+
+def opened(path: str) -> Image.Image:
+    """A picture that is kept."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def values_of(count: int, canvases: Mapping[str, int], choices: Mapping[str, int] = {}) -> str:

@@ -112,10 +112,10 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
                 name: page(studio=studio, say=say, language=language)
                 for name, page in PAGES.items()
             }
-            create = made["Create"]
             for name, page in made.items():
                 with gr.Tab(say(name), id=name.lower(), elem_id=f"page-{name.lower()}") as tab:
-                    links: dict[str, Any] = {"create": create, "tabs": tabs, "tab": tab}
+                    links: dict[str, Any] = {other.lower(): made[other] for other in made}
+                    links |= {"tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
         nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
@@ -189,6 +189,9 @@ def theme() -> gr.themes.Base:
         block_label_background_fill="transparent",
         block_label_background_fill_dark="transparent",
         block_label_border_width="0",
+        input_border_width="1px",
+        input_border_color="#e0d9cd",
+        input_border_color_dark="#3a3646",
         input_background_fill="#ffffff",
         input_background_fill_dark="#26232f",
         border_color_primary="#e0d9cd",

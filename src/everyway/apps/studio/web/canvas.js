@@ -11,6 +11,13 @@ const REST = "#dddddd";
 class RegionCanvas extends HTMLElement {
   connectedCallback() {
     if (this.canvas) return;
+    this.build();
+    // whoever updates the page may keep this element, with other attributes, and take what is in it
+    new MutationObserver(() => this.contains(this.canvas) || this.build()).observe(this, { childList: true });
+  }
+
+  build() {
+    this.replaceChildren();
     this.mask = this.getAttribute("mode") === "mask";
     this.labels = JSON.parse(this.getAttribute("labels") || "{}");
     this.side = +this.getAttribute("side") || 192;
