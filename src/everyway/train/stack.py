@@ -127,9 +127,9 @@ def run(
     config = plan.settings()
     process = devices.joined(config.run.device)
     if process.is_main_process:
-        plan.save()
-        if plan.codecs:
-            with folder.locked(config.folder):
+        with folder.locked(config.folder):
+            plan.save()
+            if plan.codecs:
                 _make(plan.codecs, config, note)
     process.wait_for_everyone()
     return train(config, progress, note)
