@@ -58,10 +58,10 @@ class Tokens:
         return self.tokenizer.get_vocab_size()
 
     def unread(self, text: str) -> list[str]:
-        """The parts of a text that are no known token, each once."""
+        """The words of a text that are no known token, each once."""
         read = self.tokenizer.encode(text)
-        odd = (at for own, at in zip(read.ids, read.offsets) if own == self.unknown)
-        return list(dict.fromkeys(text[start:end] for start, end in odd))
+        odd = (text[a:b] for own, (a, b) in zip(read.ids, read.offsets) if own == self.unknown)
+        return list(dict.fromkeys(word for word in odd if re.search(r"\w", word)))
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Raises PromptError for an empty text, a too long one, and one with no known character."""
