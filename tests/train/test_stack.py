@@ -16,6 +16,7 @@ from everyway.apps import cli
 from everyway.checkpoints import codec_folder
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.pca import PCA
+from everyway.data.faults import FolderError
 from everyway.data.folder import Folder, write_folder
 from everyway.data.sample import Sample, to_tensor
 from everyway.data.shapes import Shapes
@@ -175,6 +176,18 @@ def test_a_dry_run_tells_the_price_and_leaves_nothing(folder, tmp_path, quick, c
     for name in ("data", "image", "text", "model", "training", "time", "memory", "disk", "expect"):
         assert f"\n{name} " in f"\n{told}"
     assert [*tmp_path.iterdir()] == []
+
+
+def test_captions_that_are_all_too_long_are_refused(folder):
+    with pytest.raises(FolderError, match="the shortest has .* reads 2; shorten them"):
+        fitted_folder.fit(str(folder), replace(ROOM, length=3), COUNT)
+
+
+def test_a_folder_that_is_gone_is_named_as_that(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / price.FILE).touch()
+    with pytest.raises(ConfigError, match="is unknown; .* or give a folder"):
+        asked(tmp_path / "gone", tmp_path / "run")
 
 
 def test_words_that_a_folder_never_said_are_told(fitted):

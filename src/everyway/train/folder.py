@@ -50,7 +50,10 @@ def locked(out: Path) -> Iterator[None]:
     none can be made."""
     writable(out)
     fresh, path = not out.exists(), out / ".lock"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made: {error.strerror}; choose another --out") from None
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
