@@ -121,7 +121,7 @@ def fresh(args: argparse.Namespace, tell: Tell) -> Path:
     prepare(args, tell)
     own = {name: codec_folder.settings(args.codecs, name) for name in unidiffuser.NEEDED}
     config = replace(
-        unidiffuser.mini(own),
+        unidiffuser.sized("mini", own),
         image_channels=own["image"]["channels"],
         image_size=world.side,
         text_length=own["text"]["length"],

@@ -34,12 +34,12 @@ def folder(tmp_path_factory):
     texts = (c for i in range(200) for c in Lattice().sample(i).captions)
     spec = {"tokenizer": word_tokens(texts), "length": 12, "dim": 64, "lexicon": LEXICON.to_json()}
     codecs = {
-        "image": {"kind": "CellPCA"},
-        "image_embed": {"kind": "ThumbnailPCA"},
+        "image": {"kind": "CellPCA", "cell": 32, "channels": 192},
+        "image_embed": {"kind": "ThumbnailPCA", "side": 24, "channels": 64},
         "text": {"kind": "TokenTable", **spec},
     }
     made = tmp_path_factory.mktemp("start") / "model"
-    library.save(made, unidiffuser.build(unidiffuser.mini(codecs)), {"image_size": 96})
+    library.save(made, unidiffuser.build(unidiffuser.sized("mini", codecs)), {"image_size": 96})
     return made
 
 

@@ -12,7 +12,7 @@ arXiv 2210.03142.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,6 +152,9 @@ class Student(SystemLearner):
     ) -> None:
         super().__init__(system, latents, config)
         self.teacher = teacher
+
+    def compare(self, weights: Mapping[str, Tensor]) -> None:
+        """Nothing: it starts from its teacher, which does not draw in so few steps."""
 
     def batch(self, share: Share) -> list[Example]:
         source, noise, steps = share.generator("samples"), share.noise(), self.system.steps

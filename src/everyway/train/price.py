@@ -183,11 +183,13 @@ def priced(
     config: TrainConfig,
     tried: TrainConfig,
     place: Path,
+    began: float,
     fitting: int = 0,
     **known: Any,
 ) -> Price:
     """asked: as the user has it.  config: as it will run; tried: the same with what is there to
-    rehearse with, in the folder `place`.  known: fields of the Price, `seconds` of codecs.
+    rehearse with, in the folder `place`.  began: as of `stack.planned`.  known: fields of the
+    Price, `seconds` of codecs.
     fitting: bytes that making codecs takes beyond what was taken so far.
 
     Raises ConfigError where a budget leaves no time to learn in.
@@ -195,8 +197,7 @@ def priced(
     found, threads = _with_threads(tried, place)
     rows = _rows(tried)
     before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
-    began = time.time() - psutil.Process().create_time()
-    before = {"begun": began, **before}
+    before = {"begun": time.time() - began, **before}
     if asked.budget_s:
         left = asked.budget_s - sum(before.values()) - found.finish
         learning = left / (1 + found.finish / 2 / max(1.0, config.run.save_every_s))

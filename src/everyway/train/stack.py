@@ -98,15 +98,17 @@ def is_planned(config: TrainConfig, read: bool) -> bool:
     return read or config.budget_s > 0 or _fits(config)
 
 
-def planned(asked: TrainConfig) -> Price:
+def planned(asked: TrainConfig, began: float | None = None) -> Price:
     """What this training will do and take; it is measured unless the run folder has it.
 
+    began: when that began which a budget counts, as of `time.time()`; by default now.
     Raises ConfigError where the codecs of a model to start from cannot serve the data, or where a
     budget leaves no time to learn in.
     """
     if found := price.held(asked):
         torch.set_num_threads(found.threads)
         return found
+    began = time.time() if began is None else began
     process = devices.joined(asked.run.device)
     with price.rehearsing(asked.folder, process) as place:
         choice = chosen(asked, place, process.is_main_process)
@@ -117,7 +119,7 @@ def planned(asked: TrainConfig) -> Price:
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
         known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
-        made = price.priced(asked, config, tried, place, choice.bytes, **known)
+        made = price.priced(asked, config, tried, place, began, choice.bytes, **known)
         return devices.agreed(made)
 
 

@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
     """Tells what a training takes, runs it, tells of it, and gives the exit code."""
+    import psutil
+
     from everyway.train import stack, train
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
@@ -78,7 +80,7 @@ def trained(config: TrainConfig, quiet: bool, dry_run: bool = False) -> int:
     if not priced:
         with _progress(config.steps, quiet) as progress:
             return _ended(train(config, progress, note), first)
-    plan = stack.planned(config)
+    plan = stack.planned(config, began=psutil.Process().create_time())
     for name, said in plan.lines().items() if not quiet else ():
         parts = (f"{spoken(of)}: {spoken(line)}" if of else spoken(line) for of, line in said)
         print(f"{spoken(name):9} {'; '.join(parts)}", file=sys.stderr, flush=True)
