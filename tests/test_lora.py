@@ -167,6 +167,20 @@ def test_files_and_weights_as_people_give_them():
         GenerateRequest(kind="joint", lora="a:11")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["a:0.7", "b", "a:0.3"], "'a' is given 2 times; give it once"),
+        (["a:1e9"], "less than or equal to 10"),
+        (["a:nan"], "greater than or equal to -10"),
+    ],
+)
+def test_weights_that_cannot_be(given, said):
+    with pytest.raises(RequestError, match=said):
+        GenerateRequest(kind="joint", lora=given)
+    assert GenerateRequest(kind="joint", lora=["a:5e-1", ""]).lora == {"a": 0.5, "": 1.0}
+
+
 def test_of_another_model_it_is_refused_in_one_line(nano, file, tmp_path):
     other = written(tmp_path / "other.safetensors", nano.system.network, "0123456789ab")
     with pytest.raises(lora.LoRAError, match=r"is a LoRA of nano \(0123456789ab\), and this model"):

@@ -132,9 +132,13 @@ def _loras(given: Any) -> Any:
     listed = [given] if isinstance(given, (str, os.PathLike)) else given
     if not isinstance(listed, (list, tuple)):
         return given
-    named = re.compile(r"(.+?)(?::([+-]?[0-9.]+))?", re.DOTALL)
-    split = (named.fullmatch(str(_name(one))) for one in listed)
-    return {match[1]: match[2] or 1.0 for match in split if match}
+    weight = r"[+-]?(?:[0-9.]+(?:e[+-]?[0-9]+)?|nan|inf)"
+    named = re.compile(rf"(.*?)(?::({weight}))?", re.DOTALL | re.IGNORECASE)
+    split = [named.fullmatch(str(_name(one))).groups() for one in listed]
+    counts = Counter(path for path, _ in split)
+    if twice := [path for path, count in counts.items() if count > 1]:
+        raise ValueError(f"{twice[0]!r} is given {counts[twice[0]]} times; give it once")
+    return {path: weight or 1.0 for path, weight in split}
 
 
 def _words(given: Any) -> Any:

@@ -110,7 +110,7 @@ def test_parquet_without_its_reader_is_named(tmp_path, monkeypatch):
 CSV = {
     "no captions": ("file_name,told\n0.png,a\n", "metadata.csv", "file_name, told; name them text"),
     "a comma": ("file_name,text\n0.png,a,b\n1.png,c\n", "metadata.csv line 2", "fields"),
-    "latin": ("file_name,text\n0.png,caf\xe9\n1.png,c\n", "metadata.csv line 2", "text"),
+    "latin": ("file_name,text\n0.png,caf\xe9\n1.png,c\n", "metadata.csv line 2", "as UTF-8"),
     "no name": ("id,text\n0.png,a\n", "metadata.csv line 2", "file_name"),
     "no end": ("file_name,text\n0.png," + "a" * 2**21, "metadata.csv", "longer"),
 }

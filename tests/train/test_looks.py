@@ -47,6 +47,17 @@ def test_words_that_look_alike_have_codes_alike_and_no_two_the_same():
     assert torch.equal(codes, again)
 
 
+def test_a_rare_word_has_a_code_as_large_as_those_of_others():
+    """Words that are said together look alike, and an axis of theirs is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.randn(6, 2, generator=generator) @ torch.randn(2, 64, generator=generator)
+    rounding = 1e-6 * torch.randn(6, 64, generator=generator)
+    effects = torch.cat([plane + rounding, torch.randn(1, 64, generator=generator)])
+    counts = torch.tensor([20.0] * 6 + [5.0])
+    codes = codes_of_words(effects, counts, 16, seed=3, least=20)
+    assert codes.abs().max() < 6
+
+
 def test_a_word_that_looks_like_nothing_has_a_code_of_its_own():
     effects, counts = (
         torch.randn(40, 30, generator=torch.Generator().manual_seed(1)),

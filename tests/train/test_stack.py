@@ -14,14 +14,18 @@ import torch
 
 from everyway.apps import cli
 from everyway.checkpoints import codec_folder
+from everyway.codecs.image_vae import psnr
 from everyway.codecs.pca import PCA
-from everyway.data.folder import write_folder
-from everyway.data.sample import Sample
+from everyway.data.faults import FolderError
+from everyway.data.folder import Folder, write_folder
+from everyway.data.sample import Sample, to_tensor
 from everyway.data.shapes import Shapes
 from everyway.generate import load
 from everyway.train import fitted_folder, price, stack, train
 from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
 from everyway.train.fitted_folder import Room
+from everyway.train.folder import locked
+from everyway.train.price import Price
 from everyway.train.suited import suited
 
 ROOM = Room(side=32, grids=(2, 4), channels=48, length=12)
@@ -68,6 +72,20 @@ def test_codecs_are_as_small_as_the_folder_allows(fitted, folder):
     if image.settings["side"] // image.settings["cell"] == 4:
         made = fitted_folder.fit(str(folder), fewer, COUNT)["image"]
         assert made.metadata["psnr_db"] < fitted_folder.FINE
+
+
+def test_of_few_pictures_all_but_one_are_fitted_to(folder):
+    """The one kept apart tells how little so few say of others."""
+    data = Folder(str(folder), 32)
+    pictures = to_tensor([data.sample(k).image for k in range(4)])
+    codec = fitted_folder._image(pictures, 32, ROOM).codec
+    assert shown(codec, pictures) > 20
+    one = fitted_folder._image(pictures[:1], 32, ROOM).codec
+    assert shown(one, pictures[:1]) > 20
+
+
+def shown(codec, pictures: torch.Tensor) -> float:
+    return float(psnr(codec.decode(codec.encode(pictures)), pictures))
 
 
 def test_psnr_by_channels_is_that_of_so_many_axes():
@@ -158,6 +176,45 @@ def test_a_dry_run_tells_the_price_and_leaves_nothing(folder, tmp_path, quick, c
     for name in ("data", "image", "text", "model", "training", "time", "memory", "disk", "expect"):
         assert f"\n{name} " in f"\n{told}"
     assert [*tmp_path.iterdir()] == []
+
+
+def test_captions_that_are_all_too_long_are_refused(folder):
+    with pytest.raises(FolderError, match="the shortest has .* reads 2; shorten them"):
+        fitted_folder.fit(str(folder), replace(ROOM, length=3), COUNT)
+
+
+def test_a_folder_that_is_gone_is_named_as_that(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / price.FILE).touch()
+    with pytest.raises(ConfigError, match="is unknown; .* or give a folder"):
+        asked(tmp_path / "gone", tmp_path / "run")
+
+
+def test_words_that_a_folder_never_said_are_told(fitted):
+    codec = fitted["text"].codec
+    known = codec.decode(codec.encode(["a circle"]))[0]
+    assert codec.remarks(known) == []
+    assert codec.remarks(f"A zebra {known}, two zebras") == ["not understood: zebra, two, zebras"]
+
+
+def test_a_price_disturbs_no_other_training_and_names_a_folder_that_cannot_be(folder, tmp_path):
+    """Of two commands on one run folder the second is refused, before and after the price."""
+    place = tmp_path / "run" / "rehearsal"
+    place.mkdir(parents=True)
+    plan = Price(
+        asked={},
+        config=asked(folder, tmp_path / "run").model_dump(),
+        **dict.fromkeys(("step_s", "processor_s", "steps", "rows", "parameters"), 1),
+        **{"seconds": {}, "memory": 1, "disk": 1, "threads": 1},
+    )
+    with locked(tmp_path / "run"):
+        for do in (lambda: stack.planned(asked(folder, tmp_path / "run")), lambda: stack.run(plan)):
+            with pytest.raises(ConfigError, match="another training runs in"):
+                do()
+        assert place.exists() and not (tmp_path / "run" / price.FILE).exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="no folder to write to; choose another"):
+        stack.planned(asked(folder, tmp_path / "file" / "run"))
 
 
 def test_a_budget_holds_everything_and_a_small_one_is_refused(folder, tmp_path, quick):

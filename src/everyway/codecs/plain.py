@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ class Words:
     length: int
     dim: int
 
-    @property
+    @cached_property
     def table(self) -> Tensor:
         """(1 + words, dim); row 0 is the end mark, repeated to the full length."""
         rng = np.random.default_rng(20230312)
@@ -105,15 +106,19 @@ class Words:
         vectors *= np.sqrt(self.dim) / np.linalg.norm(vectors, axis=1, keepdims=True)
         return torch.from_numpy(vectors.astype(np.float32))
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Word -> its row of the table."""
+        return {word: row for row, word in enumerate(self.vocabulary, 1)}
+
     def encode(self, raw: Sequence[str]) -> Tensor:
-        index = {w: i + 1 for i, w in enumerate(self.vocabulary)}
         ids = torch.zeros(len(raw), self.length, dtype=torch.long)
         for row, sentence in enumerate(raw):
             words = re.findall(r"\w+", sentence.lower())
             for column, word in enumerate(words[: self.length]):
-                if word not in index:
+                if word not in self.index:
                     raise UsageError(f"this model has never read the word {word!r}")
-                ids[row, column] = index[word]
+                ids[row, column] = self.index[word]
         return self.table[ids]
 
     def places(self, text: str, phrase: str) -> Tensor:

@@ -57,6 +57,12 @@ class Tokens:
     def __len__(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    def unread(self, text: str) -> list[str]:
+        """The words of a text that are no known token, each once."""
+        read = self.tokenizer.encode(text)
+        odd = (text[a:b] for own, (a, b) in zip(read.ids, read.offsets) if own == self.unknown)
+        return list(dict.fromkeys(word for word in odd if re.search(r"\w", word)))
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Raises PromptError for an empty text, a too long one, and one with no known character."""
         out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)

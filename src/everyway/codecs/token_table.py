@@ -107,7 +107,8 @@ class TokenTable(nn.Module):
         """How a prompt is `completed`, where it leaves something unsaid, and what of it is not
         drawn, each in one line, with the nearest words that are known."""
         if self.lexicon is None:
-            return []
+            unread = self.tokens.unread(text)
+            return [f"not understood: {', '.join(unread)}"] if unread else []
         reading, made = read(text, self.lexicon), []
         if (taken := self.completed(text, where)) != self.phrased(text):
             made.append(f"taken as: {taken}")

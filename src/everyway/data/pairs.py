@@ -136,8 +136,11 @@ def captions_of(row: dict[str, Any], columns: Columns = COLUMNS) -> tuple[str, .
     """Those of a row.  Raises FolderError where they are no texts."""
     for key in columns.caption:
         said = row.get(key)
-        if said is not None and not all(map(_is_text, said if isinstance(said, list) else [said])):
+        texts = [] if said is None else said if isinstance(said, list) else [said]
+        if not all(isinstance(text, str) for text in texts):
             raise FolderError(f"{key} is neither a text nor a list of texts; mend it")
+        if not all(map(_is_text, texts)):
+            raise FolderError(f"{key} is not UTF-8 text; save it as UTF-8")
     said = next((row[key] for key in columns.caption if row.get(key)), ())
     return one_a_line([said] if isinstance(said, str) else said)
 

@@ -20,6 +20,7 @@ from everyway.codecs.pca import PCA, CellPCA, ThumbnailPCA
 from everyway.codecs.text_tokens import SPECIAL, Tokens, train_tokens, word_tokens
 from everyway.codecs.token_table import TokenTable
 from everyway.data.captions import language
+from everyway.data.faults import FolderError
 from everyway.data.folder import Folder
 from everyway.data.sample import to_tensor
 from everyway.train.fitted import DIM, LANGUAGE, RIDGE, SEED, WHERE
@@ -73,7 +74,8 @@ def fit(path: str, room: Room, count: int) -> dict[str, Fitted]:
     """The codecs of a folder by modality: image, image_embed and text.
 
     count: of its pictures that are looked at; a tenth of them is kept to measure on.
-    Raises FolderError where the folder has no pair of picture and caption.
+    Raises FolderError where the folder has no pair of picture and caption, and where no caption is
+    short enough.
     """
     side = min(room.side, _side(Folder(path, captioned=True)))
     data = Folder(path, side, captioned=True)
@@ -104,8 +106,7 @@ def _side(data: Folder) -> int:
 
 def _image(pictures: Tensor, side: int, room: Room) -> Fitted:
     """In as few cells as show unseen pictures at FINE, and in as few numbers a cell."""
-    unseen = torch.arange(len(pictures)) % 10 == 9
-    unseen = unseen if unseen.any() else ~unseen
+    unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1  # one at least
     for grid in room.grids:
         cell = max(1, round(side / grid))
         settings = {"cell": cell, "side": grid * cell}
@@ -163,6 +164,11 @@ def _text(
     tokens = Tokens(spec, 1)
     lengths = sorted(len(tokens.tokenizer.encode(text).ids) + 1 for text in said)
     length = min(room.length, lengths[-1] + SPARE)
+    if lengths[0] > length:
+        raise FolderError(
+            f"no caption is short enough: the shortest has {lengths[0] - 1} {unit}, this preset "
+            f"reads {length - 1}; shorten them"
+        )
     settings = {"tokenizer": spec, "length": length, "dim": DIM}
     codec = TokenTable(**settings)
     codec.fit(_codes(codec.tokens, shown, latents))

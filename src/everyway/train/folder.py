@@ -46,9 +46,14 @@ class TrainingProgress:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """The run folder for this process alone; ConfigError where another one trains in it."""
+    """The run folder for this process alone; ConfigError where another one trains in it, and where
+    none can be made."""
+    writable(out)
     fresh, path = not out.exists(), out / ".lock"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made: {error.strerror}; choose another --out") from None
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -63,6 +68,13 @@ def locked(out: Path) -> Iterator[None]:
             out.rmdir()
 
 
+def writable(out: Path) -> None:
+    """ConfigError where a run folder cannot be made or written to."""
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise ConfigError(f"out is {out}, but {place} is no folder to write to; choose another")
+
+
 def compare(config: TrainConfig) -> None:
     """ConfigError where the run folder is no place for this run; nothing is written.
 
@@ -70,9 +82,7 @@ def compare(config: TrainConfig) -> None:
     config.json.
     """
     out = config.folder
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise ConfigError(f"out is {out}, but {place} is no folder to write to; choose another")
+    writable(out)
     state, path = out / STATE, out / "config.json"
     if path.exists():
         former = _former(path)

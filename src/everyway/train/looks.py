@@ -51,13 +51,17 @@ def codes_of_words(
     """(vocabulary, dim): the main axes of the effects, of variance 1 each over the tokens that were
     seen, and something of its own for every token: the more, the less it looks like anything.
 
-    least: captions in which a token counts as seen.
+    least: captions in which a token counts as seen.  Others go as far along an axis as those do,
+    and no farther: an axis may be next to nothing but rounding, where tokens are said together.
     """
-    seen = effects[counts >= least]
+    often = counts >= least
+    seen = effects[often]
     mean = seen.mean(0)
     axes = torch.linalg.svd(seen - mean, full_matrices=False)[2][: min(dim, len(seen) - 1)]
     spread = ((seen - mean) @ axes.T).std(0).clamp_min(TINY)  # tokens may all be said together
     looks = (effects - mean) @ axes.T / spread
+    most = looks[often].abs().amax(0)
+    looks = looks.clamp(-most, most)
     looks = F.pad(looks, (0, dim - looks.shape[1]))  # few words have few axes
     own = (1 - looks.square().mean(1, keepdim=True).sqrt()).clamp_min(OWN)
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from everyway.systems import SYSTEMS
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.devices import PartialState, agreed
-from everyway.train.folder import RESUMABLE
+from everyway.train.folder import RESUMABLE, locked
 from everyway.train.loop import train
 from everyway.train.systems import prepared
 
@@ -232,20 +232,18 @@ def priced(
 @contextmanager
 def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
     """A folder in the run folder, of all processes; both are removed afterwards, the run folder
-    where there was none."""
+    where there was none.  ConfigError as of `folder.locked`: no other training is disturbed."""
     place = out / "rehearsal"
-    fresh = agreed(not out.exists())
-    if process.is_main_process:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-    process.wait_for_everyone()
-    try:
-        yield place
-    finally:
+    with locked(out) if process.is_main_process else nullcontext():
         if process.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
-            if fresh and not any(out.iterdir()):
-                out.rmdir()
+            place.mkdir()
+        process.wait_for_everyone()
+        try:
+            yield place
+        finally:
+            if process.is_main_process:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:

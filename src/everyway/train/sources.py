@@ -97,8 +97,14 @@ def open_data(
         return EmojiScenes(seed=seed, variants=2, **CURRICULUM[name])
     if name in (own := of_systems()):
         return own[name](seed)
-    if is_data(name):
-        return Folder(name, size, captioned, reads, unpaired)
+    check(name)
+    return Folder(name, size, captioned, reads, unpaired)
+
+
+def check(name: str) -> None:
+    """ConfigError where there is no such data."""
+    if name in BUILT_IN or is_data(name) or name in (own := of_systems()):
+        return
     known = ", ".join((*BUILT_IN, *own))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
 

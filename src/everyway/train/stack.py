@@ -70,11 +70,14 @@ def resolved(
     preset: str, overrides: Mapping[str, Any], out: str | None, budget_s: float | None
 ) -> TrainConfig:
     """As `config.resolve`, with FOLDER where codecs may be fitted, and as many steps as a budget
-    has time for where neither steps nor samples are set."""
+    has time for where neither steps nor samples are set.  ConfigError for data that is not there:
+    no codecs are chosen for it, so that a run folder of it would seem to be of other settings."""
     given = dict(overrides)
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
+    if config.system in SYSTEMS:
+        sources.check(config.source.data)
     if not _fits(config) or _begun(config):
         return config
     return resolve(preset, {**FOLDER, **given}, out, budget_s)
@@ -129,9 +132,9 @@ def run(
     config = plan.settings()
     process = devices.joined(config.run.device)
     if process.is_main_process:
-        plan.save()
-        if plan.codecs:
-            with folder.locked(config.folder):
+        with folder.locked(config.folder):
+            plan.save()
+            if plan.codecs:
                 _make(plan.codecs, config, note)
     process.wait_for_everyone()
     return train(config, progress, note)
