@@ -147,11 +147,11 @@ def test_a_painting_is_loaded_into_its_page_and_made_again(visit, site):
     page.click("#load")
     page.wait_for_selector("#map canvas", state="visible")
     page.wait_for_function("document.querySelector('#map ew-canvas').regions.length === 3")
-    page.fill("#paint-text textarea", "a fox and a teapot on red")
+    page.fill("#paint-text textarea", "a teapot and a fox on blue")
     page.click("#paint")
-    page.wait_for_function("document.querySelector('#painted').innerText.includes('on red')")
+    page.wait_for_function("document.querySelector('#painted').innerText.includes('a teapot and')")
     again = last(site[1])["request"]
-    assert again == before["request"] | {"text": "a fox and a teapot on red"}
+    assert again == before["request"] | {"text": "a teapot and a fox on blue"}
 
 
 def test_stopped_and_kept(visit, site):
