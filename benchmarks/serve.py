@@ -4,7 +4,7 @@
 
 Starts `everyway serve` twice, with batches of 16 and of 1, and sends mixed tasks from as many
 clients: pictures of texts, captions, variations, both together, chains.  Every answer is compared
-with the same request made alone in this process, bit for bit.  Memory is that of the server's
+with the same request made alone in this process, on as many threads, bit for bit.  Memory is that of the server's
 process, after a tenth of the time and at its end.  On a machine that does other work, too, read the
 samples a CPU second of the server.
 """
@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from everyway.apps.cli.making import sparing
 from everyway.generate import load
 from everyway.job import Job
 from everyway.request import GenerateRequest
@@ -181,7 +182,7 @@ def main() -> None:
     p.add_argument("--batches", type=int, nargs="+", default=[16, 1])
     p.add_argument("--json", type=Path)
     args = p.parse_args()
-    model, numbers = load(args.model), range(len(KINDS) * VARIANTS)
+    model, numbers = sparing(load(args.model)), range(len(KINDS) * VARIANTS)
     expected = {number: alone(model, number, args.steps) for number in numbers}
     rows = {}
     for together in args.batches:
