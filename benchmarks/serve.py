@@ -4,9 +4,9 @@
 
 Starts `everyway serve` twice, with batches of 16 and of 1, and sends mixed tasks from as many
 clients: pictures of texts, captions, variations, both together, chains.  Every answer is compared
-with the same request made alone in this process, on as many threads, bit for bit.  Memory is that of the server's
-process, after a tenth of the time and at its end.  On a machine that does other work, too, read the
-samples a CPU second of the server.
+with the same request made alone in this process, on as many threads, bit for bit.  Memory is that
+of the server's process, after a tenth of the time and at its end.  On a machine that does other
+work, too, read the samples a CPU second of the server.
 """
 
 from __future__ import annotations
