@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def add_flags(p: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     if any(find_spec(name) is None for name in NEEDED):
         raise UsageError("the studio needs its packages: pip install 'everyway[studio]'")
+    print(spoken("loading"), file=sys.stderr, flush=True)  # which takes seconds
     import uvicorn
 
     from everyway.apps.server.app import build
