@@ -87,17 +87,7 @@ class Blend(Page):
         """A picture with its weight, its focus, and the mask of a record that is loaded."""
         say = self.say
         with gr.Column(min_width=170, elem_classes="ew-slot"):
-            image = gr.Image(
-                label=say(f"Picture {number}"),
-                type="pil",
-                image_mode="RGB",
-                format="png",
-                height=170,
-                placeholder=self.dropping,
-                sources=["upload", "clipboard"],
-                buttons=[],
-                elem_id=f"blend-{number}",
-            )
+            image = self.picture(f"Picture {number}", 170, elem_id=f"blend-{number}")
             weight = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Weight"))
             said = say("0 content, 1 style")
             focus = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Focus"), info=said)

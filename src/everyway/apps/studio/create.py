@@ -95,17 +95,7 @@ class Create(Page):
             elem_id="text",
         )
         self.known = gr.HTML(self._known(self.studio.names[0]), elem_id="known", js_on_load=None)
-        self.image = gr.Image(
-            label=say("Picture"),
-            type="pil",
-            image_mode="RGB",
-            format="png",
-            height=130,
-            placeholder=self.dropping,
-            sources=["upload", "clipboard"],
-            buttons=[],
-            elem_id="image",
-        )
+        self.image = self.picture("Picture", 130, elem_id="image")
         with gr.Accordion(say("Redraw a part only"), open=False, visible=False) as self.part:
             self.mask = self.canvas("mask", "mask")
         self.way = gr.Radio(

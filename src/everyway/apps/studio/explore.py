@@ -45,12 +45,9 @@ class Explore(Page):
         return make, shown
 
     def _interpolation(self) -> None:
-        say, settings = self.say, {"type": "pil", "image_mode": "RGB", "format": "png"}
-        settings |= {"height": 170, "buttons": []}
-        settings |= {"sources": ["upload", "clipboard"], "placeholder": self.dropping}
+        say = self.say
         with gr.Row():
-            first = gr.Image(label=say("from"), **settings)
-            last = gr.Image(label=say("to"), **settings)
+            first, last = self.picture("from", 170), self.picture("to", 170)
         with gr.Row():
             frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"))
             example = gr.Button(say("An example"), elem_id="between-example")

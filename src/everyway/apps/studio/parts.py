@@ -31,10 +31,19 @@ class Page:
     language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
 
-    @property
-    def dropping(self) -> str:
-        """What stands where a picture may go."""
-        return self.say("drop a picture here, paste it, or click")
+    def picture(self, label: str, height: int, **settings: Any) -> gr.Image:
+        """Where a picture may go; it comes to the page as it is, in no lossy format."""
+        return gr.Image(
+            label=self.say(label),
+            type="pil",
+            image_mode="RGB",
+            format="png",
+            height=height,
+            placeholder=self.say("drop a picture here, paste it, or click"),
+            sources=["upload", "clipboard"],
+            buttons=[],
+            **settings,
+        )
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
