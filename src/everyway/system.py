@@ -34,6 +34,7 @@ from everyway.contracts import (
     together,
 )
 from everyway.errors import UsageError
+from everyway.nets.batch_invariance import batch_invariant, by_rows
 from everyway.nets.precision import computing
 from everyway.placement import CPU, Placement
 from everyway.tasks import Task
@@ -431,15 +432,16 @@ class System:
 
         rows_a_call: 1 gives every sample of every query its own fixed-shape call, which makes
         sample k bit-equal whatever the batch it came in; 0 makes queries of equal shapes, such as
-        conditional and unconditional ones, one call.  None is 1 on a CPU, where one row of a
-        float32 product differs in its last bits from that row in a larger batch, and 0 elsewhere.
+        conditional and unconditional ones, one call.  None is 0 on a GPU; on a CPU, where one row
+        of a float32 product differs in its last bits from that row in a larger batch, it is one
+        call of each query with the bits of 1 (`nets.batch_invariance`).
         """
-        if rows_a_call is None:
-            rows_a_call = int(self.device.type == "cpu")
+        if rows_a_call is None and self.device.type != "cpu":
+            rows_a_call = 0
 
         @torch.inference_mode()
         def denoise(queries: Sequence[Query]) -> list[Bundle]:
-            if rows_a_call:
+            if rows_a_call != 0:
                 return [self._clean(query, rows_a_call) for query in queries]
             alike: dict[Any, list[int]] = {}
             for number, query in enumerate(queries):
@@ -466,7 +468,7 @@ class System:
                 times = times | {clock: self.modalities[name].process.existing(times[clock])}
         return times
 
-    def _clean(self, query: Query, rows_a_call: int = 0) -> Bundle:
+    def _clean(self, query: Query, rows_a_call: int | None = 0) -> Bundle:
         """Where one network of several lies on the device at a time, they are asked in turn."""
         place = self._turns(query.times)
         if len(place) < 2:
@@ -483,14 +485,14 @@ class System:
         names = dict.fromkeys(chosen)
         return [torch.tensor([k for k, n in enumerate(chosen) if n == name]) for name in names]
 
-    def _asked(self, query: Query, rows_a_call: int = 0) -> Bundle:
+    def _asked(self, query: Query, rows_a_call: int | None = 0) -> Bundle:
         with self._using(self.network, query.times, query.contexts) as device:
             asked = placed(query, device)
             asked = replace(asked, states=self.shown(asked.states, asked.times))
-            size = rows_a_call or query.batch
-            cuts = [slice(k, k + size) for k in range(0, query.batch, size)]
-            parts = [rows(asked, cut) for cut in cuts]
-            raw = joined([self.network(q.states, q.times, q.contexts, keep=q.kept) for q in parts])
+            if rows_a_call is None:
+                raw = batch_invariant(self.network, asked)
+            else:
+                raw = by_rows(self.network, asked, rows_a_call or query.batch)
         return {
             name: self.modalities[name].process.to_clean(
                 raw[name].to(query.states[name].device, torch.float32),

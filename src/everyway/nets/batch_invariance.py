@@ -1,0 +1,135 @@
+"""One call of a network for a whole batch, in which each sample has the bits that it has alone.
+
+A small network on a CPU spends much of its time on being called, which a batch need do only once.
+But a product of few rows is made by another kernel than one of many, and has other last bits.
+Which products these are depends on their shapes and on the processor, never on values.  So each
+shape is tried once, with random numbers; products that are not batch-invariant are made sample by
+sample, everything else whole.  The first call of a network for such a batch is made sample by
+sample too, and batches follow only where every bit is the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
+
+from everyway.contracts import Bundle, Query, joined, rows
+
+PRODUCTS: dict[Callable[..., Tensor], int] = {
+    F.linear: 1,
+    F.conv2d: 1,
+    F.scaled_dot_product_attention: 4,
+    torch.matmul: 2,
+    Tensor.matmul: 2,
+    Tensor.__matmul__: 2,
+}
+"""Function -> how many of its first arguments are of samples; the others are weights."""
+LONG = 0.05
+"""Seconds of a sample's call above which a batch would save next to nothing, and cost memory."""
+_SOUND: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
+"""Network -> what stands for the shapes of a batch -> whether it may be called whole."""
+
+
+def batch_invariant(network: nn.Module, query: Query) -> Bundle:
+    """The raw outputs of a network; those of sample k are bit-equal whatever the batch."""
+    if query.batch == 1:
+        return _asked(network, query)
+    sound, shapes = _SOUND.setdefault(network, {}), _shapes(network, query)
+    if sound.get(shapes):
+        return _whole(network, query)
+    began = time.thread_time()
+    alone = by_rows(network, query, 1)
+    if shapes not in sound:
+        short = time.thread_time() - began < LONG * query.batch
+        sound[shapes] = short and _same(_whole(network, query), alone)
+    return alone
+
+
+def by_rows(network: nn.Module, query: Query, size: int) -> Bundle:
+    """The raw outputs of a network that is called with `size` samples at a time."""
+    cuts = [slice(k, k + size) for k in range(0, query.batch, size)]
+    return joined([_asked(network, rows(query, cut)) for cut in cuts])
+
+
+class Apart(TorchFunctionMode):
+    """Makes those products sample by sample that are not batch-invariant, of `batch` samples."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if kwargs or func not in PRODUCTS or len(args[0]) != self.batch:
+            return func(*args, **(kwargs or {}))
+        looks = tuple(Look.of(x) if isinstance(x, Tensor) else x for x in args)
+        whole = invariant(func, looks, torch.get_num_threads())
+        return func(*args) if whole else _by_sample(func, args)
+
+
+class Look(NamedTuple):
+    """What a kernel is chosen by."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(x: Tensor) -> Look:
+        return Look(x.shape, x.stride(), x.dtype)
+
+    def random(self, generator: torch.Generator) -> Tensor:
+        size = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
+        numbers = torch.randn(size, generator=generator)
+        return numbers.to(self.dtype).as_strided(self.shape, self.stride)
+
+
+@lru_cache(maxsize=None)
+def invariant(func: Callable[..., Tensor], looks: Sequence[Any], threads: int) -> bool:
+    """Whether a product of tensors that look so has the bits that it has sample by sample.
+
+    looks: its arguments, with a Look in place of each tensor.  threads: that compute.
+    """
+    generator = torch.Generator().manual_seed(0)
+    args = [x.random(generator) if isinstance(x, Look) else x for x in looks]
+    return torch.equal(func(*args), _by_sample(func, args))
+
+
+def _by_sample(func: Callable[..., Tensor], args: Sequence[Any]) -> Tensor:
+    batch, own = len(args[0]), args[: PRODUCTS[func]]
+    weights = args[len(own) :]
+    made = []
+    for k in range(batch):
+        cut = [x[k : k + 1] if isinstance(x, Tensor) and len(x) == batch else x for x in own]
+        made.append(func(*cut, *weights))
+    return torch.cat(made)
+
+
+def _asked(network: nn.Module, query: Query) -> Bundle:
+    return network(query.states, query.times, query.contexts, keep=query.kept)
+
+
+def _whole(network: nn.Module, query: Query) -> Bundle:
+    with Apart(query.batch):
+        return _asked(network, query)
+
+
+
+def _same(one: Bundle, other: Bundle) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def _shapes(network: nn.Module, query: Query) -> Hashable:
+    """Of all that a network is given, with which parts of it a batch is split among."""
+    leaves, tree = tree_flatten(query)
+    looks = [(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves]
+    chosen = getattr(network, "chosen", lambda times: ())
+    return tree, *looks, *chosen(query.times), torch.get_num_threads()
