@@ -33,6 +33,12 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
     Tensor.__matmul__: 2,
 }
 """Function -> how many of its first arguments are of samples; the others are weights."""
+CURVES = {F.gelu, F.silu, F.softplus, F.mish, Tensor.sin, Tensor.cos, Tensor.log, Tensor.pow}
+CURVES |= {torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, Tensor.__pow__}
+"""Functions of each number, made in groups of 32 or so; the last numbers of a tensor, which fill no
+group, are made by other code, whose last bit differs now and then.  Too seldom for a trial."""
+DRAWN = 1000
+"""Numbers that a trial compares, at least."""
 LONG = 0.05
 """Seconds of a sample's call above which a batch would save next to nothing, and cost memory."""
 _SOUND: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
@@ -68,11 +74,14 @@ class Apart(TorchFunctionMode):
         self.batch = batch
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if kwargs or func not in PRODUCTS or len(args[0]) != self.batch:
-            return func(*args, **(kwargs or {}))
-        looks = tuple(Look.of(x) if isinstance(x, Tensor) else x for x in args)
-        whole = invariant(func, looks, torch.get_num_threads())
-        return func(*args) if whole else _by_sample(func, args)
+        own = args and isinstance(args[0], Tensor) and args[0].shape[:1] == (self.batch,)
+        if own and func in CURVES:
+            return _by_sample(func, args, **(kwargs or {}))
+        if own and func in PRODUCTS and not kwargs:
+            looks = tuple(Look.of(x) if isinstance(x, Tensor) else x for x in args)
+            if not invariant(func, looks, torch.get_num_threads()):
+                return _by_sample(func, args)
+        return func(*args, **(kwargs or {}))
 
 
 class Look(NamedTuple):
@@ -98,18 +107,23 @@ def invariant(func: Callable[..., Tensor], looks: Sequence[Any], threads: int) -
 
     looks: its arguments, with a Look in place of each tensor.  threads: that compute.
     """
-    generator = torch.Generator().manual_seed(0)
-    args = [x.random(generator) if isinstance(x, Look) else x for x in looks]
-    return torch.equal(func(*args), _by_sample(func, args))
+    generator, compared = torch.Generator().manual_seed(0), 0
+    while compared < DRAWN:
+        args = [x.random(generator) if isinstance(x, Look) else x for x in looks]
+        whole = func(*args)
+        if not torch.equal(whole, _by_sample(func, args)):
+            return False
+        compared += whole.numel()
+    return True
 
 
-def _by_sample(func: Callable[..., Tensor], args: Sequence[Any]) -> Tensor:
-    batch, own = len(args[0]), args[: PRODUCTS[func]]
-    weights = args[len(own) :]
+def _by_sample(func: Callable[..., Tensor], args: Sequence[Any], **settings: Any) -> Tensor:
+    batch, count = len(args[0]), PRODUCTS.get(func, 1)
+    own = [isinstance(x, Tensor) and len(x) == batch for x in args[:count]]
     made = []
     for k in range(batch):
-        cut = [x[k : k + 1] if isinstance(x, Tensor) and len(x) == batch else x for x in own]
-        made.append(func(*cut, *weights))
+        cut = [x[k : k + 1] if of_samples else x for x, of_samples in zip(args, own)]
+        made.append(func(*cut, *args[count:], **settings))
     return torch.cat(made)
 
 
