@@ -148,7 +148,7 @@ def test_conditional_and_unconditional_are_one_forward_or_one_each():
         return forward(states, times, contexts, keep)
 
     own.network.forward = spy
-    together, alone = own.denoiser(rows_a_call=0)(asked), own.denoiser()(asked)
+    together, alone = own.denoiser(rows_a_call=0)(asked), own.denoiser(rows_a_call=1)(asked)
     assert sizes == [6] + [1] * 6
     for a, b in zip(together, alone):
         torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=1e-5)

@@ -271,6 +271,7 @@ def test_purity_costs_what_ancestral_costs(config):
     system = vq_diffusion.build(replace(config, network=network(dim=160, depth=4)))
     system.network.eval()
     model = Model(name="m", hash="0", system=system, metadata={"image_size": 64})
+    model.generate(kind="image", steps=1, n=2)  # a first batch is called sample by sample, too
     forwards: list[str] = []
     system.network.register_forward_hook(lambda *_: forwards.append(sampler))
     took = {"purity": math.inf, "ancestral": math.inf}

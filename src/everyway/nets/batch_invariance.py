@@ -2,10 +2,10 @@
 
 A small network on a CPU spends much of its time on being called, which a batch need do only once.
 But a product of few rows is made by another kernel than one of many, and has other last bits.
-Which products these are depends on their shapes and on the processor, never on values.  So each
-shape is tried once, with random numbers; products that are not batch-invariant are made sample by
-sample, everything else whole.  The first call of a network for such a batch is made sample by
-sample too, and batches follow only where every bit is the same.
+Which products these are depends on shapes, on where in memory numbers lie, and on the processor,
+never on values.  So each is tried once, with random numbers; those that are not batch-invariant
+are made sample by sample, everything else whole.  The first call of a network for such a batch is
+made sample by sample too, and batches follow only where every bit is the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
-from everyway.contracts import Bundle, Query, joined, rows
+from everyway.contracts import Bundle, Query, joined
 
 PRODUCTS: dict[Callable[..., Tensor], int] = {
     F.linear: 1,
@@ -35,8 +35,12 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
 """Function -> how many of its first arguments are of samples; the others are weights."""
 CURVES = {F.gelu, F.silu, F.softplus, F.mish, Tensor.sin, Tensor.cos, Tensor.log, Tensor.pow}
 CURVES |= {torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, Tensor.__pow__}
-"""Functions of each number, made in groups of 32 or so; the last numbers of a tensor, which fill no
-group, are made by other code, whose last bit differs now and then.  Too seldom for a trial."""
+"""Functions of each number, made in groups; the last numbers of a tensor, which fill no group, are
+made by other code, whose last bit differs now and then: too seldom for a trial."""
+GROUP = 64
+"""Numbers of a group, at most."""
+ALIGNED = 64
+"""Bytes at a multiple of which every new tensor begins."""
 DRAWN = 1000
 """Numbers that a trial compares, at least."""
 LONG = 0.05
@@ -63,7 +67,24 @@ def batch_invariant(network: nn.Module, query: Query) -> Bundle:
 def by_rows(network: nn.Module, query: Query, size: int) -> Bundle:
     """The raw outputs of a network that is called with `size` samples at a time."""
     cuts = [slice(k, k + size) for k in range(0, query.batch, size)]
-    return joined([_asked(network, rows(query, cut)) for cut in cuts])
+    return joined([_asked(network, _part(query, cut)) for cut in cuts])
+
+
+def _part(query: Query, cut: slice) -> Query:
+    return tree_map_only(Tensor, lambda x: apart(x, cut), query)
+
+
+def apart(x: Tensor, cut: slice) -> Tensor:
+    """Some samples of x, at an address like that of x, as they have when they are alone.
+
+    Kernels make numbers that lie across the borders of ALIGNED bytes in another order.
+    """
+    own, shift = x[cut], x.data_ptr() % ALIGNED
+    if own.data_ptr() % ALIGNED == shift:
+        return own
+    shift //= x.element_size()
+    room = x.new_empty(shift + _extent(own.shape, own.stride()))
+    return room.as_strided(own.shape, own.stride(), shift).copy_(own)
 
 
 class Apart(TorchFunctionMode):
@@ -75,7 +96,7 @@ class Apart(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         own = args and isinstance(args[0], Tensor) and args[0].shape[:1] == (self.batch,)
-        if own and func in CURVES:
+        if own and func in CURVES and not _in_groups(args[0]):
             return _by_sample(func, args, **(kwargs or {}))
         if own and func in PRODUCTS and not kwargs:
             looks = tuple(Look.of(x) if isinstance(x, Tensor) else x for x in args)
@@ -85,23 +106,25 @@ class Apart(TorchFunctionMode):
 
 
 class Look(NamedTuple):
-    """What a kernel is chosen by."""
+    """What a kernel is chosen by, and makes numbers in an order by."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+    shift: int
+    """Bytes by which its address is above a multiple of ALIGNED."""
 
     @staticmethod
     def of(x: Tensor) -> Look:
-        return Look(x.shape, x.stride(), x.dtype)
+        return Look(x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNED)
 
     def random(self, generator: torch.Generator) -> Tensor:
-        size = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
-        numbers = torch.randn(size, generator=generator)
-        return numbers.to(self.dtype).as_strided(self.shape, self.stride)
+        shift = self.shift // self.dtype.itemsize
+        numbers = torch.randn(shift + _extent(self.shape, self.stride), generator=generator)
+        return numbers.to(self.dtype).as_strided(self.shape, self.stride, shift)
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=10_000)
 def invariant(func: Callable[..., Tensor], looks: Sequence[Any], threads: int) -> bool:
     """Whether a product of tensors that look so has the bits that it has sample by sample.
 
@@ -122,9 +145,20 @@ def _by_sample(func: Callable[..., Tensor], args: Sequence[Any], **settings: Any
     own = [isinstance(x, Tensor) and len(x) == batch for x in args[:count]]
     made = []
     for k in range(batch):
-        cut = [x[k : k + 1] if of_samples else x for x, of_samples in zip(args, own)]
+        here = slice(k, k + 1)
+        cut = [apart(x, here) if of_samples else x for x, of_samples in zip(args, own)]
         made.append(func(*cut, *args[count:], **settings))
     return torch.cat(made)
+
+
+def _in_groups(x: Tensor) -> bool:
+    """Whether every sample is made of whole groups; several threads cut tensors anywhere."""
+    return torch.get_num_threads() == 1 and x.is_contiguous() and x[0].numel() % GROUP == 0
+
+
+def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """How far apart the first and the last number lie, and one."""
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride))
 
 
 def _asked(network: nn.Module, query: Query) -> Bundle:
@@ -134,7 +168,6 @@ def _asked(network: nn.Module, query: Query) -> Bundle:
 def _whole(network: nn.Module, query: Query) -> Bundle:
     with Apart(query.batch):
         return _asked(network, query)
-
 
 
 def _same(one: Bundle, other: Bundle) -> bool:
