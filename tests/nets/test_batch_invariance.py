@@ -25,7 +25,7 @@ from everyway.nets.batch_invariance import (
     CURVES,
     Apart,
     Look,
-    apart,
+    lone,
     batch_invariant,
     invariant,
 )
@@ -146,15 +146,15 @@ def test_functions_of_single_numbers_have_the_bits_of_each_sample(size):
         more = (1.7,) if "pow" in curve.__name__ else ()
         with Apart(16):
             made = curve(x, *more)
-        lone = [curve(x[k : k + 1].clone(), *more) for k in range(16)]
-        assert torch.equal(made, torch.cat(lone)), curve
+        expected = [curve(x[k : k + 1].clone(), *more) for k in range(16)]
+        assert torch.equal(made, torch.cat(expected)), curve
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("shift", [0, 3, 5])
 def test_a_sample_set_apart_lies_as_it_does_alone(shift):
     x = torch.randn(3, 2, 7, 5 + shift)[..., shift:].transpose(1, 2)
-    own = apart(x, slice(1, 2))
+    own = lone(x, slice(1, 2))
     assert torch.equal(own, x[1:2]) and own.stride() == x[1:2].stride()
     assert own.data_ptr() % 64 == x.data_ptr() % 64 == 4 * shift
 
@@ -201,10 +201,10 @@ def check(model: Model, sizes: tuple[int, ...] = SIZES) -> None:
     """All tasks, guided and not in turn, bit for bit; and that batches were called whole."""
     for number, task in enumerate(model.system.tasks):
         samples = samples_of(model, task, guidance=1.0 if number % 2 else None)
-        lone = [states_of(model, [one])[0] for one in samples[: max(sizes)]]
+        own = [states_of(model, [one])[0] for one in samples[: max(sizes)]]
         for size in sizes:
             made = states_of(model, samples[:size])
-            for expected, found in zip(lone, made):
+            for expected, found in zip(own, made):
                 assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), task
     assert all(batch_invariance._SOUND[model.system.network].values())
 

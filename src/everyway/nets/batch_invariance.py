@@ -71,10 +71,10 @@ def by_rows(network: nn.Module, query: Query, size: int) -> Bundle:
 
 
 def _part(query: Query, cut: slice) -> Query:
-    return tree_map_only(Tensor, lambda x: apart(x, cut), query)
+    return tree_map_only(Tensor, lambda x: lone(x, cut), query)
 
 
-def apart(x: Tensor, cut: slice) -> Tensor:
+def lone(x: Tensor, cut: slice) -> Tensor:
     """Some samples of x, at an address like that of x, as they have when they are alone.
 
     Kernels make numbers that lie across the borders of ALIGNED bytes in another order.
@@ -146,7 +146,7 @@ def _by_sample(func: Callable[..., Tensor], args: Sequence[Any], **settings: Any
     made = []
     for k in range(batch):
         here = slice(k, k + 1)
-        cut = [apart(x, here) if of_samples else x for x, of_samples in zip(args, own)]
+        cut = [lone(x, here) if of_samples else x for x, of_samples in zip(args, own)]
         made.append(func(*cut, *args[count:], **settings))
     return torch.cat(made)
 
