@@ -25,9 +25,9 @@ from everyway.nets.batch_invariance import (
     CURVES,
     Apart,
     Look,
-    lone,
     batch_invariant,
     invariant,
+    lone,
 )
 from everyway.request import GenerateRequest
 
