@@ -148,7 +148,17 @@ def _by_sample(func: Callable[..., Tensor], args: Sequence[Any], **settings: Any
         here = slice(k, k + 1)
         cut = [lone(x, here) if of_samples else x for x, of_samples in zip(args, own)]
         made.append(func(*cut, *args[count:], **settings))
-    return torch.cat(made)
+    return _joined(made)
+
+
+def _joined(made: Sequence[Tensor]) -> Tensor:
+    """All samples (1, ...), the numbers of each in the order in which they lie alone."""
+    one = made[0]
+    if one.is_contiguous():
+        return torch.cat([*made])
+    strides = one[0].numel(), *one.stride()[1:]
+    whole = one.new_empty_strided((len(made), *one.shape[1:]), strides)
+    return torch.cat([*made], out=whole)
 
 
 def _in_groups(x: Tensor) -> bool:
