@@ -114,7 +114,7 @@ class Visit:
     def settings(self) -> None:
         """Opens those of the first page."""
         self.page.click("#settings button")
-        self.page.wait_for_selector("#seed input", state="visible")
+        self.page.wait_for_selector("#settings .ew-seed input", state="visible")
 
     def drag(self, canvas: str, *points: tuple[float, float]) -> None:
         """A stroke over a canvas through points, as shares of its sides."""

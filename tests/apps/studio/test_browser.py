@@ -93,7 +93,7 @@ def test_picture_and_words_come_together_while_it_runs(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    one.set_number("#steps", 300)
+    one.set_number("#settings .ew-steps", 300)
     page.click("#make")
     page.wait_for_selector("#made .ew-going .ew-pair img")
     early = page.evaluate("document.querySelector('#made .ew-going .ew-pair img').src")
@@ -117,7 +117,7 @@ def test_tokens_unmask_with_how_sure_they_are(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    page.fill("#model input", "mini-vq")
+    page.fill("#settings .ew-model input", "mini-vq")
     page.keyboard.press("Enter")
     page.fill("#text textarea", "a large fox on blue")
     page.wait_for_function("document.querySelectorAll('#way input').length === 1")
@@ -158,7 +158,7 @@ def test_stopped_and_kept(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    one.set_number("#steps", 1000)
+    one.set_number("#settings .ew-steps", 1000)
     page.click("#make")
     page.wait_for_selector("#made .ew-going .ew-pair img")
     page.locator(".ew-stop").first.click()
@@ -248,7 +248,7 @@ def test_settings_come_back_out_of_a_png(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    one.set_number("#seed", 7)
+    one.set_number("#settings .ew-seed", 7)
     page.fill("#text textarea", "a small rocket left of a large cactus on yellow")
     page.click("#make")
     page.wait_for_selector("#made .ew-made img")

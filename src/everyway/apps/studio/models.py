@@ -9,11 +9,14 @@ from typing import Any
 import gradio as gr
 
 from everyway.apps.studio import views
-from everyway.apps.studio.create import LABELS
+from everyway.apps.studio.kinds import called
 from everyway.apps.studio.parts import Page
 from everyway.errors import EverywayError
 from everyway.generate import Model
 from everyway.library import metadata_of
+
+SCORED = {"t2i.one": "text-to-image", "i2t.one": "image-to-text", "joint": "joint"}
+"""Row of a report -> the kind that it scores."""
 
 
 class Models(Page):
@@ -82,10 +85,13 @@ class Models(Page):
     def _scores(self, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         """How much of what it makes is all right, a line a way that was scored."""
         scored = next(iter(metadata.get("scores", {}).values()), {})
-        ways = {"t2i.one": "words → picture", "i2t.one": "picture → words", "joint": "both at once"}
-        shares = {way: scored.get(f"{row}.all_correct") for row, way in ways.items()}
+        shares = {kind: scored.get(f"{row}.all_correct") for row, kind in SCORED.items()}
         right = self.say("right")
-        return [(f"{right}: {self.say(w)}", f"{p:.1%}") for w, p in shares.items() if p is not None]
+        return [
+            (f"{right}: {self.say(called(kind))}", f"{share:.1%}")
+            for kind, share in shares.items()
+            if share is not None
+        ]
 
     def _facts(self, model: Model) -> list[tuple[str, Any]]:
         """What only a model in memory tells."""
@@ -93,7 +99,7 @@ class Models(Page):
         networks = {id(p): p for m in system.components.values() for p in m.parameters()}
         count = sum(p.numel() for p in networks.values())
         held = sum(p.numel() * p.element_size() for p in networks.values())
-        tasks = ", ".join(say(LABELS.get(task, task)) for task in system.tasks)
+        tasks = ", ".join(say(called(task)) for task in system.tasks)
         return [
             (say("tasks"), tasks),
             (say("parameters"), f"{count / 1e6:.2f} M"),

@@ -9,16 +9,17 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from everyway.apps.studio.kinds import called
 from everyway.apps.studio.views import Say, address, tag
 
 WAYS = {
-    "text-to-image": ("words → picture", (404, 300), (152, 300)),
-    "image-to-text": ("picture → words", (130, 46), (130, 278)),
-    "joint": ("both at once", (400, 49), (146, 285)),
-    "image": ("a picture alone", (404, 40), (152, 40)),
-    "text": ("words alone", (410, 46), (410, 278)),
+    "text-to-image": ((404, 300), (152, 300)),
+    "image-to-text": ((130, 46), (130, 278)),
+    "joint": ((400, 49), (146, 285)),
+    "image": ((404, 40), (152, 40)),
+    "text": ((410, 46), (410, 278)),
 }
-"""Kind -> what it is called, and from where to where it leads on the drawing."""
+"""Kind -> from where to where it leads on the drawing."""
 OFF = {"image": 18, "image-to-text": 18, "text": 18}
 """Kind -> how far below its line what it is called stands, where that is not above."""
 LEVELS = (0.0, 0.35, 0.6, 0.8, 1.0)
@@ -50,8 +51,8 @@ def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) ->
 
 def _arrow(kind: str, say: Say) -> str:
     """A way as a button."""
-    name, (x0, y0), (x1, y1) = WAYS[kind]
-    said, x, y = escape(say(name)), (x0 + x1) / 2, (y0 + y1) / 2
+    (x0, y0), (x1, y1) = WAYS[kind]
+    said, x, y = escape(say(called(kind))), (x0 + x1) / 2, (y0 + y1) / 2
     turn = {"image-to-text": -90, "text": 90}.get(kind, -43 if kind == "joint" else 0)
     return (
         f'<g class="ew-way" data-way="{kind}" role="button" tabindex="0" aria-label="{said}">'

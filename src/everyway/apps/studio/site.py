@@ -117,6 +117,7 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
                     links: dict[str, Any] = {other.lower(): made[other] for other in made}
                     links |= {"tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
+                    page.heed()
         nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
         blocks.load(
