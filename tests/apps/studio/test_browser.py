@@ -292,7 +292,7 @@ def test_ways_between_pictures_and_what_settings_do(visit, site):
     assert page.locator("#chain ew-film .ew-strip button").count() == 4  # a picture and its words
     tabs.nth(2).click()
     page.click("#grid-make")
-    page.wait_for_function("document.querySelectorAll('#grid td img').length === 12")
+    page.wait_for_function("document.querySelectorAll('#grid td img').length === 16")
     tabs.nth(3).click()
     page.click("#look-make")
     page.wait_for_selector("#look .ew-chart path.ew-curve")

@@ -144,8 +144,9 @@ class Studio:
 
     def remarks(self, name: str, text: str) -> list[str]:
         """What a model does not read of a text, and how it completes it, a line each."""
+        system = self.model(name).system
         try:
-            return [*remarks(text, self.model(name).system)]
+            return [*remarks(text, system)]
         except UsageError as error:
             return [str(error)]
 

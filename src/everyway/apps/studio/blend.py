@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from everyway.apps.studio import views
-from everyway.apps.studio.parts import Page, opened, picture_of, values_of
+from everyway.apps.studio.parts import PAIR, Page, opened, picture_of, values_of
 from everyway.request import MIXES, GenerateRequest, RequestError
 
 SLOTS = 3
@@ -24,11 +24,6 @@ MIXED = {
     "tokens": "as one sequence",
 }
 """How contexts are mixed -> its words."""
-EXAMPLES = {
-    "en": ("a large fox on blue", "a small pizza on green"),
-    "ko": ("파란 배경에 큰 여우", "초록 배경에 작은 피자"),
-}
-"""Language -> words of a picture, and words."""
 
 
 class Blend(Page):
@@ -62,7 +57,7 @@ class Blend(Page):
                 with gr.Row():
                     make = self.button("Blend", elem_id="blend", scale=3)
                     self.stopping()
-                example = gr.Button(say("An example"), size="sm", elem_id="blend-example")
+                example = self.example("blend-example")
                 self.shown = gr.HTML(
                     views.hint(say("Give two things or more; their blend appears here.")),
                     elem_id="blended",
@@ -96,7 +91,7 @@ class Blend(Page):
         return image, weight, focus, given
 
     def _example(self) -> tuple[Image.Image, str, float]:
-        seen, said = EXAMPLES[self.language]
+        seen, said = PAIR[self.language]
         return self.studio.example(seen).picture, said, 0.5
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:

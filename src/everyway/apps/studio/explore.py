@@ -13,17 +13,17 @@ from PIL import Image
 from everyway.apps.server.scheduler import Step
 from everyway.apps.studio import chart, strips, views
 from everyway.apps.studio.bench import Made
-from everyway.apps.studio.parts import MADE, Page, opened
+from everyway.apps.studio.parts import MADE, PAIR, Page, opened
 from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError
 
 MOST_CELLS = 36
 """Of a sweep."""
-EXAMPLES = {
-    "en": ("a large fox on blue", "a small pizza on green"),
-    "ko": ("파란 배경에 큰 여우", "초록 배경에 작은 피자"),
+TURNED = {
+    "en": "a small rocket left of a large cactus on yellow",
+    "ko": "노란 배경, 큰 선인장 왼쪽에 작은 로켓",
 }
-"""Language -> words of a first and of a last picture."""
+"""Language -> words of a picture that settings make a difference to."""
 
 
 class Explore(Page):
@@ -58,15 +58,14 @@ class Explore(Page):
         say = self.say
         with gr.Row():
             self.first, self.last = self.picture("from", 170), self.picture("to", 170)
-        with gr.Row():
-            self.frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"), scale=3)
-            example = gr.Button(say("An example"), elem_id="between-example", size="sm")
+        example = self.example("between-example")
+        self.frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"))
         said = "A film between the two pictures appears here."
         self._tool("between", said, self._between, self.first, self.last, self.frames)
         example.click(self._ends, None, [self.first, self.last])
 
     def _ends(self) -> list[Image.Image]:
-        return [self.studio.example(text).picture for text in EXAMPLES[self.language]]
+        return [self.studio.example(text).picture for text in PAIR[self.language]]
 
     def _between(self, request: gr.Request, *given: Any) -> Iterator[str]:
         title = self.say("Between two pictures")
@@ -86,9 +85,7 @@ class Explore(Page):
         say = self.say
         with gr.Row():
             with gr.Column(scale=3, min_width=200):
-                self.start = self.prompt(
-                    EXAMPLES[self.language][0], label=say("Words to begin with")
-                )
+                self.start = self.prompt(PAIR[self.language][0], label=say("Words to begin with"))
             self.rounds = gr.Slider(1, 20, value=4, step=1, label=say("Rounds"))
         said = "It draws the words, describes the picture, draws the description, and so on."
         self._tool("chain", said, self._chained, self.start, self.rounds)
@@ -120,10 +117,10 @@ class Explore(Page):
 
     def _sweep(self) -> None:
         say = self.say
-        self.text = self.prompt(EXAMPLES[self.language][1], label=say("Words"))
+        self.text = self.prompt(TURNED[self.language], label=say("Words"))
         with gr.Row():
-            self.weights = gr.Textbox("1, 2, 4", label=say("Guidance, with commas between"))
-            self.counts = gr.Textbox("2, 4, 8, 16", label=say("Steps, with commas between"))
+            self.weights = gr.Textbox("0, 1, 2, 4", label=say("Guidance, with commas between"))
+            self.counts = gr.Textbox("1, 2, 4, 16", label=say("Steps, with commas between"))
         said = "A table of pictures appears here, a pair of settings each."
         self._tool("grid", said, self._grid, self.text, self.weights, self.counts)
 
@@ -168,7 +165,7 @@ class Explore(Page):
         return views.tag("div", table, class_="ew-scroll")
 
     def _attention(self) -> None:
-        self.read = self.prompt(EXAMPLES[self.language][0], label=self.say("Words"))
+        self.read = self.prompt(PAIR[self.language][0], label=self.say("Words"))
         said = "How much of the picture's attention goes to the words, at every level of noise."
         self._tool("look", said, self._looked, self.read)
 

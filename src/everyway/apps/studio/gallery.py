@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from everyway.apps.server.scheduler import Cancelled
 from everyway.apps.studio import strips, views
 from everyway.apps.studio.blend import Blend
 from everyway.apps.studio.create import GIVEN, Create
@@ -240,6 +241,9 @@ class Gallery(Page):
         yield views.under_way(0.1)
         try:
             same, why = self.studio.replayed(made, self.place(request))
+        except Cancelled:
+            yield ""
+            return
         except EverywayError as error:
             yield views.trouble(self.say(str(error)))
             return

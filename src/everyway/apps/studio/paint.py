@@ -35,6 +35,8 @@ FORMS = {
 class Paint(Page):
     """A canvas beside what is drawn on it."""
 
+    silent = ("taken as: ",)  # the map says where things are
+
     def build(self) -> None:
         say = self.say
         sentence, words = EXAMPLES[self.language]
@@ -45,7 +47,7 @@ class Paint(Page):
         )
         gr.HTML(views.lead(say("Paint with words"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=5, min_width=300):
                 self.map = gr.HTML(
                     self._canvas(example(), regions),
                     elem_id="map",
@@ -56,7 +58,7 @@ class Paint(Page):
                     label=say("The whole sentence; empty: the words of the regions"),
                     elem_id="paint-text",
                 )
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=7, min_width=300):
                 with gr.Row():
                     make = self.button("Make", elem_id="paint", scale=3)
                     self.stopping()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 import gradio as gr
 from PIL import Image
@@ -25,6 +25,11 @@ from everyway.request import SAMPLER_NAMES, GenerateRequest, RequestError, read_
 
 MADE = "../made"
 """Where a page finds the folder of what was made."""
+PAIR = {
+    "en": ("a large fox on blue", "a small pizza on green"),
+    "ko": ("파란 배경에 큰 여우", "초록 배경에 작은 피자"),
+}
+"""Language -> words of two pictures, for examples."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -33,7 +38,10 @@ class Page:
 
     offered: the choices of a model on it, which follow what the studio has.
     prompts: texts that a model reads, and where it is said how it reads them.
+    silent: how remarks begin that would not be true of the page.
     """
+
+    silent: ClassVar[tuple[str, ...]] = ()
 
     studio: Studio
     say: views.Say
@@ -60,7 +68,8 @@ class Page:
             said = self.studio.remarks(model, text) if (text or "").strip() else []
         except EverywayError:  # of the model, which is told as it is used
             said = []
-        return "".join(views.tag("p", escape(self.say(one))) for one in said)
+        heard = [one for one in said if not one.startswith(self.silent)]
+        return "".join(views.tag("p", escape(self.say(one))) for one in heard)
 
     @contextmanager
     def settings(
@@ -139,6 +148,10 @@ class Page:
     def button(self, text: str, **settings: Any) -> gr.Button:
         """What makes something: Ctrl+Enter presses the one in sight."""
         return gr.Button(self.say(text), variant="primary", **settings)
+
+    def example(self, name: str) -> gr.Button:
+        """What fills the page with something to try."""
+        return gr.Button(self.say("An example"), size="sm", elem_id=name, elem_classes="ew-small")
 
     def stopping(self, tool: str = "") -> gr.Button:
         """Ends what runs in a place of the page, and keeps what is there.  It is in sight while
