@@ -25,6 +25,19 @@ OFF = {"image": 18, "image-to-text": 18, "text": 18}
 LEVELS = (0.0, 0.35, 0.6, 0.8, 1.0)
 """Noise of what stands beside the axes."""
 
+FIELD = (
+    '<defs><marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" '
+    'markerHeight="5" orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker>'
+    '<filter id="ew-grain"><feTurbulence type="fractalNoise" baseFrequency=".45" numOctaves="2"/>'
+    '<feColorMatrix values="2.6 0 0 0 -.8 0 2.6 0 0 -.8 0 0 2.6 0 -.8 0 0 0 0 1"/></filter><linearGradient id="ew-rising" x1="0" y1="1" x2="1" y2="0"><stop offset=".1" '
+    'stop-color="#000"/><stop offset="1" stop-color="#fff"/></linearGradient><mask id="ew-noisy">'
+    '<rect x="130" y="40" width="280" height="260" rx="6" fill="url(#ew-rising)"/></mask></defs>'
+    '<rect class="ew-field" x="130" y="40" width="280" height="260" rx="6"/>'
+    '<rect class="ew-noise" x="130" y="40" width="280" height="260" filter="url(#ew-grain)" '
+    'mask="url(#ew-noisy)"/>'
+)
+"""What the ways lie in: clean in one corner, all noise in the other."""
+
 
 def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) -> str:
     """The whole plane with its ways as buttons.  picture, words: an example that says the same."""
@@ -36,15 +49,14 @@ def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) ->
         said = escape(_scrambled(words, level))
         marks.append(f'<text class="ew-axis" x="116" y="{y + 4:.0f}">{said}</text>')
     arrows = [_arrow(kind, say) for kind in WAYS if kind in kinds]
-    head = (
-        '<defs><marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" '
-        'markerHeight="5" orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker></defs>'
-    )
-    field = '<rect class="ew-field" x="130" y="40" width="280" height="260" rx="6"/>'
+    under = say("clean ← the picture → noise")
+    marks.append(f'<text class="ew-caption" x="270" y="384">{escape(under)}</text>')
+    over = escape(say("the words"))
+    marks.append(f'<text class="ew-caption" x="116" y="22" text-anchor="end">{over}</text>')
     label = say("every way is a line from noise to what is clean")
-    body = "".join([head, field, *marks, *arrows])
+    body = "".join([FIELD, *marks, *arrows])
     return (
-        f'<svg class="ew-plane" viewBox="0 18 440 352" role="group" aria-label="{escape(label)}">'
+        f'<svg class="ew-plane" viewBox="0 6 440 388" role="group" aria-label="{escape(label)}">'
         f"{body}</svg>"
     )
 
