@@ -109,9 +109,7 @@ class Blend(Page):
                 continue
             mask = picture_of(masked)
             own = {"mask": self.studio.keep(mask)} if mask is not None else {}
-            contexts.append(
-                {"image": self.studio.keep(image), "weight": weight, "focus": focus, **own}
-            )
+            contexts.append({"image": self.kept(image), "weight": weight, "focus": focus, **own})
         if (text or "").strip():
             contexts.append({"text": text.strip(), "weight": share})
         if not contexts:

@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from everyway.apps.studio import kinds, plane, views
-from everyway.apps.studio.parts import Page, opened, picture_of, values_of
+from everyway.apps.studio.parts import Given, Page, opened, picture_of, values_of
 from everyway.request import GenerateRequest
 
 GIVEN = {
@@ -135,7 +135,7 @@ class Create(Page):
         """What is set on this page, in the order of `request_of`."""
         return [self.text, self.image, self.way, self.strength, *self.shared]
 
-    def _ways(self, model: str, text: str, image: Image.Image | None, way: str) -> Any:
+    def _ways(self, model: str, text: str, image: Given, way: str) -> Any:
         given = ways(self.studio.kinds(model), bool((text or "").strip()), image is not None)
         chosen = way if way in given else next(iter(given), None)
         return gr.update(choices=kinds.choices(given, self.say), value=chosen)
@@ -167,7 +167,7 @@ class Create(Page):
     def request_of(
         self,
         text: str | None,
-        image: Image.Image | None,
+        image: Given,
         way: str,
         strength: float,
         *shared: Any,
@@ -186,7 +186,7 @@ class Create(Page):
         kind = way if way in given else next(iter(given), way)
         own |= {"mask": self.studio.keep(mask)} if kind == "inpaint" else {}
         own |= {"strength": strength} if kind == "image-to-image" else {}
-        images = (self.studio.keep(image),) if image is not None else ()
+        images = (self.kept(image),) if image is not None else ()
         return GenerateRequest(kind=kind, text=words, images=images, **own)
 
     def values(self, request: GenerateRequest) -> list[Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from everyway.apps.server.scheduler import Step
 from everyway.apps.studio import chart, strips, views
 from everyway.apps.studio.bench import Made
-from everyway.apps.studio.parts import MADE, PAIR, Page, opened
+from everyway.apps.studio.parts import MADE, PAIR, Given, Page, opened
 from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError
 
@@ -72,12 +72,12 @@ class Explore(Page):
         yield from self._strip("between", lambda: [self.interpolation(*given)], request, title)
 
     def interpolation(
-        self, first: Image.Image | None, last: Image.Image | None, frames: int, *shared: Any
+        self, first: Given, last: Given, frames: int, *shared: Any
     ) -> GenerateRequest:
         """The request of the first tool."""
         if first is None or last is None:
             raise RequestError("two pictures are needed; give both")
-        both = (self.studio.keep(first), self.studio.keep(last))
+        both = (self.kept(first), self.kept(last))
         own = self.asked(*shared)
         return GenerateRequest(kind="interpolate", images=both, frames=int(frames), **own)
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import escape
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from PIL import Image
 from torch import ones_like
 
@@ -23,6 +25,8 @@ from everyway.errors import EverywayError
 from everyway.generate import Result
 from everyway.request import SAMPLER_NAMES, GenerateRequest, RequestError, read_image
 
+Given = Image.Image | bytes | None
+"""A picture that was given, or the bytes of its file."""
 MADE = "../made"
 """Where a page finds the folder of what was made."""
 PAIR = {
@@ -128,18 +132,36 @@ class Page:
         return [request.model, 1, request.seed, *own]
 
     def picture(self, label: str, height: int, **settings: Any) -> gr.Image:
-        """Where a picture may go; it comes to the page as it is, in no lossy format."""
-        return gr.Image(
-            label=self.say(label),
-            type="pil",
-            image_mode="RGB",
-            format="png",
-            height=height,
-            placeholder=self.say("drop a picture here, paste it, or click"),
-            sources=["upload", "clipboard"],
-            buttons=[],
-            **settings,
-        )
+        """Where a picture may go, which comes to the page as the bytes of its file; of one that
+        cannot be read it is said below."""
+        with gr.Column(min_width=150):
+            place = gr.Image(
+                label=self.say(label),
+                image_mode="RGB",
+                format="png",
+                height=height,
+                placeholder=self.say("drop a picture here, paste it, or click"),
+                sources=["upload", "clipboard"],
+                buttons=[],
+                **settings,
+            )
+            said = gr.HTML("", elem_classes="ew-remarks", js_on_load=None)
+        place.preprocess = content_of  # a class of our own would write beside its source
+        place.change(self._seen, place, said, queue=False, show_progress="hidden")
+        return place
+
+    def _seen(self, given: Given) -> str:
+        """What is wrong with a picture, if anything is."""
+        try:
+            if given is not None:
+                read_image(given)
+        except RequestError as error:
+            return views.trouble(self.say(str(error)))
+        return ""
+
+    def kept(self, given: Given) -> str:
+        """A picture that was given, kept with the studio.  RequestError where it cannot be read."""
+        return self.studio.keep(read_image(given))
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
@@ -212,9 +234,12 @@ class Page:
             **own,
         )
 
-    def masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
+    def masking(self, image: Given, mask: str) -> tuple[Any, Any, str]:
         """The canvas of a picture; mask: what is on it first."""
-        picture = views.address(image) if image is not None else ""
+        try:
+            picture = "" if image is None else views.address(read_image(image))
+        except RequestError:  # of which is told beside it
+            picture = ""
         part = gr.update(visible=bool(picture), open=bool(mask))
         return part, self.canvas_html("mask", picture, start=mask), ""
 
@@ -287,6 +312,11 @@ class Page:
             beside=[views.heats(each, self.say) for each in frames],
         )
         return views.tag("details", views.tag("summary", title), shown, class_="ew-how", open=open_)
+
+
+def content_of(given: ImageData | None) -> bytes | None:
+    """The file that was put where a picture may go."""
+    return Path(given.path).read_bytes() if given else None
 
 
 def picture_of(address: str | None) -> Image.Image | None:

@@ -25,16 +25,24 @@ OFF = {"image": 18, "image-to-text": 18, "text": 18}
 LEVELS = (0.0, 0.35, 0.6, 0.8, 1.0)
 """Noise of what stands beside the axes."""
 
+BOX = 'x="130" y="40" width="280" height="260" rx="6"'
+HEAD = (
+    '<marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" markerHeight="5" '
+    'orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker>'
+)
+GRAIN = (
+    '<filter id="ew-grain"><feTurbulence type="fractalNoise" baseFrequency=".45" '
+    'numOctaves="2"/><feColorMatrix values="2.6 0 0 0 -.8 0 2.6 0 0 -.8 0 0 2.6 0 -.8 0 0 0 0 1"/>'
+    "</filter>"
+)
+RISING = (
+    '<linearGradient id="ew-rising" x1="0" y1="1" x2="1" y2="0"><stop offset=".1"/><stop '
+    'offset="1" stop-color="#fff"/></linearGradient><mask id="ew-noisy"><rect '
+    f'{BOX} fill="url(#ew-rising)"/></mask>'
+)
 FIELD = (
-    '<defs><marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" '
-    'markerHeight="5" orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker>'
-    '<filter id="ew-grain"><feTurbulence type="fractalNoise" baseFrequency=".45" numOctaves="2"/>'
-    '<feColorMatrix values="2.6 0 0 0 -.8 0 2.6 0 0 -.8 0 0 2.6 0 -.8 0 0 0 0 1"/></filter><linearGradient id="ew-rising" x1="0" y1="1" x2="1" y2="0"><stop offset=".1" '
-    'stop-color="#000"/><stop offset="1" stop-color="#fff"/></linearGradient><mask id="ew-noisy">'
-    '<rect x="130" y="40" width="280" height="260" rx="6" fill="url(#ew-rising)"/></mask></defs>'
-    '<rect class="ew-field" x="130" y="40" width="280" height="260" rx="6"/>'
-    '<rect class="ew-noise" x="130" y="40" width="280" height="260" filter="url(#ew-grain)" '
-    'mask="url(#ew-noisy)"/>'
+    f'<defs>{HEAD}{GRAIN}{RISING}</defs><rect class="ew-field" {BOX}/>'
+    f'<rect class="ew-noise" {BOX} filter="url(#ew-grain)" mask="url(#ew-noisy)"/>'
 )
 """What the ways lie in: clean in one corner, all noise in the other."""
 
