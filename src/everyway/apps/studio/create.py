@@ -88,6 +88,7 @@ class Create(Page):
             kinds.choices(given, say),
             value=next(iter(given), None),
             label=say("The model fills what is empty"),
+            interactive=True,  # its choice is read on the page (`values_of`)
             elem_id="way",
         )
         with gr.Row():
