@@ -118,9 +118,9 @@ class Page:
         """What these fields are in a request."""
         return {
             "model": model,
-            "n": int(n),
+            "n": int(n or 1),
             "seed": int(seed or 0),
-            "steps": int(steps) or None,
+            "steps": int(steps or 0) or None,
             "guidance": guidance or None,
             "sampler": sampler or None,
         }
