@@ -17,7 +17,7 @@ PATIENCE = 120_000
 """Milliseconds, as a test machine may be busy."""
 SHOTS = os.environ.get("EVERYWAY_SHOTS")
 """Where pictures of pages are written for the documents; by default nowhere."""
-COLOURS = 128
+COLOURS = 192
 """Of such a picture, so that it is small."""
 
 
@@ -100,6 +100,7 @@ class Visit:
             return
         path = Path(SHOTS) / f"studio-{name}.png"
         self.page.mouse.move(0, 0)
+        self.page.evaluate("document.activeElement?.blur()")
         self.page.wait_for_timeout(600)
         self.page.screenshot(path=path, full_page=whole)
         with Image.open(path) as image:

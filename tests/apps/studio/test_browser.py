@@ -131,6 +131,8 @@ def test_tokens_unmask_with_how_sure_they_are(visit, site):
         masked.append(film.locator(".ew-heat i.ew-masked").count())
     assert masked == sorted(masked, reverse=True) and masked[0] > masked[-1]
     film.locator(".ew-strip button").nth(len(masked) // 2).click()
+    page.click("#settings button")
+    page.evaluate("document.querySelector('.ew-examples').scrollIntoView()")
     one.shot("tokens")
 
 
@@ -219,7 +221,7 @@ def test_two_words_are_painted(visit, site):
     ground = drawn[4, 48]
     busy = (np.abs(drawn - ground) > 60).any(-1)
     assert busy[:, :32].mean() > 0.1 and busy[:, 64:].mean() > 0.1 > busy[:, 40:56].mean()
-    one.shot("paint")
+    one.shot("paint", whole=True)
 
 
 def test_the_canvas_is_painted_with_keys_alone(visit):

@@ -352,7 +352,8 @@ def test_what_belongs_together_is_one_tile(studio, shown):
     assert [f["note"] for f in frames_of(strips.film(groups[1], "", "t", str))][0].endswith(
         "1 steps"
     )
-    assert shown._wall().count("ew-strip-tile") >= 4
+    wall = shown._wall()
+    assert wall.count("ew-strip-tile") >= 4 and "settings compared" in wall
     index = groups[4][1]["index"]
     card, _, held, _ = shown._picked(gr.EventData(None, {"index": index}))
     assert len(frames_of(card)) == 4 and len(json.loads(held)["records"]) == 4
@@ -457,7 +458,8 @@ def test_every_sentence_has_its_korean(studio):
     heard |= {*re.findall(r'(?<![\w.])(?:self\.)?say\(\s*"([^"{}]+)"\s*\)', sources)}
     tables = (kinds.CALLED, blend.MIXED, paint.FORMS, train.BUILT_IN)
     heard |= {words for table in tables for words in table.values()}
-    heard |= {kinds.called_of(GenerateRequest(kind="image", contexts=[{"text": "a"}]))}
+    blended = GenerateRequest(kind="image", contexts=[{"text": "a"}])
+    heard |= {kinds.called_of(blended), kinds.called_of(blended, 2), "painted words"}
     lacking = [s for s in heard if re.search("[A-Za-z]{2}", s) and said(s, "ko") == s]
     assert len(heard) > 120 and lacking == []
     assert said("step 3 of 24", "ko") == "24스텝 가운데 3"

@@ -105,7 +105,7 @@ class Gallery(Page):
         """A result, or a strip of them."""
         row, several = rows[0], len(rows) > 1
         said = str(row.get("text") or row["request"]["text"] or "")
-        label = ": ".join(filter(None, (self.say(called_of(row["record"].request)), said)))
+        label = ": ".join(filter(None, (self._title([row["record"] for row in rows]), said)))
         painted = self.studio.within(row["request"]["paint"] or "")
         inside = strips.tile(rows, MADE) if several else views.tag("span", escape(said))
         if not several and row.get("image"):
@@ -121,6 +121,11 @@ class Gallery(Page):
             class_="ew-strip-tile" if several else None,
             data_row=row["index"],
         )
+
+    def _title(self, records: Sequence[Record]) -> str:
+        """What a group is."""
+        request = records[0].request
+        return self.say(called_of(request, len(records) if request.parts == 1 else 1))
 
     def _picked(self, event: gr.EventData) -> tuple[Any, ...]:
         index = int(event._data["index"])
@@ -147,7 +152,7 @@ class Gallery(Page):
         """What the records of a group say, and what can be done with it.  paths: of the pictures,
         "" for words.  rows: of what was made here."""
         say, request, row = self.say, records[0].request, rows[0] if rows else {}
-        title = say(called_of(request))
+        title = self._title(records)
         shown = ""
         if len(rows) > 1:
             shown = strips.film(rows, MADE, title, say)

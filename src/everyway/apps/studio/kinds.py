@@ -33,8 +33,10 @@ def called(kind: str) -> str:
     return CALLED.get(kind, kind.replace("-", " "))
 
 
-def called_of(request: GenerateRequest) -> str:
-    """The words for what a request makes."""
+def called_of(request: GenerateRequest, requests: int = 1) -> str:
+    """The words for what a request makes.  requests: as many as were made as one."""
+    if requests > 1:
+        return "settings compared"
     if request.paint:
         return "painted words"
     return "a blend" if request.contexts else called(request.kind)

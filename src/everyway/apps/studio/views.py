@@ -47,9 +47,9 @@ def picture(address: str, **attributes: Any) -> str:
     return tag("img", src=address, alt="", loading="lazy", **attributes).removesuffix("</img>")
 
 
-def each(values: Iterable[Any]) -> str:
-    """Different values in a line."""
-    return ", ".join(str(value) for value in dict.fromkeys(values) if value is not None)
+def each(values: Iterable[float | None]) -> str:
+    """Different numbers in a line."""
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values) if value is not None)
 
 
 def address(picture: Image.Image | bytes, whole: bool = True) -> str:
