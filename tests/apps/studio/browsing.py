@@ -15,7 +15,7 @@ from PIL import Image
 WIDE, NARROW = 1400, 400
 PATIENCE = 120_000
 """Milliseconds, as a test machine may be busy."""
-SHOTS = os.environ.get("EVERYWAY_SHOTS")
+SHOTS = os.path.abspath(os.environ["EVERYWAY_SHOTS"]) if "EVERYWAY_SHOTS" in os.environ else None
 """Where pictures of pages are written for the documents; by default nowhere."""
 COLOURS = 192
 """Of such a picture, so that it is small."""

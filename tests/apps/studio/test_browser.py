@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from browsing import NARROW, PATIENCE, Visit, browsing, serving
 from PIL import Image
+
+import everyway
 
 pytestmark = pytest.mark.slow
 STOPPED = "document.querySelector('#training')?.innerText.includes('it stands')"
@@ -375,10 +378,12 @@ def test_settings_come_back_out_of_a_png(visit, site):
         assert was.tobytes() == now.tobytes()
 
 
-def test_a_nano_training_starts_stops_and_goes_on(visit, site, tmp_path):
+def test_a_nano_training_starts_stops_and_goes_on(visit, site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(everyway.__file__).parents[1]))
     one = visit()
     page = one.page
-    out = tmp_path / "run"
+    out = Path("runs/mine")
     one.open("train")
     page.fill("#train-out textarea, #train-out input", str(out))
     small = "steps=4000 cache=300 batch=32 sample_every=30 log_every=5"
