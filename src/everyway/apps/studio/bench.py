@@ -241,10 +241,12 @@ class Studio:
     def _content(self, name: str, named: str | None = None) -> bytes:
         """A picture that a request names.  named: its digest in a record."""
         given, path = (self.out / "given").resolve(), Path(name).resolve()
+        ours = path.parent in (given, given.parent)
         with suppress(OSError):
-            content = path.read_bytes()
-            if path.parent in (given, given.parent) or digest(content) == named:
-                return content
+            if path.is_file() and (ours or named):
+                content = path.read_bytes()
+                if ours or digest(content) == named:
+                    return content
         raise RequestError(f"{name!r} is not a picture of this studio; give it anew")
 
     def _job(self, request: GenerateRequest, inputs: Mapping[str, str] = {}) -> Job:
