@@ -184,7 +184,8 @@ def test_a_blend_with_a_mask(visit, site):
     page.wait_for_selector("#blend-1 img")
     page.click("#page-blend .ew-slot button:has-text('Mask')")
     page.wait_for_selector("#blend-mask-1 canvas", state="visible")
-    one.drag("#blend-mask-1 canvas", (0.4, 0.4), (0.6, 0.6))
+    rows = [(x, y) for y in (0.35, 0.5, 0.65) for x in (0.3, 0.7)]
+    one.drag("#blend-mask-1 canvas", *rows)
     page.click("#blend")
     page.wait_for_selector("#blended .ew-made img")
     first, second = last(site[1])["request"]["contexts"]
@@ -193,7 +194,7 @@ def test_a_blend_with_a_mask(visit, site):
         assert mask.size == picture.size
         shown = np.asarray(mask.convert("L"))
     assert {*np.unique(shown)} == {0, 255} and shown[48, 48] == 255 and shown[2, 2] == 0
-    one.shot("blend")
+    one.shot("blend", whole=True)
 
 
 def test_two_words_are_painted(visit, site):
