@@ -126,6 +126,20 @@ def adapted(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Modul
     return made.requires_grad_(False)
 
 
+def merged(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Module:
+    """A network with weights of its own, W + weight * alpha / rank * B A, that answers as `adapted`
+    does but for rounding.  Raises LoRAError for one that does not fit.
+    """
+    made = adapted(copy.deepcopy(network), loras)
+    kind = _peft().tuners.lora.LoraLayer
+    for name, layer in [*made.named_modules()]:
+        if isinstance(layer, kind):
+            layer.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(made.get_submodule(parent), leaf, layer.get_base_layer())
+    return made
+
+
 def _fill(network: nn.Module, lora: LoRA, number: str) -> None:
     """One LoRA into a network, under the name of its number."""
     known = dict(network.named_modules())

@@ -62,6 +62,12 @@ def read(config: Mapping[str, Any]) -> tuple[ExpertsConfig, dict[str, Any]]:
     return ExpertsConfig(**own.pop("experts")), own
 
 
+def whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of any system; of one with experts, these are stored as they are."""
+    experts = {"experts": {**config["experts"], "base": ""}} if "experts" in config else {}
+    return {**config, **experts}
+
+
 def build(config: Mapping[str, Any]) -> System:
     """Experts that are all alike."""
     experts, own = read(config)
