@@ -87,12 +87,21 @@ class Folder:
         What is left out plays no part.
         """
         digest = hashlib.sha256()
+        for _, own in self._told():
+            digest.update(own)
+        return digest.hexdigest()
+
+    def stamps(self) -> dict[str, str]:
+        """By name, what changes as `stamp` does for one picture, or one caption without any."""
+        return {name: hashlib.sha256(own).hexdigest()[:12] for name, own in self._told()}
+
+    def _told(self) -> Iterator[tuple[str, bytes]]:
+        """Name -> what is known of each sample whose picture is not read."""
         for pair in (*self.pairs, *self.pictures):
             own = (pair.name, *pair.picture.stamp, pair.captions, pair.label)
-            digest.update(repr(own).encode())
+            yield pair.name, repr(own).encode()
         for pair in self.texts:
-            digest.update(repr((pair.name, pair.captions)).encode())
-        return digest.hexdigest()
+            yield pair.name, repr((pair.name, pair.captions)).encode()
 
     def usage(self, count: int) -> str:
         """One line: of how many pictures `count` were asked for, and how many are left out."""
