@@ -15,9 +15,10 @@ from PIL import Image
 from everyway.data.decode import oddities, read_picture
 from everyway.data.faults import Named, printable, reason
 from everyway.data.pairs import Pair, pairs_of
+from everyway.data.pictures import loses_much
 
 SHOWN = 8
-"""Names of one kind on one line."""
+"""Names, sizes or classes of one kind on one line."""
 LONG = 320
 """Characters of a caption that few text encoders read to its end: CLIP's has 77 tokens."""
 
@@ -32,6 +33,7 @@ class FolderReport:
     stray_captions, stray_rows: files of captions, and file names in metadata, without a picture.
     odd: what is read otherwise than it is, and captions that are long.
     by_class: whether there are no captions, and the names of the classes stand for them.
+    cut: pictures that lose more than a quarter of their area to the square in their middle.
     duplicates: (picture, the former one that has the same pixels).  left_out: what is no data.
     sheet: the first pictures, or None.
     """
@@ -49,6 +51,7 @@ class FolderReport:
     stray_rows: tuple[str, ...]
     odd: tuple[Named, ...]
     by_class: bool
+    cut: int
     duplicates: tuple[Named, ...]
     left_out: tuple[Named, ...]
     sheet: Image.Image | None
@@ -65,8 +68,13 @@ class FolderReport:
 
     def lines(self) -> Iterator[str]:
         """For people to read."""
-        yield f"{self.images} pictures, {self.captions} captions, {self.records} records"
+        yield f"pictures: {self.images:,}, captions: {self.captions:,}, records: {self.records:,}"
         yield f"sizes: {_counts(self.sizes) or 'none'}"
+        if self.cut:
+            yield (
+                f"{self.cut:,} of {sum(self.sizes.values()):,} lose more than a quarter of their "
+                "area, since the square in their middle alone is learned from"
+            )
         if self.classes:
             yield f"classes: {_counts(self.classes)}"
         if self.by_class:
@@ -99,7 +107,7 @@ def check(
     found = pairs_of(path, reads)
     unreadable, duplicates, shown = [*found.listing.faults], [], []
     odd: list[Named] = []
-    sizes: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     former: dict[bytes, str] = {}
     for pair in found.pairs:
         image = _opened(pair, odd)
@@ -108,7 +116,7 @@ def check(
             continue
         if any(len(caption) > LONG for caption in pair.captions):
             odd.append((pair.name, f"a caption of more than {LONG} characters"))
-        sizes[f"{image.width}x{image.height}"] += 1
+        sizes[image.size] += 1
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         if former.setdefault(pixels, pair.name) != pair.name:
             duplicates.append((pair.name, printable(former[pixels])))
@@ -119,7 +127,7 @@ def check(
         images=len(found.pairs),
         captions=sum(len(pair.captions) for pair in found.pairs),
         records=sum(pair.record is not None for pair in found.pairs),
-        sizes=dict(sizes.most_common()),
+        sizes={f"{width}x{height}": n for (width, height), n in sizes.most_common()},
         classes={printable(name): n for name, n in sorted(classes.items())},
         unreadable=_printable(unreadable),
         missing_captions=tuple(
@@ -131,6 +139,7 @@ def check(
         stray_rows=tuple(map(printable, found.stray_rows)),
         odd=_printable(odd),
         by_class=found.by_class,
+        cut=sum(n for size, n in sizes.items() if loses_much(*size)),
         duplicates=_printable(duplicates),
         left_out=_printable(found.listing.left_out),
         sheet=contact_sheet(shown, side) if shown else None,
@@ -190,4 +199,7 @@ def _grouped(what: str, named: Iterable[Named]) -> Iterator[str]:
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({n})" for name, n in counts.items())
+    """The first of them, and how many there are more."""
+    named = [f"{name} ({n})" for name, n in counts.items()][:SHOWN]
+    rest = [f"and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
+    return ", ".join(named + rest)
