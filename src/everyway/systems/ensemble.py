@@ -136,10 +136,11 @@ def restricted(system: System, clock: str = "") -> str:
 
 
 def swapped(system: System, name: str, other: nn.Module) -> System:
-    """An ensemble with another network in place of the expert `name`."""
+    """An ensemble, or a cascade of one, with another network in place of the expert `name`."""
     experts, _ = read(system.config)
     networks = {n.removeprefix("network."): m for n, m in system.networks.items()}
-    return assembled(system, experts, {**networks, name: other})
+    made = assembled(system, experts, {**networks, name: other})
+    return replace(made, name=system.name)
 
 
 def missing_parts(config: Mapping[str, Any]) -> list[str]:
