@@ -97,6 +97,16 @@ def linear_layers(network: nn.Module, words: Iterable[str] = ()) -> list[str]:
     return found
 
 
+def check_rank(network: nn.Module, rank: int, layers: Sequence[str]) -> None:
+    """LoRAError for a rank that no matrix of these layers can have."""
+    most = max(min(network.get_submodule(name).weight.shape) for name in layers)
+    if rank > most:
+        raise LoRAError(
+            f"lora={rank} is a higher rank than any layer of this network has; give {most} or "
+            "less, of which 4 to 64 are usual"
+        )
+
+
 def add(network: nn.Module, rank: int, alpha: float, layers: Sequence[str], seed: int) -> None:
     """A fresh LoRA in the network, of which nothing else is trained from now on.
 

@@ -21,6 +21,7 @@ from everyway.data.folder import Folder, write_folder
 from everyway.data.sample import Sample, to_tensor
 from everyway.data.shapes import Shapes
 from everyway.generate import load
+from everyway.lora import LoRAError
 from everyway.train import fitted_folder, price, stack, train
 from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
 from everyway.train.fitted_folder import Room
@@ -254,6 +255,33 @@ def test_a_run_that_was_begun_without_a_price_goes_on_as_it_was(folder, tmp_path
     assert again.model.times.shift == 2.0  # the preset's, and not that of fitted codecs
     assert not stack.is_planned(again, read=True)
     assert train(again)["step"] == 2
+
+
+def test_a_damaged_price_is_named_as_that(folder, tmp_path, quick):
+    stack.run(stack.planned(asked(folder, tmp_path / "run", steps=1)))
+    again = asked(folder, tmp_path / "run", steps=2)
+    (tmp_path / "run" / "price.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"price.json, by which .* is damaged \(it is no JSON\)"):
+        stack.is_planned(again, read=False)
+    (tmp_path / "run" / "price.json").write_text('{"asked": {}}')
+    with pytest.raises(ConfigError, match=r"is damaged \(config is missing\); get it back, or"):
+        stack.planned(again)
+    (tmp_path / "run" / "state.safetensors").unlink()
+    assert price.held(again) is None  # it has not begun, and is measured anew
+
+
+def test_a_price_tells_how_much_a_lora_is(quick, tmp_path):
+    own = {"init": "nano", "device": "cpu", "precision": "fp32", "cache": 16, "steps": 3}
+    lines = {}
+    for rank in (2, 100):
+        config = resolve("nano", {**own, "lora": rank}, out=str(tmp_path))
+        ((_, lines[rank]),) = stack.planned(config).lines()["model"]
+    assert lines[2].endswith("million of them a LoRA of rank 2")
+    assert lines[100].endswith(
+        "a LoRA of rank 100, more than it is beside: leave lora out or lower it"
+    )
+    with pytest.raises(LoRAError, match="lora=4096 is a higher rank than any layer of this"):
+        stack.planned(resolve("nano", {**own, "lora": 4096}, out=str(tmp_path)))
 
 
 # -- schedules ------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from typing import Any
 
 import psutil
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
+from everyway.data.faults import reason
 from everyway.data.folder import Folder
 from everyway.data.listing import is_data
 from everyway.settings import Settings
@@ -32,9 +33,10 @@ from everyway.systems import SYSTEMS
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.devices import PartialState, agreed
-from everyway.train.folder import RESUMABLE, locked
+from everyway.train.folder import RESUMABLE, STATE, locked
 from everyway.train.loop import train
 from everyway.train.systems import prepared
+from everyway.validation import first_fault
 
 FILE = "price.json"
 Lines = dict[str, list[tuple[str, str]]]
@@ -71,6 +73,7 @@ class Rehearsal:
     bytes: int
     row_bytes: float
     parameters: int
+    trained: int
 
 
 class Price(Settings):
@@ -93,6 +96,8 @@ class Price(Settings):
     rows: int
     """Samples in the cache, 0 where they have no end."""
     parameters: int
+    trained: int = 0
+    """Of these, where not all are."""
     seconds: dict[str, float]
     """Of each part, in order."""
     memory: int
@@ -119,7 +124,7 @@ class Price(Settings):
         preset = getattr(own.model, "preset", "")
         took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
         told = {
-            "model": f"{own.system} {preset}, {self.parameters / 1e6:.1f} million parameters",
+            "model": self.model_line(f"{own.system} {preset}", own.adapter.lora),
             "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
             f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
             "time": f"{spell(self.total)} in all: {took['begun']} so far, {took['codecs']} codecs, "
@@ -131,6 +136,15 @@ class Price(Settings):
             "expect": self.expect(samples),
         }
         return {**self.about, **{name: [("", line)] for name, line in told.items()}}
+
+    def model_line(self, name: str, rank: int) -> str:
+        """Its name and size, and what a LoRA of that rank is of it, if there is one."""
+        line = f"{name}, {self.parameters / 1e6:.1f} million parameters"
+        if rank:
+            line = f"{line}, {self.trained / 1e6:.2f} million of them a LoRA of rank {rank}"
+        if rank and self.trained > self.parameters - self.trained:
+            line = f"{line}, more than it is beside: leave lora out or lower it"
+        return line
 
     def expect(self, samples: int) -> str:
         """What so many samples are good for."""
@@ -149,13 +163,24 @@ class Price(Settings):
 
 def held(asked: TrainConfig) -> Price | None:
     """The price in the run folder, if it is of these settings; what may change meanwhile is as it
-    is asked for now, and more or less time is the training's."""
+    is asked for now, and more or less time is the training's.
+
+    Raises ConfigError where it is damaged and a training goes by it, since nothing else tells what
+    was chosen; one that has not begun is measured anew.
+    """
     path = asked.folder / FILE
+    if not path.exists():
+        return None
     try:
         price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        if not (asked.folder / STATE).exists():
+            return None
+        raise ConfigError(
+            f"{path}, by which the run in {asked.folder} goes on, is damaged ({_short(error)}); "
+            f"get it back, or choose another --out and begin with --set init={asked.folder}"
+        ) from None
     if differences(former, asked, RESUMABLE):
         return None
     own = price.settings()
@@ -176,6 +201,13 @@ def held(asked: TrainConfig) -> Price | None:
             "seconds": {**price.seconds, "training": steps * price.step_s},
         }
     )
+
+
+def _short(error: Exception) -> str:
+    """Why a price cannot be read."""
+    if isinstance(error, ValidationError):
+        return first_fault(error)
+    return "it is no JSON" if isinstance(error, json.JSONDecodeError) else reason(error)
 
 
 def priced(
@@ -221,6 +253,7 @@ def priced(
         steps=steps,
         rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
+        trained=found.trained,
         seconds={**before, "training": learning, "saving": savings},
         memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
@@ -264,7 +297,7 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`, as the first process measures them."""
     small = _few(config, out)
-    sample, parameters = _encoding(small)
+    sample, parameters, trained = _encoding(small)
     times = [_now()]
     train(small, lambda progress: times.append(_now()))
     times.append(_now())
@@ -285,6 +318,7 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
         bytes=sum(f.stat().st_size for f in rest),
         row_bytes=sum(f.stat().st_size for f in latents) / rows,
         parameters=parameters,
+        trained=trained,
     )
     return agreed(made)
 
@@ -310,18 +344,22 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _encoding(config: TrainConfig) -> tuple[float, int]:
-    """(seconds a sample, parameters of the network); none of what is not a system."""
+def _encoding(config: TrainConfig) -> tuple[float, int, int]:
+    """(seconds a sample, parameters of the network, those that are trained); none of what is not a
+    system."""
     if config.system not in SYSTEMS:
-        return 0.0, 0
+        return 0.0, 0, 0
     system = prepared(config)
-    parameters = sum(p.numel() for n in system.networks.values() for p in n.parameters())
+    own = [p for network in system.networks.values() for p in network.parameters()]
+    parameters, trained = (
+        sum(p.numel() for p in own if p.requires_grad or every) for every in (1, 0)
+    )
     if config.source.compose:
-        return 0.0, parameters
+        return 0.0, parameters, trained
     data, count = sources.data_of(system, config), _rows(config)
     began = time.monotonic()
     sources.encode(system, [sources.sample_at(data, row, count) for row in range(count)])
-    return (time.monotonic() - began) / count, parameters
+    return (time.monotonic() - began) / count, parameters, trained
 
 
 def _rows(config: TrainConfig) -> int:
