@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -270,16 +271,29 @@ def test_a_damaged_price_is_named_as_that(folder, tmp_path, quick):
     assert price.held(again) is None  # it has not begun, and is measured anew
 
 
+def test_a_price_counts_what_is_learned_from(folder, quick, tmp_path):
+    """Not what has no caption, unless that is asked for, and each picture's mirror image."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "metadata.jsonl").unlink()
+    for path in sorted(own.glob("*.txt"))[:10]:
+        path.unlink()
+    (own / "lone.txt").write_text("a red circle\n")
+    settings = ({}, {"flip": "true", "unpaired": 0.5})
+    plans = [stack.planned(asked(own, tmp_path / "run", steps=3, **more)) for more in settings]
+    pairs = COUNT - 10
+    assert [plan.rows for plan in plans] == [pairs, 2 * pairs + 11]
+    told = [plan.lines()["data"][0][1] for plan in plans]
+    assert told[0].endswith("; 10 are left out (everyway data check says why)")
+    assert told[1].endswith("; alone 10 pictures and 1 captions")
+
+
 def test_a_price_tells_how_much_a_lora_is(quick, tmp_path):
     own = {"init": "nano", "device": "cpu", "precision": "fp32", "cache": 16, "steps": 3}
-    lines = {}
-    for rank in (2, 100):
-        config = resolve("nano", {**own, "lora": rank}, out=str(tmp_path))
-        ((_, lines[rank]),) = stack.planned(config).lines()["model"]
-    assert lines[2].endswith("million of them a LoRA of rank 2")
-    assert lines[100].endswith(
-        "a LoRA of rank 100, more than it is beside: leave lora out or lower it"
-    )
+    plan = stack.planned(resolve("nano", {**own, "lora": 2}, out=str(tmp_path)))
+    assert plan.lines()["model"][0][1].endswith("million of them a LoRA of rank 2")
+    line = plan.model_copy(update={"trained": plan.parameters - 1}).model_line("it", 200)
+    assert line.endswith("a LoRA of rank 200, more than it is beside: leave lora out or lower it")
     with pytest.raises(LoRAError, match="lora=4096 is a higher rank than any layer of this"):
         stack.planned(resolve("nano", {**own, "lora": 4096}, out=str(tmp_path)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from everyway.data.pictures import loses_much
 
 SHOWN = 8
 """Names, sizes or classes of one kind on one line."""
+LINES = 100
+"""Lines of one kind."""
 LONG = 320
 """Characters of a caption that few text encoders read to its end: CLIP's has 77 tokens."""
 
@@ -81,12 +83,15 @@ class FolderReport:
             yield "no picture has a caption: the names of the classes are taken for them"
         yield from _named("cannot be read", self.unreadable)
         yield from _named("captions cannot be read", self.bad_captions)
-        yield from (f"no caption: {name}" for name in self.missing_captions)
-        yield from (f"a caption without its picture: {name}" for name in self.stray_captions)
-        yield from (f"a row of metadata without its picture: {name}" for name in self.stray_rows)
+        yield from _short([f"no caption: {name}" for name in self.missing_captions])
+        strays = (
+            *(f"a caption without its picture: {name}" for name in self.stray_captions),
+            *(f"a row of metadata without its picture: {name}" for name in self.stray_rows),
+        )
+        yield from _short(strays)
         yield from _named("captions are added", self.repeated_rows)
-        yield from (
-            f"the same picture twice: {name} and {other}" for name, other in self.duplicates
+        yield from _short(
+            [f"the same picture twice: {name} and {other}" for name, other in self.duplicates]
         )
         yield from _grouped("odd", self.odd)
         yield from _grouped("left out", self.left_out)
@@ -122,6 +127,8 @@ def check(
             duplicates.append((pair.name, printable(former[pixels])))
         if len(shown) < sheet:
             shown.append(_fitted(image, side))
+    splits = filter(None, (found.listing.split_of(pair.name) for pair in found.pairs))
+    odd += [(name, "called as a split, and read as a class") for name in dict.fromkeys(splits)]
     classes = Counter(str(p.label) for p in found.pairs if p.label is not None)
     return FolderReport(
         images=len(found.pairs),
@@ -185,7 +192,14 @@ def _printable(named: Iterable[Named]) -> tuple[Named, ...]:
 
 
 def _named(what: str, named: Iterable[Named]) -> Iterator[str]:
-    return (f"{what}: {name} ({why})" for name, why in named)
+    return _short([f"{what}: {name} ({why})" for name, why in named])
+
+
+def _short(lines: Sequence[str]) -> Iterator[str]:
+    """The first of them, and how many there are more."""
+    yield from lines[:LINES]
+    if len(lines) > LINES:
+        yield f"... and {len(lines) - LINES:,} more of these; --json names all"
 
 
 def _grouped(what: str, named: Iterable[Named]) -> Iterator[str]:

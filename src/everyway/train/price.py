@@ -26,10 +26,9 @@ from pydantic import Field, ValidationError
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.faults import reason
-from everyway.data.folder import Folder
 from everyway.data.listing import is_data
 from everyway.settings import Settings
-from everyway.systems import SYSTEMS
+from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.devices import PartialState, agreed
@@ -63,6 +62,7 @@ class Rehearsal:
     and of saving and exporting it.
 
     bytes: of the state and the exported model; row_bytes: of a sample in the cache.
+    rows: samples in the cache of the whole training.
     """
 
     step: float
@@ -72,6 +72,7 @@ class Rehearsal:
     finish: float
     bytes: int
     row_bytes: float
+    rows: int
     parameters: int
     trained: int
 
@@ -227,7 +228,7 @@ def priced(
     Raises ConfigError where a budget leaves no time to learn in.
     """
     found, threads = _with_threads(tried, place)
-    rows = _rows(tried)
+    rows = found.rows
     before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
     before = {"begun": time.time() - began, **before}
     if asked.budget_s:
@@ -297,7 +298,8 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`, as the first process measures them."""
     small = _few(config, out)
-    sample, parameters, trained = _encoding(small)
+    system = prepared(small)
+    sample, few = _encoding(system, small)
     times = [_now()]
     train(small, lambda progress: times.append(_now()))
     times.append(_now())
@@ -308,17 +310,18 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
     rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    rows = _rows(small)
+    own = [p for network in system.networks.values() for p in network.parameters()]
     made = Rehearsal(
         step=step,
         processor=processor,
         sample=sample,
-        build=max(0.0, steps[0][0] - begun[0] - step - rows * sample),
+        build=max(0.0, steps[0][0] - begun[0] - step - few * sample),
         finish=ended[0] - steps[-1][0],
         bytes=sum(f.stat().st_size for f in rest),
-        row_bytes=sum(f.stat().st_size for f in latents) / rows,
-        parameters=parameters,
-        trained=trained,
+        row_bytes=sum(f.stat().st_size for f in latents) / few,
+        rows=_rows(system, config),
+        parameters=sum(p.numel() for p in own),
+        trained=sum(p.numel() for p in own if p.requires_grad),
     )
     return agreed(made)
 
@@ -344,30 +347,22 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _encoding(config: TrainConfig) -> tuple[float, int, int]:
-    """(seconds a sample, parameters of the network, those that are trained); none of what is not a
-    system."""
-    if config.system not in SYSTEMS:
-        return 0.0, 0, 0
-    system = prepared(config)
-    own = [p for network in system.networks.values() for p in network.parameters()]
-    parameters, trained = (
-        sum(p.numel() for p in own if p.requires_grad or every) for every in (1, 0)
-    )
+def _encoding(system: System, config: TrainConfig) -> tuple[float, int]:
+    """(seconds a sample, how many samples there are)."""
+    count = _rows(system, config)
     if config.source.compose:
-        return 0.0, parameters, trained
-    data, count = sources.data_of(system, config), _rows(config)
+        return 0.0, count
+    chosen = sources.chosen(system, config, sources.data_of(system, config))
     began = time.monotonic()
-    sources.encode(system, [sources.sample_at(data, row, count) for row in range(count)])
-    return (time.monotonic() - began) / count, parameters, trained
+    sources.encode(system, [chosen.sample(row) for row in range(count)])
+    return (time.monotonic() - began) / count, count
 
 
-def _rows(config: TrainConfig) -> int:
+def _rows(system: System, config: TrainConfig) -> int:
     """Samples in the cache of a training."""
-    count, name = config.source.cache, config.source.data
-    if is_data(name):
-        count = min(count, len(Folder(name)))
-    return count * (1 + config.source.flip)
+    if config.source.compose:
+        return config.source.cache
+    return len(sources.chosen(system, config, sources.data_of(system, config)))
 
 
 def _peak() -> int:
