@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from everyway.data.faults import FolderError
 from everyway.data.folder import Folder
-from everyway.train import data_changes, train
+from everyway.train import data_changes, sources, train
 from everyway.train.config import ConfigError, resolve
 from everyway.train.data_changes import FILE
+from everyway.train.systems import prepared
 
 UVIT = "recipes/uvit-nano.toml"
 SETTINGS = dict(batch=4, cache=8, device="cpu", precision="fp32", cooldown=0, publish=False)
@@ -67,6 +69,19 @@ def test_classes_that_a_network_counts_cannot_change(folder, tmp_path):
         started(folder, out, 2)
     (folder / "c").rename(folder / "a")
     assert started(folder, out, 2) == []
+
+
+def test_a_class_keeps_the_number_that_a_model_knows_it_by(folder, tmp_path):
+    """Also in a folder that lacks one before it; and one that a model does not know is refused."""
+    started(folder, tmp_path / "run", 1)
+    (folder / "a").rename(tmp_path / "gone")
+    config = {"preset": "nano-class", "init": str(tmp_path / "run"), "data": str(folder)}
+    resolved = resolve(UVIT, {**config, **SETTINGS}, str(tmp_path / "next"))
+    data = sources.data_of(prepared(resolved), resolved)
+    assert data.classes == ("a", "b") and {sample.label for sample in data} == {1}
+    (folder / "b").rename(folder / "c")
+    with pytest.raises(FolderError, match="has a class 'c', and the classes of the model are a, b"):
+        sources.data_of(prepared(resolved), resolved)
 
 
 def test_before_a_state_is_saved_nothing_is_told(folder, tmp_path):

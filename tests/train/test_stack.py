@@ -292,6 +292,8 @@ def test_a_price_tells_how_much_a_lora_is(quick, tmp_path):
     own = {"init": "nano", "device": "cpu", "precision": "fp32", "cache": 16, "steps": 3}
     plan = stack.planned(resolve("nano", {**own, "lora": 2}, out=str(tmp_path)))
     assert plan.lines()["model"][0][1].endswith("million of them a LoRA of rank 2")
+    assert plan.disk_line(free=plan.disk - 1).endswith(": make room, or choose another --out")
+    assert plan.disk_line(free=10**12).endswith("MB, 1e+03 GB are free")
     line = plan.model_copy(update={"trained": plan.parameters - 1}).model_line("it", 200)
     assert line.endswith("a LoRA of rank 200, more than it is beside: leave lora out or lower it")
     with pytest.raises(LoRAError, match="lora=4096 is a higher rank than any layer of this"):

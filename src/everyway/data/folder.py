@@ -10,7 +10,7 @@ import codecs
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from everyway.data.pictures import loses_much, square
 from everyway.data.sample import Sample
 
 METADATA = TABLES[0]
+KNOWN = 8
+"""Classes of a model that an error names."""
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +82,20 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def take_classes(self, names: Sequence[str]) -> None:
+        """Labels are places among these names, a model's, from now on.
+
+        Raises FolderError for a class that is not among them.
+        """
+        own = {pair.label for pair in self.pairs if isinstance(pair.label, str)}
+        if odd := sorted(own.difference(names)):
+            more = f" and {len(names) - KNOWN} more" if len(names) > KNOWN else ""
+            raise FolderError(
+                f"{printable(self.path)} has a class {printable(odd[0])!r}, and the classes of the "
+                f"model are {', '.join(names[:KNOWN])}{more}; take it out, or begin without init"
+            )
+        self.classes = tuple(names)
 
     def stamp(self) -> str:
         """Changes when a picture is another file than it was, or its captions or class are others.

@@ -133,10 +133,15 @@ class Price(Settings):
             f"{took['saving']} saving",
             "memory": f"{size(self.memory)}, this machine has "
             f"{size(psutil.virtual_memory().total)}",
-            "disk": f"{size(self.disk)}, {size(shutil.disk_usage(where).free)} are free",
+            "disk": self.disk_line(shutil.disk_usage(where).free),
             "expect": self.expect(samples),
         }
         return {**self.about, **{name: [("", line)] for name, line in told.items()}}
+
+    def disk_line(self, free: int) -> str:
+        """free: bytes there."""
+        line = f"{size(self.disk)}, {size(free)} are free"
+        return line if free > self.disk else f"{line}: make room, or choose another --out"
 
     def model_line(self, name: str, rank: int) -> str:
         """Its name and size, and what a LoRA of that rank is of it, if there is one."""

@@ -118,7 +118,7 @@ def of_systems() -> dict[str, Callable[[int], Any]]:
 
 
 def data_of(system: System, config: TrainConfig):
-    """The data that a system is trained on, a folder's in its size."""
+    """The data that a system is trained on, a folder's in its size and with its classes."""
     texts = "text" in system.raws
     reads = system.reads if texts else None
     own = config.source
@@ -126,6 +126,9 @@ def data_of(system: System, config: TrainConfig):
     data = open_data(own.data, config.seed, size, texts, reads, unpaired)
     if unpaired and not isinstance(data, Folder):
         raise ConfigError(f"every picture of {own.data} has its captions; leave unpaired out")
+    label = system.conditions.get("label")
+    if isinstance(data, Folder) and label and label.codec.names:
+        data.take_classes(label.codec.names)
     return data
 
 
