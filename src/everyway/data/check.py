@@ -81,20 +81,24 @@ class FolderReport:
             yield f"classes: {_counts(self.classes)}"
         if self.by_class:
             yield "no picture has a caption: the names of the classes are taken for them"
-        yield from _named("cannot be read", self.unreadable)
-        yield from _named("captions cannot be read", self.bad_captions)
+        yield from _short([f"cannot be read: {name} ({why})" for name, why in self.unreadable])
+        yield from _short(
+            [f"captions cannot be read: {name} ({why})" for name, why in self.bad_captions]
+        )
         yield from _short([f"no caption: {name}" for name in self.missing_captions])
         strays = (
             *(f"a caption without its picture: {name}" for name in self.stray_captions),
             *(f"a row of metadata without its picture: {name}" for name in self.stray_rows),
         )
         yield from _short(strays)
-        yield from _named("captions are added", self.repeated_rows)
+        yield from _short(
+            [f"captions are added: {name} ({why})" for name, why in self.repeated_rows]
+        )
         yield from _short(
             [f"the same picture twice: {name} and {other}" for name, other in self.duplicates]
         )
-        yield from _grouped("odd", self.odd)
-        yield from _grouped("left out", self.left_out)
+        yield from (f"odd, {why}: {names}" for why, names in _grouped(self.odd))
+        yield from (f"left out, {why}: {names}" for why, names in _grouped(self.left_out))
 
 
 def check(
@@ -191,10 +195,6 @@ def _printable(named: Iterable[Named]) -> tuple[Named, ...]:
     return tuple((printable(name), why) for name, why in named)
 
 
-def _named(what: str, named: Iterable[Named]) -> Iterator[str]:
-    return _short([f"{what}: {name} ({why})" for name, why in named])
-
-
 def _short(lines: Sequence[str]) -> Iterator[str]:
     """The first of them, and how many there are more."""
     yield from lines[:LINES]
@@ -202,14 +202,14 @@ def _short(lines: Sequence[str]) -> Iterator[str]:
         yield f"... and {len(lines) - LINES:,} more of these; --json names all"
 
 
-def _grouped(what: str, named: Iterable[Named]) -> Iterator[str]:
-    """A line a reason."""
+def _grouped(named: Iterable[Named]) -> Iterator[tuple[str, str]]:
+    """(a reason, the names that it is of)."""
     by_reason: dict[str, list[str]] = {}
     for name, why in named:
         by_reason.setdefault(why, []).append(name)
     for why, names in by_reason.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield f"{what}, {why}: {', '.join(names[:SHOWN])}{more}"
+        yield why, f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -268,8 +268,6 @@ def parsed(*tables: Mapping[str, Any]) -> TrainConfig:
         raise ConfigError(fault(error)) from None
 
 
-ENDLESS = 1_000_000_000
-"""Steps where a budget is the end."""
 COUNTED = {"steps": "samples", "warmup": "warmup_samples", "ema": "ema_samples"}
 """Settings by the step -> by the sample, which are above them."""
 

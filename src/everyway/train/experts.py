@@ -29,8 +29,9 @@ from everyway.process.training_times import Law
 from everyway.settings import ConfigError, FileName, Settings
 from everyway.systems import ensemble
 from everyway.train import devices, folder, measure
-from everyway.train.config import ENDLESS, TrainConfig, parsed, preset, remembered, resolve
+from everyway.train.config import TrainConfig, parsed, preset, remembered, resolve
 from everyway.train.folder import TrainingProgress
+from everyway.train.stack import ENDLESS
 
 MEASURED = "measured.json"
 """In the run folder: what a measured plan was chosen by."""

@@ -21,7 +21,7 @@ from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
 from everyway.train import devices, fitted_folder, folder, price, sources
-from everyway.train.config import ENDLESS, ConfigError, TrainConfig, resolve
+from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.fitted_folder import FITTED, SAMPLE, Room
 from everyway.train.folder import TrainingProgress
 from everyway.train.loop import train
@@ -43,6 +43,8 @@ FOLDER: dict[str, Any] = dict(
 )  # fmt: skip
 """Of trainings on the codecs of a folder, which are few numbers that say much, above the preset's
 own; all counted in samples."""
+ENDLESS = 1_000_000_000
+"""Steps where a budget is the end."""
 BYTES = 40
 """Of memory, for each number of a picture, while codecs are fitted: in float32 and float64."""
 LOOKED_AT = 64
