@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from everyway.generate import load
 from everyway.nets.token_transformer import TokenTransformer, TokenTransformerConfig
 from everyway.process.intervals import named
 from everyway.process.training_times import Uniform
-from everyway.request import GenerateRequest, RequestError
+from everyway.request import GenerateRequest, RequestError, read_lora
 from everyway.systems import ediffi
 from everyway.systems.ensemble import ensemble
 from everyway.train import samples, train
@@ -31,6 +32,7 @@ FACTS = {"rank": 2, "alpha": 4.0, "base": "nano"}
 
 def written(path: Path, network: torch.nn.Module, base_hash: str, seed: int = 0) -> Path:
     """A LoRA of a network, of random numbers throughout."""
+    path.parent.mkdir(exist_ok=True)
     taught = copy.deepcopy(network)
     lora.add(taught, FACTS["rank"], FACTS["alpha"], lora.linear_layers(network), seed)
     own = {k: v for k, v in taught.state_dict().items() if lora.is_matrix(k)}
@@ -289,3 +291,52 @@ def test_some_layers_alone(nano):
 def test_what_it_cannot_be_taught_on(preset, settings, said):
     with pytest.raises(ConfigError, match=said):
         resolve(preset, settings)
+
+
+# -- merging ------------------------------------------------------------------------------------
+
+
+def shown(model, **settings) -> torch.Tensor:
+    (result,) = model.generate(text=PROMPT, kind="text-to-image", steps=4, **settings)
+    return torch.frombuffer(bytearray(result.image.tobytes()), dtype=torch.uint8).int()
+
+
+def test_a_merged_model_draws_as_its_loras_do(nano, file, run, tmp_path):
+    other = written(tmp_path / "other" / "lora.safetensors", nano.system.network, nano.hash, 1)
+    words = ("convert", "nano", "--lora", f"{file}:0.8", "--lora", f"{other.parent}:-0.5")
+    code, out, _ = run(*words, "--out", "merged")
+    assert (code, out) == (0, f"merged: nano with {file} times 0.8, {other.parent} times -0.5\n")
+    made = load(tmp_path / "merged")
+    loras = {str(file): 0.8, str(other.parent): -0.5}
+    beside = lora.adapted(
+        nano.system.network, [(lora.lora_of(read_lora(f), f), w) for f, w in loras.items()]
+    )
+    one, two = answers(beside, nano.system), answers(made.system.network, made.system)
+    assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
+    gap = (shown(made) - shown(nano, lora=loras)).abs()
+    assert gap.max() <= 2 < (shown(made) - shown(nano)).abs().max()
+    rows = [(row["lora"], row["weight"]) for row in made.metadata["merged"]]
+    assert rows == [(file.resolve().parent.name, 0.8), ("other", -0.5)]
+    card = Path("merged/README.md").read_text()
+    assert "the LoRA `other`, times -0.5" in card and "Licence: not stated" in card
+    assert "scores" not in made.metadata and load("nano").hash == nano.hash
+    with pytest.raises(lora.LoRAError, match="is a LoRA of nano .*, and this model is merged"):
+        picture(made, lora=file)
+
+
+def test_of_experts_all_are_merged_and_none_is_rounded(nano, tmp_path):
+    system = ensemble(nano.system, named("edges-2"), Uniform())
+    base = replace(library.load("nano"), system=system, hash="0123456789ab")
+    own = written(tmp_path / "lora.safetensors", system.network, base.hash)
+    loras = [(lora.lora_of(own.read_bytes(), str(own)), 1.0)]
+    library.save_merged(tmp_path / "merged", base, loras)
+    made = library.load(tmp_path / "merged").system
+    one, two = answers(lora.adapted(system.network, loras), system), answers(made.network, made)
+    assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
+
+
+def test_what_cannot_be_merged_is_told(run, file):
+    code, _, err = run("convert", "mini", "--lora", file, "--out", "merged")
+    assert code == 2 and "is a LoRA of nano" in err and not Path("merged").exists()
+    code, _, err = run("convert", "nano", "--lora", file, "--to", "authors", "--out", "merged")
+    assert code == 2 and "merge first" in err

@@ -24,7 +24,7 @@ from everyway.checkpoints import card, store
 from everyway.checkpoints.tensor_files import Entries, size
 from everyway.errors import UsageError
 from everyway.layouts import convert
-from everyway.lora import lora_of
+from everyway.lora import LoRA, lora_of, merged
 from everyway.nets.precision import fast
 from everyway.placement import (
     MEMORY,
@@ -36,9 +36,10 @@ from everyway.placement import (
     memory_for,
     one_of_several,
 )
-from everyway.request import LORA
+from everyway.request import LORA as LORA_FILE
 from everyway.system import System
 from everyway.systems import HUB, cascade
+from everyway.systems.ensemble import whole
 from everyway.upscale import enlarges, side_of
 
 SHIPPED, shipped = convert.SHIPPED, convert.shipped
@@ -85,8 +86,8 @@ def _trained(path: Path) -> Path:
     model = path / "model"
     if (model / "config.json").is_file() and not convert.is_ours(path):
         return model
-    if (path / LORA).is_file():
-        base = lora_of((path / LORA).read_bytes(), str(path)).facts.base
+    if (path / LORA_FILE).is_file():
+        base = lora_of((path / LORA_FILE).read_bytes(), str(path)).facts.base
         raise ModelError(f"{path} holds a LoRA; give --model {base} --lora {path}")
     return path
 
@@ -227,20 +228,60 @@ def _spare(system: System) -> None:
 
 
 def save(
-    folder: Path, system: System, metadata: Mapping[str, Any], formats: Formats | None = None
+    folder: Path,
+    system: System,
+    metadata: Mapping[str, Any],
+    formats: Formats | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """A model folder of ours with its card.
 
     formats: of the files that the weights were read from: those that were widened to compute with
-    are written as they were.
+    are written as they were.  dtype: of all floats instead.
     """
     if system.placement and system.placement.files:
         raise ModelError("its experts lie in their files; load it without memory='disk' to save it")
     config, formats = {"system": system.name, "config": dict(system.config)}, formats or {}
     stored = system.weights().items()
     tensors = {name: _as_read(own, formats.get(name, {})) for name, own in stored}
-    store.save(folder, config, tensors, metadata, None, system.deltas)
+    store.save(folder, config, tensors, metadata, dtype, system.deltas)
     card.write_card(folder)
+
+
+def save_merged(
+    folder: Path,
+    base: Loaded,
+    loras: Sequence[tuple[LoRA, float]],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """A model folder of a model with LoRAs in its weights, each times its weight; its card says so.
+
+    dtype: of the weights; None keeps those that no LoRA changed as they were read, and the others
+    in float32.
+    Raises LoRAError for a LoRA of another model.
+    """
+    for own, _ in loras:
+        own.check_base(base.name, base.hash)
+    network = merged(base.system.network, loras)
+    system = replace(base.system, network=network, deltas={}, config=whole(base.system.config))
+    own = {k: v for k, v in base.metadata.items() if k not in ("scores", "losses")}
+    rows = [_merged_row(lora, weight) for lora, weight in loras]
+    metadata = {
+        **own,
+        "name": folder.name,
+        "init": base.name,
+        "merged": [*own.get("merged", []), *rows],
+    }
+    save(folder, system, metadata, base.formats, dtype)
+
+
+def _merged_row(lora: LoRA, weight: float) -> dict[str, Any]:
+    """What a model says of a LoRA in it."""
+    path, facts = Path(lora.name), lora.facts.model_dump()
+    name = path.resolve().parent.name if path.name == LORA_FILE else path.stem
+    known = ("data", "steps", "batch", "samples", "seconds", "hardware", "licence")
+    told = {key: facts[key] for key in known if key in facts}
+    return {"lora": name, "weight": weight, "sha256": lora.digest, **told}
 
 
 def _as_read(

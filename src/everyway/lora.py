@@ -97,6 +97,16 @@ def linear_layers(network: nn.Module, words: Iterable[str] = ()) -> list[str]:
     return found
 
 
+def check_rank(network: nn.Module, rank: int, layers: Sequence[str]) -> None:
+    """LoRAError for a rank that no matrix of these layers can have."""
+    most = max(min(network.get_submodule(name).weight.shape) for name in layers)
+    if rank > most:
+        raise LoRAError(
+            f"lora={rank} is a higher rank than any layer of this network has; give {most} or "
+            "less, of which 4 to 64 are usual"
+        )
+
+
 def add(network: nn.Module, rank: int, alpha: float, layers: Sequence[str], seed: int) -> None:
     """A fresh LoRA in the network, of which nothing else is trained from now on.
 
@@ -124,6 +134,20 @@ def adapted(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Modul
             for number in own:
                 layer.set_scale(number, loras[int(number)][1])
     return made.requires_grad_(False)
+
+
+def merged(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Module:
+    """A network with weights of its own, W + weight * alpha / rank * B A, that answers as `adapted`
+    does but for rounding.  Raises LoRAError for one that does not fit.
+    """
+    made = adapted(copy.deepcopy(network), loras)
+    kind = _peft().tuners.lora.LoraLayer
+    for name, layer in [*made.named_modules()]:
+        if isinstance(layer, kind):
+            layer.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(made.get_submodule(parent), leaf, layer.get_base_layer())
+    return made
 
 
 def _fill(network: nn.Module, lora: LoRA, number: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from everyway.apps import swapping
 from everyway.generate import load
 from everyway.process.intervals import named
+from everyway.systems import cascade
 from everyway.systems.ensemble import ensemble
 from everyway.train.config import remembered
 
@@ -27,12 +28,16 @@ def model():
     return replace(made, system=system, metadata={**made.metadata, "experts": rows})
 
 
-def test_a_spoiled_expert_is_found(model, monkeypatch):
-    """By its loss; and every expert is scored with its neighbour in its place."""
+@pytest.mark.parametrize("name", ["ensemble", "cascade"])
+def test_a_spoiled_expert_is_found(model, monkeypatch, name):
+    """By its loss; and every expert is scored with its neighbour in its place, in a cascade too."""
+    if name == "cascade":
+        model = replace(model, system=cascade.assembled(model.system, {}))
     monkeypatch.setattr(swapping, "UNSEEN", 32)
     asked = []
 
     def evaluate(model, suite, n, seed, rows):
+        assert model.system.name == name
         asked.append([model.system.network.components[k] for k in ("E1_0", "E1_1")])
         return {"rows": {row: n for row in rows}, "frechet": {}}
 

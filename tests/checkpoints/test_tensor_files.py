@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from everyway.checkpoints import tensor_files
 from everyway.checkpoints.tensor_files import (
     StoreError,
     held,
@@ -110,6 +111,17 @@ def test_files_of_torch_are_read_as_they_were_saved(tmp_path, archive):
     assert torch.equal(found["nested"]["p"].read(), torch.ones(2))
     assert torch.equal(found[""]["kept"].read(), torch.ones(3))
     assert all(entry.read().is_contiguous() for entry in found["model"].values())
+
+
+@pytest.mark.parametrize(("least", "times"), [(tensor_files.AT_LEAST, 1), (0, 21)])
+def test_a_file_is_mapped_anew_after_much_was_read_of_it(tmp_path, monkeypatch, least, times):
+    monkeypatch.setattr(tensor_files, "AT_LEAST", least)
+    loaded, made = tensor_files._loaded, []
+    monkeypatch.setattr(tensor_files, "_loaded", lambda *args: made.append(1) or loaded(*args))
+    expected = {str(k): torch.full((1000,), float(k)) for k in range(21)}
+    torch.save(expected, tmp_path / "it.pth")
+    assert same(read(open_pth(tmp_path / "it.pth")[""]), expected)
+    assert len(made) == times  # of 0 bytes before each tensor but the first
 
 
 def test_files_of_torch_without_sums_are_read(tmp_path):

@@ -195,3 +195,28 @@ def test_the_contact_sheet_of_check(one, tmp_path_factory, capsys):
         assert main(["data", "check", str(one), "--out", str(inside)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert len(Folder(one)) == 1 and check(one).good
+
+
+def test_what_the_crop_takes_is_counted(tmp_path):
+    """A photograph of 4:3 loses a quarter, and one of 3:2 more, lying or standing."""
+    sizes = [(40, 40), (40, 30), (30, 40), (45, 30), (30, 45), (90, 30)]
+    for k, size in enumerate(sizes):
+        Image.new("RGB", size, (k, 0, 0)).save(tmp_path / f"{k}.png")
+        (tmp_path / f"{k}.txt").write_text("a red card")
+    (tmp_path / "6.png").write_bytes(b"broken")
+    (tmp_path / "6.txt").write_text("a torn card")
+    found = check(tmp_path)
+    assert found.cut == 3
+    assert any(line.startswith("3 of 6 lose more than a quarter") for line in found.lines())
+    assert Folder(tmp_path).cut(64) == (6, 3)
+    assert Folder(tmp_path).cut(2) == (2, 1)  # the first and the fourth of seven
+
+
+def test_a_line_of_many_sizes_is_short(tmp_path):
+    for k in range(20):
+        Image.new("RGB", (20 + k, 20), (k, 0, 0)).save(tmp_path / f"{k:02d}.png")
+    found = check(tmp_path)
+    first, second, *_ = found.lines()
+    assert first == "pictures: 20, captions: 0, records: 0"
+    assert second.count("(1)") == 8 and second.endswith(", and 12 more")
+    assert len(found.sizes) == 20

@@ -381,3 +381,69 @@ def test_no_pair_at_all_is_one_line(tmp_path, capsys):
         Folder(tmp_path / "sub")
     assert main(["data", "check", str(tmp_path / "none.tar")]) == 2
     assert "none.tar: there is no such file" in capsys.readouterr().err
+
+
+def spreadsheet(*lines: str, mark: str = ",") -> str:
+    return "".join(f"{line.replace('|', mark)}\r\n" for line in ("file_name|text", *lines))
+
+
+LINES = [f"{k}.png|a red circle {k}" for k in range(3)]
+ROWS = [{"file_name": f"{k}.png", "text": f"a red circle {k}"} for k in range(3)]
+TABLES = {
+    "semicolons": ("metadata.csv", "\ufeff" + spreadsheet(*LINES, mark=";")),
+    "tabs": ("metadata.csv", spreadsheet(*LINES, mark="\t")),
+    "commas behind objects": (
+        "metadata.jsonl",
+        "".join(f"{json.dumps(row)},\n" for row in ROWS),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_as_spreadsheets_and_people_write_them(tmp_path, kind):
+    name, content = TABLES[kind]
+    (pictures(tmp_path, captions=False) / name).write_text(content, encoding="utf-8")
+    assert said(tmp_path) == CIRCLES and check(tmp_path).good
+
+
+def test_whole_paths_in_a_table_are_places_in_the_folder(tmp_path):
+    data = pictures(tmp_path / "inner", captions=False)
+    rows = [{**row, "file_name": str(data / row["file_name"])} for row in ROWS]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert said(tmp_path) == said(data) == CIRCLES
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("metadata.csv", spreadsheet(*LINES).encode("utf-16"), "not UTF-8 text but UTF-16"),
+        ("metadata.jsonl", json.dumps(ROWS, indent=1).encode(), "a list in JSON; write its obj"),
+        ("metadata.json", json.dumps(ROWS).encode(), "captions of several pictures: metadata.js"),
+        ("captions.csv", spreadsheet(*LINES).encode(), "call it metadata.csv"),
+        ("9.cls", b"1", "beside no picture of its name"),
+    ],
+)
+def test_a_table_that_is_not_read_is_one_line(tmp_path, name, content, why):
+    (pictures(tmp_path) / name).write_bytes(content)
+    (tmp_path / "0.txt").unlink()
+    found = check(tmp_path)
+    ((where, told),) = found.bad_captions + found.left_out
+    assert where == name and why in told
+
+
+def test_a_split_that_is_read_as_a_class_is_told(tmp_path):
+    for name in ("train", "val", "extra"):
+        pictures(tmp_path / name, 1)
+    assert dict(check(tmp_path).odd) == dict.fromkeys(
+        ("train", "val"), "called as a split, and read as a class"
+    )
+    assert not check(tmp_path / "train").odd
+
+
+def test_thousands_of_faults_are_a_hundred_lines(tmp_path):
+    for k in range(130):
+        (tmp_path / f"{k:03d}.png").write_bytes(b"no picture")
+    found = check(tmp_path)
+    lines = [line for line in found.lines() if line.startswith("no caption")]
+    assert len(lines) == 100 and len(found.to_json()["missing_captions"]) == 130
+    assert "... and 30 more of these; --json names all" in [*found.lines()]

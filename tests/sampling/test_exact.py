@@ -11,6 +11,7 @@ from everyway.process.schedules import CosineVP, EDMSigma, LinearVP, Rectified, 
 from everyway.sampling.loop import final, sample
 from everyway.sampling.noise import StreamNoise
 from everyway.sampling.solvers import SAMPLERS, ddim
+from everyway.tasks import GENERATE, Task
 
 MEAN, STD = 0.5, 0.4
 ANCESTRAL = ("ddpm", "ancestral", "purity", "fast-stride", "em-sde", "em-ode")
@@ -89,3 +90,29 @@ def test_finite_data_stochastic_equation():
         x = run(denoise, process, name, 300, (3000, 1)).states["x"]
         assert float((x.abs() - 1).abs().quantile(0.99)) < 0.05
         assert float((x > 0).double().mean()) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if not n.startswith("em-")])
+@pytest.mark.parametrize("schedule", [CosineVP(), Rectified()], ids=str)
+def test_two_schedules_one_of_which_begins_without_signal(name, schedule):
+    """Also where the first one, which lays the steps, has some."""
+    processes = {
+        "x": GaussianProcess(schedule=LinearVP(), parameterisation=X0),
+        "y": GaussianProcess(schedule=schedule, parameterisation=X0),
+    }
+    points, clocks = torch.tensor([[-1.0], [1.0]]), {"x": "c", "y": "c"}
+    states = final(
+        sample(
+            finite(processes, {"x": points, "y": points}, clocks),
+            processes=processes,
+            clocks=clocks,
+            task=Task(name="one", roles={"c": GENERATE}),
+            states={},
+            shapes={"x": (64, 1), "y": (64, 1)},
+            noise=StreamNoise(torch.Generator().manual_seed(0)),
+            steps=12,
+            sampler=name,
+        )
+    ).states
+    assert all(float((x.abs() - 1).abs().mean()) < 0.05 for x in states.values())
+    assert torch.equal(states["x"].sign(), states["y"].sign())

@@ -47,7 +47,7 @@ def test_every_stage_is_a_training_of_its_interval_from_its_parent(whole, base):
     out, summary, notes = whole
     assert summary["model"] == str(out / "model") and not summary["stopped"]
     told = [line for line in notes if "quantiles" in line]
-    assert told[3] == "E2_3, 4 of 5: quantiles 0.75 to 1, from E1_1"
+    assert told[3] == "E2_3, 4 of 5: quantiles 0.75 to 1, from E1_1, 24 samples: 3 steps of 8"
     begun = {"E1_0": base, "E1_1": base, "rest": base}
     begun |= {"E2_0": out / "E1_0" / "model", "E2_3": out / "E1_1" / "model"}
     for name in STAGES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from everyway.data.folder import Folder, write_folder
 from everyway.data.sample import Sample, to_tensor
 from everyway.data.shapes import Shapes
 from everyway.generate import load
+from everyway.lora import LoRAError
 from everyway.train import fitted_folder, price, stack, train
 from everyway.train.config import ConfigError, TrainConfig, parsed, resolve
 from everyway.train.fitted_folder import Room
@@ -254,6 +256,48 @@ def test_a_run_that_was_begun_without_a_price_goes_on_as_it_was(folder, tmp_path
     assert again.model.times.shift == 2.0  # the preset's, and not that of fitted codecs
     assert not stack.is_planned(again, read=True)
     assert train(again)["step"] == 2
+
+
+def test_a_damaged_price_is_named_as_that(folder, tmp_path, quick):
+    stack.run(stack.planned(asked(folder, tmp_path / "run", steps=1)))
+    again = asked(folder, tmp_path / "run", steps=2)
+    (tmp_path / "run" / "price.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"price.json, by which .* is damaged \(it is no JSON\)"):
+        stack.is_planned(again, read=False)
+    (tmp_path / "run" / "price.json").write_text('{"asked": {}}')
+    with pytest.raises(ConfigError, match=r"is damaged \(config is missing\); get it back, or"):
+        stack.planned(again)
+    (tmp_path / "run" / "state.safetensors").unlink()
+    assert price.held(again) is None  # it has not begun, and is measured anew
+
+
+def test_a_price_counts_what_is_learned_from(folder, quick, tmp_path):
+    """Not what has no caption, unless that is asked for, and each picture's mirror image."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "metadata.jsonl").unlink()
+    for path in sorted(own.glob("*.txt"))[:10]:
+        path.unlink()
+    (own / "lone.txt").write_text("a red circle\n")
+    settings = ({}, {"flip": "true", "unpaired": 0.5})
+    plans = [stack.planned(asked(own, tmp_path / "run", steps=3, **more)) for more in settings]
+    pairs = COUNT - 10
+    assert [plan.rows for plan in plans] == [pairs, 2 * pairs + 11]
+    told = [plan.lines()["data"][0][1] for plan in plans]
+    assert told[0].endswith("; 10 are left out (everyway data check says why)")
+    assert told[1].endswith("; alone 10 pictures and 1 captions")
+
+
+def test_a_price_tells_how_much_a_lora_is(quick, tmp_path):
+    own = {"init": "nano", "device": "cpu", "precision": "fp32", "cache": 16, "steps": 3}
+    plan = stack.planned(resolve("nano", {**own, "lora": 2}, out=str(tmp_path)))
+    assert plan.lines()["model"][0][1].endswith("million of them a LoRA of rank 2")
+    assert plan.disk_line(free=plan.disk - 1).endswith(": make room, or choose another --out")
+    assert plan.disk_line(free=10**12).endswith("MB, 1e+03 GB are free")
+    line = plan.model_copy(update={"trained": plan.parameters - 1}).model_line("it", 200)
+    assert line.endswith("a LoRA of rank 200, more than it is beside: leave lora out or lower it")
+    with pytest.raises(LoRAError, match="lora=4096 is a higher rank than any layer of this"):
+        stack.planned(resolve("nano", {**own, "lora": 4096}, out=str(tmp_path)))
 
 
 # -- schedules ------------------------------------------------------------------------------------

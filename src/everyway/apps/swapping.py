@@ -26,10 +26,11 @@ def report(
     """losses: the rows of `measure.by_expert`.  scores: of the whole model (`without` is ""), and
     with each expert swapped for the model `root`, or else for its neighbour.
 
-    n: scenes a row of the score, 0 for none.  Raises UsageError for a model without experts.
+    n: scenes a row of the score, 0 for none; of a cascade, whose experts are those of its base,
+    they are of the enlarged pictures.  Raises UsageError for a model without experts.
     """
     experts = model.metadata.get("experts")
-    if model.system.name != ensemble.NAME or not experts:
+    if "experts" not in model.system.config or not experts:
         raise UsageError(
             f"{model.name} is no ensemble of experts; make one: everyway experts split"
         )

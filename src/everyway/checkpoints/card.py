@@ -58,7 +58,7 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """Markdown."""
     history = metadata.get("history", [])
     if "source" in metadata and not history:
-        return _published(config, metadata["source"])
+        return _published(config, metadata)
     drawn = [run["data"] for run in history if "stage" not in run]  # not what enlarges it
     data = drawn[-1] if drawn else ""
     lines = [
@@ -66,6 +66,7 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
         "",
         f"Data: {ABOUT.get(data) or metadata.get('about', 'a folder of pictures')}.",
         *_begun_from(metadata),
+        *map(_merged, metadata.get("merged", [])),
         *_licence(metadata, history),
         "",
         "| part | data | steps | batch | samples | hours | hardware |",
@@ -93,13 +94,14 @@ def card(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _published(config: Mapping[str, Any], source: Mapping[str, Mapping[str, Any]]) -> str:
+def _published(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """The card of a model that was put together from files of others."""
     lines = [
         f"# {config['system']}: published weights",
         "",
         "Read by Everyway from the files below, whose own licences hold.",
-        *_files(source),
+        *_files(metadata["source"]),
+        *map(_merged, metadata.get("merged", [])),
     ]
     return "\n".join(lines) + "\n"
 
@@ -115,11 +117,25 @@ def _begun_from(metadata: Mapping[str, Any]) -> list[str]:
     return ["Trained by Everyway from nothing; no pretrained part."]
 
 
+def _merged(row: Mapping[str, Any]) -> str:
+    """Of a LoRA that is in the weights."""
+    data = row.get("data", "data that is not stated")
+    told = [f"{row['steps']:,} steps"] if "steps" in row else []
+    told += [f"licence: {row['licence']}"] if "licence" in row else []
+    told += [f"sha256 {row['sha256'][:12]}"]
+    learned = ABOUT.get(data, data if "data" not in row else "a folder of pictures")
+    return (
+        f"\nMerged into its weights: the LoRA `{row['lora']}`, times {row['weight']:g}, that "
+        f"learned from {learned} ({', '.join(told)})."
+    )
+
+
 def _licence(metadata: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was said; else of what we made all of it is known, and of other data nobody else is."""
     if "licence" in metadata:
         return [f"Licence: {metadata['licence']}."]
-    if "source" not in metadata and all(row["data"] in ABOUT for row in history):
+    learned = [row.get("data") for row in (*history, *metadata.get("merged", []))]
+    if "source" not in metadata and all(data in ABOUT for data in learned):
         return ["Licence: Apache-2.0."]
     return ["Licence: not stated; whoever trained it can say it (`--set licence=...`)."]
 

@@ -65,6 +65,16 @@ class Run(TypedDict):
     stage: NotRequired[str]
 
 
+class Merged(TypedDict):
+    """A LoRA in the weights, and how strong; of its training what is known."""
+
+    lora: str
+    weight: float
+    sha256: str
+    data: NotRequired[str]
+    steps: NotRequired[int]
+
+
 class Metadata(TypedDict, total=False):
     """What a model's card and commands read."""
 
@@ -74,6 +84,7 @@ class Metadata(TypedDict, total=False):
     scores: dict[str, dict[str, Any]]
     source: dict[str, Source]
     history: list[Run]
+    merged: list[Merged]
 
 
 class Config(TypedDict, total=False):

@@ -266,8 +266,9 @@ def write_safetensors(
 
 REPEATED = 8
 """How often a file's tensors may hold its bytes: tied weights do it twice, views without end."""
-READ_AT_ONCE = 1 / 128
-"""Of a file, what is read before it is mapped anew."""
+READ_AT_ONCE, AT_LEAST = 1 / 128, 1 << 26
+"""Of a file, what is read before it is mapped anew, which takes as long as its tensors are many;
+and bytes below which that would save no memory to speak of."""
 NO_WEIGHTS = {b"version https://git-lfs": "a pointer of Git LFS", b"<": "a web page"}
 """How files begin that a download leaves in place of weights."""
 
@@ -310,7 +311,7 @@ class _Mapped:
         def load(dtype: torch.dtype | None) -> Tensor:
             if _state(self.path) != self.state:  # to read beyond the end of a mapped file is fatal
                 raise _damaged(self.path, "it changed since it was opened")
-            if self.archive and self.read > READ_AT_ONCE * self.state[0]:
+            if self.archive and self.read > max(AT_LEAST, READ_AT_ONCE * self.state[0]):
                 self._map()
             found = self.sets[name][key].detach()
             self.read += found.nbytes

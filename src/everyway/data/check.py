@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from PIL import Image
 from everyway.data.decode import oddities, read_picture
 from everyway.data.faults import Named, printable, reason
 from everyway.data.pairs import Pair, pairs_of
+from everyway.data.pictures import loses_much
 
 SHOWN = 8
-"""Names of one kind on one line."""
+"""Names, sizes or classes of one kind on one line."""
+LINES = 100
+"""Lines of one kind."""
 LONG = 320
 """Characters of a caption that few text encoders read to its end: CLIP's has 77 tokens."""
 
@@ -32,6 +35,7 @@ class FolderReport:
     stray_captions, stray_rows: files of captions, and file names in metadata, without a picture.
     odd: what is read otherwise than it is, and captions that are long.
     by_class: whether there are no captions, and the names of the classes stand for them.
+    cut: pictures that lose more than a quarter of their area to the square in their middle.
     duplicates: (picture, the former one that has the same pixels).  left_out: what is no data.
     sheet: the first pictures, or None.
     """
@@ -49,6 +53,7 @@ class FolderReport:
     stray_rows: tuple[str, ...]
     odd: tuple[Named, ...]
     by_class: bool
+    cut: int
     duplicates: tuple[Named, ...]
     left_out: tuple[Named, ...]
     sheet: Image.Image | None
@@ -65,23 +70,35 @@ class FolderReport:
 
     def lines(self) -> Iterator[str]:
         """For people to read."""
-        yield f"{self.images} pictures, {self.captions} captions, {self.records} records"
+        yield f"pictures: {self.images:,}, captions: {self.captions:,}, records: {self.records:,}"
         yield f"sizes: {_counts(self.sizes) or 'none'}"
+        if self.cut:
+            yield (
+                f"{self.cut:,} of {sum(self.sizes.values()):,} lose more than a quarter of their "
+                "area, since the square in their middle alone is learned from"
+            )
         if self.classes:
             yield f"classes: {_counts(self.classes)}"
         if self.by_class:
             yield "no picture has a caption: the names of the classes are taken for them"
-        yield from _named("cannot be read", self.unreadable)
-        yield from _named("captions cannot be read", self.bad_captions)
-        yield from (f"no caption: {name}" for name in self.missing_captions)
-        yield from (f"a caption without its picture: {name}" for name in self.stray_captions)
-        yield from (f"a row of metadata without its picture: {name}" for name in self.stray_rows)
-        yield from _named("captions are added", self.repeated_rows)
-        yield from (
-            f"the same picture twice: {name} and {other}" for name, other in self.duplicates
+        yield from _short([f"cannot be read: {name} ({why})" for name, why in self.unreadable])
+        yield from _short(
+            [f"captions cannot be read: {name} ({why})" for name, why in self.bad_captions]
         )
-        yield from _grouped("odd", self.odd)
-        yield from _grouped("left out", self.left_out)
+        yield from _short([f"no caption: {name}" for name in self.missing_captions])
+        strays = (
+            *(f"a caption without its picture: {name}" for name in self.stray_captions),
+            *(f"a row of metadata without its picture: {name}" for name in self.stray_rows),
+        )
+        yield from _short(strays)
+        yield from _short(
+            [f"captions are added: {name} ({why})" for name, why in self.repeated_rows]
+        )
+        yield from _short(
+            [f"the same picture twice: {name} and {other}" for name, other in self.duplicates]
+        )
+        yield from (f"odd, {why}: {names}" for why, names in _grouped(self.odd))
+        yield from (f"left out, {why}: {names}" for why, names in _grouped(self.left_out))
 
 
 def check(
@@ -99,7 +116,7 @@ def check(
     found = pairs_of(path, reads)
     unreadable, duplicates, shown = [*found.listing.faults], [], []
     odd: list[Named] = []
-    sizes: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     former: dict[bytes, str] = {}
     for pair in found.pairs:
         image = _opened(pair, odd)
@@ -108,18 +125,20 @@ def check(
             continue
         if any(len(caption) > LONG for caption in pair.captions):
             odd.append((pair.name, f"a caption of more than {LONG} characters"))
-        sizes[f"{image.width}x{image.height}"] += 1
+        sizes[image.size] += 1
         pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         if former.setdefault(pixels, pair.name) != pair.name:
             duplicates.append((pair.name, printable(former[pixels])))
         if len(shown) < sheet:
             shown.append(_fitted(image, side))
+    splits = filter(None, (found.listing.split_of(pair.name) for pair in found.pairs))
+    odd += [(name, "called as a split, and read as a class") for name in dict.fromkeys(splits)]
     classes = Counter(str(p.label) for p in found.pairs if p.label is not None)
     return FolderReport(
         images=len(found.pairs),
         captions=sum(len(pair.captions) for pair in found.pairs),
         records=sum(pair.record is not None for pair in found.pairs),
-        sizes=dict(sizes.most_common()),
+        sizes={f"{width}x{height}": n for (width, height), n in sizes.most_common()},
         classes={printable(name): n for name, n in sorted(classes.items())},
         unreadable=_printable(unreadable),
         missing_captions=tuple(
@@ -131,6 +150,7 @@ def check(
         stray_rows=tuple(map(printable, found.stray_rows)),
         odd=_printable(odd),
         by_class=found.by_class,
+        cut=sum(n for size, n in sizes.items() if loses_much(*size)),
         duplicates=_printable(duplicates),
         left_out=_printable(found.listing.left_out),
         sheet=contact_sheet(shown, side) if shown else None,
@@ -175,19 +195,25 @@ def _printable(named: Iterable[Named]) -> tuple[Named, ...]:
     return tuple((printable(name), why) for name, why in named)
 
 
-def _named(what: str, named: Iterable[Named]) -> Iterator[str]:
-    return (f"{what}: {name} ({why})" for name, why in named)
+def _short(lines: Sequence[str]) -> Iterator[str]:
+    """The first of them, and how many there are more."""
+    yield from lines[:LINES]
+    if len(lines) > LINES:
+        yield f"... and {len(lines) - LINES:,} more of these; --json names all"
 
 
-def _grouped(what: str, named: Iterable[Named]) -> Iterator[str]:
-    """A line a reason."""
+def _grouped(named: Iterable[Named]) -> Iterator[tuple[str, str]]:
+    """(a reason, the names that it is of)."""
     by_reason: dict[str, list[str]] = {}
     for name, why in named:
         by_reason.setdefault(why, []).append(name)
     for why, names in by_reason.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield f"{what}, {why}: {', '.join(names[:SHOWN])}{more}"
+        yield why, f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({n})" for name, n in counts.items())
+    """The first of them, and how many there are more."""
+    named = [f"{name} ({n})" for name, n in counts.items()][:SHOWN]
+    rest = [f"and {len(counts) - SHOWN} more"] if len(counts) > SHOWN else []
+    return ", ".join(named + rest)

@@ -58,6 +58,20 @@ def read_picture(file: Path | BinaryIO | Image.Image, ground: str = "white") -> 
         raise OSError(f"it is damaged ({reason(error)})") from None
 
 
+def read_size(file: BinaryIO) -> tuple[int, int]:
+    """(width, height) in pixels as stored, of which nothing is decoded.  Errors as of
+    `read_picture`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_known()) as image:
+                return image.size
+    except OSError:
+        raise
+    except Exception as error:  # decoders raise anything where a file is broken
+        raise OSError(f"it is damaged ({reason(error)})") from None
+
+
 MODES = {
     "1": "black and white", "L": "grey", "LA": "grey", "I": "grey of 16 bits or more",
     "F": "grey of floats", "CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "LAB",

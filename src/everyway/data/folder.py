@@ -10,7 +10,7 @@ import codecs
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,16 @@ import numpy as np
 from PIL import Image
 
 from everyway.atomic import atomic_write
-from everyway.data.decode import read_picture
+from everyway.data.decode import read_picture, read_size
 from everyway.data.faults import FolderError, printable, reason
 from everyway.data.listing import TABLES
 from everyway.data.pairs import Pair, json_row, lone_captions, name_of, one_a_line, pairs_of
-from everyway.data.pictures import square
+from everyway.data.pictures import loses_much, square
 from everyway.data.sample import Sample
 
 METADATA = TABLES[0]
+KNOWN = 8
+"""Classes of a model that an error names."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,18 +83,41 @@ class Folder:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def take_classes(self, names: Sequence[str]) -> None:
+        """Labels are places among these names, a model's, from now on.
+
+        Raises FolderError for a class that is not among them.
+        """
+        own = {pair.label for pair in self.pairs if isinstance(pair.label, str)}
+        if odd := sorted(own.difference(names)):
+            more = f" and {len(names) - KNOWN} more" if len(names) > KNOWN else ""
+            raise FolderError(
+                f"{printable(self.path)} has a class {printable(odd[0])!r}, and the classes of the "
+                f"model are {', '.join(names[:KNOWN])}{more}; take it out, or begin without init"
+            )
+        self.classes = tuple(names)
+
     def stamp(self) -> str:
         """Changes when a picture is another file than it was, or its captions or class are others.
 
         What is left out plays no part.
         """
         digest = hashlib.sha256()
+        for _, own in self._told():
+            digest.update(own)
+        return digest.hexdigest()
+
+    def stamps(self) -> dict[str, str]:
+        """By name, what changes as `stamp` does for one picture, or one caption without any."""
+        return {name: hashlib.sha256(own).hexdigest()[:12] for name, own in self._told()}
+
+    def _told(self) -> Iterator[tuple[str, bytes]]:
+        """Name -> what is known of each sample whose picture is not read."""
         for pair in (*self.pairs, *self.pictures):
             own = (pair.name, *pair.picture.stamp, pair.captions, pair.label)
-            digest.update(repr(own).encode())
+            yield pair.name, repr(own).encode()
         for pair in self.texts:
-            digest.update(repr((pair.name, pair.captions)).encode())
-        return digest.hexdigest()
+            yield pair.name, repr((pair.name, pair.captions)).encode()
 
     def usage(self, count: int) -> str:
         """One line: of how many pictures `count` were asked for, and how many are left out."""
@@ -107,6 +132,14 @@ class Folder:
         if self.faults:
             line += f"; everyway data check names {len(self.faults)} faults that were left out"
         return line
+
+    def cut(self, most: int) -> tuple[int, int]:
+        """(how many of the pictures, spread evenly, were looked at, how many of these lose much to
+        the square in their middle); at most `most` are opened, and none is decoded."""
+        count = min(most, len(self))
+        pairs = (self.pairs[int(k * len(self) / count)] for k in range(count))
+        sizes = [size for pair in pairs if (size := _size(pair))]
+        return len(sizes), sum(loses_much(*size) for size in sizes)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Those of sample(index), whose picture is not read."""
@@ -160,6 +193,15 @@ class Folder:
             key=str(Path(pair.name).with_suffix("")),
             label=self.classes.index(pair.label) if isinstance(pair.label, str) else pair.label,
         )
+
+
+def _size(pair: Pair) -> tuple[int, int] | None:
+    """In pixels; None where the picture is broken."""
+    try:
+        with pair.picture.open() as file:
+            return read_size(file)
+    except OSError:
+        return None
 
 
 def read_folder(path: Path | str) -> Iterator[Sample]:

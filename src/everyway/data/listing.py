@@ -111,6 +111,8 @@ class Listing:
             self.shards[name] = found
         elif end.lower() in FILES:
             self.packed[name] = found
+        elif end.lower() in map(_ending, TABLES):
+            self.left_out.append((name, f"not read by this name; call it metadata{end.lower()}"))
         else:
             self.left_out.append((name, "not a picture or caption that is read"))
 
@@ -123,6 +125,12 @@ class Listing:
         folders = name.rpartition(SHARD + "/")[2].split("/")[:-1]
         folders = folders[1:] if self.splits and SHARD + "/" not in name else folders
         return folders[0] if folders else None
+
+    def split_of(self, name: str) -> str | None:
+        """The folder right inside that a file lies in, where it is called as a split and read as a
+        class, since there are others."""
+        folder = name.partition("/")[0]
+        return folder if "/" in name and not self.splits and folder.lower() in SPLITS else None
 
 
 def listed(where: str, columns: Columns) -> Listing:
@@ -287,6 +295,10 @@ def _choices(part: str) -> Iterator[str]:
         numbers = range(int(first), min(int(last), int(first) + MOST_SHARDS) + 1)
         return (f"{number:0{len(first)}d}" for number in numbers)
     return iter(part[1:-1].split(",") if part.startswith("{") else [part])
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1]
 
 
 def _hidden(own: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
 import os
 import posixpath
@@ -97,7 +98,7 @@ def pairs_of(where: str | Path, reads: Callable[[str], object] | None = None) ->
     """
     own, columns = read_name(where)
     out = Pairs(listed(own, columns))
-    rows = _rows(out, columns)
+    rows = _rows(out, columns, own)
     for name in sorted(out.listing.pictures):
         row = rows.pop(_place(name), Row())
         out.pairs.append(_pair(name, row, out, columns))
@@ -113,7 +114,9 @@ def pairs_of(where: str | Path, reads: Callable[[str], object] | None = None) ->
     for stem, files in out.listing.sidecars.items():
         if stem not in known:
             own = {name: file for name, file in files.items() if isinstance(file, File)}
-            out.stray_texts |= {n: file for n, file in own.items() if n.lower().endswith(TEXTS)}
+            texts = {name: file for name, file in own.items() if name.lower().endswith(TEXTS)}
+            out.stray_texts |= texts
+            out.listing.left_out += [(name, _stray(name)) for name in own.keys() - texts.keys()]
     return out
 
 
@@ -191,6 +194,12 @@ def _understood(pair: Pair, reads: Callable[[str], object], out: Pairs) -> Pair:
     return replace(pair, captions=captions, fault=pair.fault or next(iter(unread.values())))
 
 
+def _stray(name: str) -> str:
+    """Why a .json or .cls is not read."""
+    table = " (captions of several pictures: metadata.jsonl, one object a line)"
+    return f"it is beside no picture of its name{table * name.lower().endswith('.json')}"
+
+
 def _content(found: Found) -> str:
     """Raises FolderError where there is no file."""
     if isinstance(found, str):
@@ -213,8 +222,8 @@ def _refusal(reads: Callable[[str], object], caption: str) -> str:
     return ""
 
 
-def _rows(out: Pairs, columns: Columns) -> dict[str, Row]:
-    """Place of a picture -> its rows, of all tables."""
+def _rows(out: Pairs, columns: Columns, root: str) -> dict[str, Row]:
+    """Place of a picture -> its rows, of all tables.  root: where places start from."""
     rows: dict[str, Row] = {}
     for name, held in out.listing.rows.items():
         row = rows.setdefault(name, Row())
@@ -231,7 +240,10 @@ def _rows(out: Pairs, columns: Columns) -> dict[str, Row]:
                 where = f"{table} line {line}"
                 try:
                     row = json_row(row) if isinstance(row, bytes) else row
-                    place = _place(name_of(row, columns), posixpath.dirname(table))
+                    named, folder = name_of(row, columns), posixpath.dirname(table)
+                    if os.path.isabs(named):
+                        named, folder = os.path.relpath(named, root), ""
+                    place = _place(named, folder)
                     if place in rows:
                         out.repeated.append((where, f"{printable(place)} once more"))
                     rows.setdefault(place, Row()).add(row, columns)
@@ -247,10 +259,13 @@ def _rows(out: Pairs, columns: Columns) -> dict[str, Row]:
 
 
 def json_row(text: str | bytes) -> dict[str, Any]:
-    """Raises UnicodeDecodeError, or FolderError with the reason alone."""
+    """A comma behind it, as of a row that was taken out of a list, is passed over.
+
+    Raises UnicodeDecodeError, or FolderError with the reason alone.
+    """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
-        row = json.loads(text)
+        row = json.loads(text.rstrip().removesuffix(","))
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
@@ -273,9 +288,11 @@ def _place(name: str, folder: str = "") -> str:
 
 
 def _lines(file: File) -> Iterator[bytes]:
-    """Raises FolderError for one that has no end."""
+    """Raises FolderError for one that has no end, and for UTF-16, as spreadsheets write it."""
     with file.open() as stream:
         line = stream.readline(MOST_TEXT).removeprefix(codecs.BOM_UTF8)
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise FolderError("not UTF-8 text but UTF-16; save it as UTF-8")
         while line:
             if len(line) == MOST_TEXT:
                 raise FolderError("a line is longer than a megabyte; mend it")
@@ -284,12 +301,22 @@ def _lines(file: File) -> Iterator[bytes]:
 
 
 def _jsonl(file: File) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, line in enumerate(_lines(file), 1) if line.strip())
+    rows = ((number, line) for number, line in enumerate(_lines(file), 1) if line.strip())
+    for place, (number, line) in enumerate(rows):
+        if place == 0 and line.strip().startswith(b"["):
+            raise FolderError("a list in JSON; write its objects without it, one a line")
+        yield number, line
 
 
 def _csv(file: File) -> Iterator[tuple[int, dict]]:
-    """Bytes that are no UTF-8 become halves of characters, which no text has."""
-    reader = csv.DictReader(line.decode("utf-8", "surrogateescape") for line in _lines(file))
+    """With commas between fields, or what the first line has instead, as some spreadsheets do.
+
+    Bytes that are no UTF-8 become halves of characters, which no text has.
+    """
+    lines = (line.decode("utf-8", "surrogateescape") for line in _lines(file))
+    first = next(lines, "")
+    mark = next((mark for mark in (",", ";", "\t") if mark in first), ",")
+    reader = csv.DictReader(itertools.chain([first], lines), delimiter=mark)
     return ((reader.line_num, row) for row in reader)
 
 

@@ -11,3 +11,13 @@ def square(
     """The middle of a picture, side x side pixels; what is left and right of it, or above and
     below, is cut off alike."""
     return ImageOps.fit(image, (side, side), resample)
+
+
+MUCH = 0.25
+"""Of a picture's area: more of it is told, where the crop takes it.  A photograph of 4:3 is not
+told of, one of 3:2 is."""
+
+
+def loses_much(width: int, height: int) -> bool:
+    """Whether the square in the middle of a picture leaves out more than MUCH of it."""
+    return 1 - min(width, height) / max(width, height) > MUCH

@@ -249,7 +249,8 @@ def sample(
     if schedules:
         lead = next(iter(schedules.values()))
         lead = lead.base if isinstance(lead, Along) else lead
-        laid = chosen.lay_steps(steps, grid, (t_start, t_end), lead)
+        span = chosen.start(t_start, schedules), t_end
+        laid = chosen.lay_steps(steps, grid, span, lead)
     else:
         laid = _token_steps(chosen, steps, moving, processes, t_start)
     if chosen.rate:

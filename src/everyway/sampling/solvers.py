@@ -53,6 +53,7 @@ class Sampler:
     """A named solver with the grid and the last time it uses by default.
 
     tokens: what it does to token modalities.  rate: whether its schedule must have a rate beta(t).
+    signal: whether it can only begin where every state has some.
     """
 
     name: str
@@ -62,6 +63,13 @@ class Sampler:
     t_end: float = 0.0
     tokens: Tokens = ANCESTRAL
     rate: bool = False
+    signal: bool = False
+
+    def start(self, t_start: float, schedules: Schedules) -> float:
+        """Where a run begins that is asked to begin at t_start; steps go round what is amiss on a
+        clock with a path (`regular`)."""
+        own = (schedule for schedule in schedules.values() if not isinstance(schedule, Along))
+        return min([t_start, *map(first_time, own)]) if self.signal else t_start
 
 
 def regular(schedule: Schedule, step: Step) -> bool:
@@ -507,7 +515,8 @@ def dpm_solver(
         if value not in known:
             raise UsageError(f"{what} {value!r} is unknown; choose one of {known}")
     lay_steps, move = methods[method]
-    return Sampler(name=name, lay_steps=lay_steps, move=move, grid=grid, t_end=t_end)
+    signal = method != "multi"
+    return Sampler(name=name, lay_steps=lay_steps, move=move, grid=grid, t_end=t_end, signal=signal)
 
 
 def ddim(eta: float = 0.0, name: str = "ddim", lay_steps: LaySteps = cell_steps) -> Sampler:
@@ -552,7 +561,7 @@ _ALL = (
     Sampler(name="heun", lay_steps=heun_steps, move=move_heun),
     Sampler(name="edm-euler", lay_steps=then_zero(cell_steps), move=move_ddim(0.0), t_end=1e-3),
     Sampler(name="edm-heun", lay_steps=then_zero(heun_steps), move=move_heun, t_end=1e-3),
-    Sampler(name="kutta3", lay_steps=kutta3_steps, move=move_kutta3, t_end=1e-3),
+    Sampler(name="kutta3", lay_steps=kutta3_steps, move=move_kutta3, t_end=1e-3, signal=True),
     Sampler(
         name="em-sde",
         lay_steps=then_zero(cell_steps),

@@ -62,6 +62,12 @@ def read(config: Mapping[str, Any]) -> tuple[ExpertsConfig, dict[str, Any]]:
     return ExpertsConfig(**own.pop("experts")), own
 
 
+def whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of any system; of one with experts, these are stored as they are."""
+    experts = {"experts": {**config["experts"], "base": ""}} if "experts" in config else {}
+    return {**config, **experts}
+
+
 def build(config: Mapping[str, Any]) -> System:
     """Experts that are all alike."""
     experts, own = read(config)
@@ -130,10 +136,11 @@ def restricted(system: System, clock: str = "") -> str:
 
 
 def swapped(system: System, name: str, other: nn.Module) -> System:
-    """An ensemble with another network in place of the expert `name`."""
+    """An ensemble, or a cascade of one, with another network in place of the expert `name`."""
     experts, _ = read(system.config)
     networks = {n.removeprefix("network."): m for n, m in system.networks.items()}
-    return assembled(system, experts, {**networks, name: other})
+    made = assembled(system, experts, {**networks, name: other})
+    return replace(made, name=system.name)
 
 
 def missing_parts(config: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import write_text
 from everyway.codecs.text_tokens import train_tokens
+from everyway.data.folder import Folder
+from everyway.data.listing import is_data
 from everyway.layouts import convert
-from everyway.train import sources
+from everyway.train import data_changes, sources
 from everyway.train.config import TrainConfig
+from everyway.train.devices import PartialState
 from everyway.train.learner import Learner, Share
 
+_log = logging.getLogger(__name__)
 SETTINGS: dict[str, Any] = dict(
     data="emoji", steps=1_000_000, budget_s=1800.0, batch=16, optimiser="adamw", lr=1e-3,
     weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.998, precision="fp32", log_every=50,
@@ -38,6 +43,8 @@ class CodecLearner(Learner):
         torch.manual_seed(config.seed)  # initial weights only
         self.config = config
         self.seen, self.unseen = sources.streams(config, size, captioned)
+        if is_data(name := config.source.data) and PartialState().is_main_process:
+            data_changes.tell(config.folder, Folder(name, captioned=captioned), _log.warning)
 
     @property
     def codec(self) -> nn.Module:

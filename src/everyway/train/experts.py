@@ -31,6 +31,7 @@ from everyway.systems import ensemble
 from everyway.train import devices, folder, measure
 from everyway.train.config import TrainConfig, parsed, preset, remembered, resolve
 from everyway.train.folder import TrainingProgress
+from everyway.train.stack import ENDLESS
 
 MEASURED = "measured.json"
 """In the run folder: what a measured plan was chosen by."""
@@ -75,7 +76,7 @@ class Training(Settings):
             return _run(config, progress, note, main)
 
 
-TRAININGS: dict[str, dict[str, Any]] = {"experts": dict(steps=1000, out="runs/experts")}
+TRAININGS: dict[str, dict[str, Any]] = {"experts": dict(samples=64_000, out="runs/experts")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +112,8 @@ def _run(config: TrainConfig, progress: Progress, note: Note, main: bool) -> dic
     stages, models = plan.stages, {"": root.model}
     for number, cell in enumerate(stages, 1):
         of = f"{number} of {len(stages)}: quantiles {cell.low:g} to {cell.high:g}"
-        note(f"{cell.name}, {of}, from {cell.parent or 'the root'}")
         trained = stage(root, config, cell, models[cell.parent], len(stages))
+        note(f"{cell.name}, {of}, from {cell.parent or 'the root'}, {_length(trained)}")
         models[cell.name] = str(trained.folder / "model")
         if not _finished(trained) and loop.train(trained, progress, note)["stopped"]:
             return {"model": models[cell.name], "stopped": True}
@@ -120,6 +121,14 @@ def _run(config: TrainConfig, progress: Progress, note: Note, main: bool) -> dic
     if main:
         write(root, config, plan, models, out)
     return {"experts": len(plan.cells), "model": str(out), "stopped": False}
+
+
+def _length(config: TrainConfig) -> str:
+    """Of a stage, in words."""
+    if config.budget_s and config.steps >= ENDLESS:
+        return f"{config.budget_s:,.0f} s"
+    said = f"{config.steps * config.batch:,} samples: {config.steps:,} steps of {config.batch}"
+    return f"{said}, in {config.budget_s:,.0f} s at most" if config.budget_s else said
 
 
 def _finished(config: TrainConfig) -> bool:

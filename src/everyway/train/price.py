@@ -21,20 +21,21 @@ from typing import Any
 
 import psutil
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
-from everyway.data.folder import Folder
+from everyway.data.faults import reason
 from everyway.data.listing import is_data
 from everyway.settings import Settings
-from everyway.systems import SYSTEMS
+from everyway.system import System
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.devices import PartialState, agreed
-from everyway.train.folder import RESUMABLE, locked
+from everyway.train.folder import RESUMABLE, STATE, locked
 from everyway.train.loop import train
 from everyway.train.systems import prepared
+from everyway.validation import first_fault
 
 FILE = "price.json"
 Lines = dict[str, list[tuple[str, str]]]
@@ -61,6 +62,7 @@ class Rehearsal:
     and of saving and exporting it.
 
     bytes: of the state and the exported model; row_bytes: of a sample in the cache.
+    rows: samples in the cache of the whole training.
     """
 
     step: float
@@ -70,7 +72,9 @@ class Rehearsal:
     finish: float
     bytes: int
     row_bytes: float
+    rows: int
     parameters: int
+    trained: int
 
 
 class Price(Settings):
@@ -93,6 +97,8 @@ class Price(Settings):
     rows: int
     """Samples in the cache, 0 where they have no end."""
     parameters: int
+    trained: int = 0
+    """Of these, where not all are."""
     seconds: dict[str, float]
     """Of each part, in order."""
     memory: int
@@ -119,7 +125,7 @@ class Price(Settings):
         preset = getattr(own.model, "preset", "")
         took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
         told = {
-            "model": f"{own.system} {preset}, {self.parameters / 1e6:.1f} million parameters",
+            "model": self.model_line(f"{own.system} {preset}", own.adapter.lora),
             "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
             f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
             "time": f"{spell(self.total)} in all: {took['begun']} so far, {took['codecs']} codecs, "
@@ -127,10 +133,24 @@ class Price(Settings):
             f"{took['saving']} saving",
             "memory": f"{size(self.memory)}, this machine has "
             f"{size(psutil.virtual_memory().total)}",
-            "disk": f"{size(self.disk)}, {size(shutil.disk_usage(where).free)} are free",
+            "disk": self.disk_line(shutil.disk_usage(where).free),
             "expect": self.expect(samples),
         }
         return {**self.about, **{name: [("", line)] for name, line in told.items()}}
+
+    def disk_line(self, free: int) -> str:
+        """free: bytes there."""
+        line = f"{size(self.disk)}, {size(free)} are free"
+        return line if free > self.disk else f"{line}: make room, or choose another --out"
+
+    def model_line(self, name: str, rank: int) -> str:
+        """Its name and size, and what a LoRA of that rank is of it, if there is one."""
+        line = f"{name}, {self.parameters / 1e6:.1f} million parameters"
+        if rank:
+            line = f"{line}, {self.trained / 1e6:.2f} million of them a LoRA of rank {rank}"
+        if rank and self.trained > self.parameters - self.trained:
+            line = f"{line}, more than it is beside: leave lora out or lower it"
+        return line
 
     def expect(self, samples: int) -> str:
         """What so many samples are good for."""
@@ -149,13 +169,24 @@ class Price(Settings):
 
 def held(asked: TrainConfig) -> Price | None:
     """The price in the run folder, if it is of these settings; what may change meanwhile is as it
-    is asked for now, and more or less time is the training's."""
+    is asked for now, and more or less time is the training's.
+
+    Raises ConfigError where it is damaged and a training goes by it, since nothing else tells what
+    was chosen; one that has not begun is measured anew.
+    """
     path = asked.folder / FILE
+    if not path.exists():
+        return None
     try:
         price = Price.model_validate(json.loads(path.read_text(encoding="utf-8")))
         former = parsed(price.asked)
-    except (OSError, ValueError):
-        return None
+    except (OSError, ValueError) as error:
+        if not (asked.folder / STATE).exists():
+            return None
+        raise ConfigError(
+            f"{path}, by which the run in {asked.folder} goes on, is damaged ({_short(error)}); "
+            f"get it back, or choose another --out and begin with --set init={asked.folder}"
+        ) from None
     if differences(former, asked, RESUMABLE):
         return None
     own = price.settings()
@@ -178,6 +209,13 @@ def held(asked: TrainConfig) -> Price | None:
     )
 
 
+def _short(error: Exception) -> str:
+    """Why a price cannot be read."""
+    if isinstance(error, ValidationError):
+        return first_fault(error)
+    return "it is no JSON" if isinstance(error, json.JSONDecodeError) else reason(error)
+
+
 def priced(
     asked: TrainConfig,
     config: TrainConfig,
@@ -195,7 +233,7 @@ def priced(
     Raises ConfigError where a budget leaves no time to learn in.
     """
     found, threads = _with_threads(tried, place)
-    rows = _rows(tried)
+    rows = found.rows
     before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
     before = {"begun": time.time() - began, **before}
     if asked.budget_s:
@@ -221,6 +259,7 @@ def priced(
         steps=steps,
         rows=rows if is_data(config.source.data) else 0,
         parameters=found.parameters,
+        trained=found.trained,
         seconds={**before, "training": learning, "saving": savings},
         memory=round(_peak() + fitting + rows * found.row_bytes),
         disk=round(2 * found.bytes + rows * found.row_bytes),
@@ -264,7 +303,8 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`, as the first process measures them."""
     small = _few(config, out)
-    sample, parameters = _encoding(small)
+    system = prepared(small)
+    sample, few = _encoding(system, small)
     times = [_now()]
     train(small, lambda progress: times.append(_now()))
     times.append(_now())
@@ -275,16 +315,18 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
     rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    rows = _rows(small)
+    own = [p for network in system.networks.values() for p in network.parameters()]
     made = Rehearsal(
         step=step,
         processor=processor,
         sample=sample,
-        build=max(0.0, steps[0][0] - begun[0] - step - rows * sample),
+        build=max(0.0, steps[0][0] - begun[0] - step - few * sample),
         finish=ended[0] - steps[-1][0],
         bytes=sum(f.stat().st_size for f in rest),
-        row_bytes=sum(f.stat().st_size for f in latents) / rows,
-        parameters=parameters,
+        row_bytes=sum(f.stat().st_size for f in latents) / few,
+        rows=_rows(system, config),
+        parameters=sum(p.numel() for p in own),
+        trained=sum(p.numel() for p in own if p.requires_grad),
     )
     return agreed(made)
 
@@ -310,26 +352,22 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _encoding(config: TrainConfig) -> tuple[float, int]:
-    """(seconds a sample, parameters of the network); none of what is not a system."""
-    if config.system not in SYSTEMS:
-        return 0.0, 0
-    system = prepared(config)
-    parameters = sum(p.numel() for n in system.networks.values() for p in n.parameters())
+def _encoding(system: System, config: TrainConfig) -> tuple[float, int]:
+    """(seconds a sample, how many samples there are)."""
+    count = _rows(system, config)
     if config.source.compose:
-        return 0.0, parameters
-    data, count = sources.data_of(system, config), _rows(config)
+        return 0.0, count
+    chosen = sources.chosen(system, config, sources.data_of(system, config))
     began = time.monotonic()
-    sources.encode(system, [sources.sample_at(data, row, count) for row in range(count)])
-    return (time.monotonic() - began) / count, parameters
+    sources.encode(system, [chosen.sample(row) for row in range(count)])
+    return (time.monotonic() - began) / count, count
 
 
-def _rows(config: TrainConfig) -> int:
+def _rows(system: System, config: TrainConfig) -> int:
     """Samples in the cache of a training."""
-    count, name = config.source.cache, config.source.data
-    if is_data(name):
-        count = min(count, len(Folder(name)))
-    return count * (1 + config.source.flip)
+    if config.source.compose:
+        return config.source.cache
+    return len(sources.chosen(system, config, sources.data_of(system, config)))
 
 
 def _peak() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from everyway.layouts import convert
 from everyway.media import medium
 from everyway.system import System
 from everyway.systems import SYSTEMS, system_module
+from everyway.train import data_changes
 from everyway.train import latents as cache
 from everyway.train.config import ConfigError, TrainConfig
 from everyway.train.devices import PartialState, agreed
@@ -116,7 +118,7 @@ def of_systems() -> dict[str, Callable[[int], Any]]:
 
 
 def data_of(system: System, config: TrainConfig):
-    """The data that a system is trained on, a folder's in its size."""
+    """The data that a system is trained on, a folder's in its size and with its classes."""
     texts = "text" in system.raws
     reads = system.reads if texts else None
     own = config.source
@@ -124,6 +126,9 @@ def data_of(system: System, config: TrainConfig):
     data = open_data(own.data, config.seed, size, texts, reads, unpaired)
     if unpaired and not isinstance(data, Folder):
         raise ConfigError(f"every picture of {own.data} has its captions; leave unpaired out")
+    label = system.conditions.get("label")
+    if isinstance(data, Folder) and label and label.codec.names:
+        data.take_classes(label.codec.names)
     return data
 
 
@@ -185,6 +190,8 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
             f"flip mirrors pictures, and captions of {source.data} say left and right"
         )
     rows = chosen(system, config, data)
+    if isinstance(data, Folder) and state.is_main_process:
+        data_changes.tell(config.folder, data, note, _counted(system, data))
     if getattr(data, "by_class", False) and "text" in system.raws:
         note("no picture has a caption: the names of the classes are taken for them")
     key = agreed(_fingerprint(system, config, rows) if state.is_main_process else "")
@@ -208,6 +215,13 @@ def cached(system: System, config: TrainConfig, note: Note = lambda line: None) 
             codec.to("cpu")
         if isinstance(data, Folder) and (data.faults or data.broken or rows.pairs < data.total):
             note(data.usage(rows.pairs))
+
+
+def _counted(system: System, data: Folder) -> str:
+    """Changes where a network for this data is another: by its config, and what labels mean."""
+    classes = data.classes if "label" in system.raws else ()
+    own = json.dumps([system.config, classes], sort_keys=True, default=repr)
+    return hashlib.sha256(own.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,13 +244,19 @@ def _at_hand(config: TrainConfig) -> System:
 def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
     """A line on the data, and how the codecs of a system serve it."""
     texts = "text" in system.raws
-    data = Folder(config.source.data, sources.image_size(system), captioned=texts)
+    unpaired = config.source.unpaired > 0
+    data = Folder(config.source.data, sources.image_size(system), texts, unpaired=unpaired)
     count = min(LOOKED_AT, len(data))
     samples = [sources.sample_at(data, k, count) for k in range(count)]
     captions = [c for s in samples for c in s.captions[:1]] if texts else []
     said = sum(len(data.captions(k)) for k in range(len(data)))
     line = f"{len(data):,} pictures, their middles, with {said:,} captions"
-    if left := data.total - len(data):
+    looked_at, cut = data.cut(LOOKED_AT)
+    if cut:
+        line = f"{line}; {cut} of {looked_at} lose more than a quarter to that"
+    if data.pictures or data.texts:
+        line = f"{line}; alone {len(data.pictures):,} pictures and {len(data.texts):,} captions"
+    if left := data.total - len(data) - len(data.pictures):
         line = f"{line}; {left:,} are left out (everyway data check says why)"
     return line, suited(system, samples, captions)
 

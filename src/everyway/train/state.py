@@ -81,7 +81,10 @@ class TrainState:
             for old in formers(path)[::-1][keep - 1 :] if keep > 1 else ():
                 old.unlink()
         except OSError as error:
-            raise StateError(f"the training state was not saved to {path}: {error}") from None
+            raise StateError(
+                f"the training state was not saved to {path}: {error}; make room, and give the "
+                "same command again"
+            ) from None
         self.saved = f"{path}, of step {self.step},"
 
     def diverged(self, fault: str = "") -> StateError:

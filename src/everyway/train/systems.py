@@ -52,6 +52,7 @@ def prepared(config: TrainConfig) -> System:
     system.network.requires_grad_(True)
     if rank := config.adapter.lora:
         layers = lora.linear_layers(system.network, config.adapter.words)
+        lora.check_rank(system.network, rank, layers)
         lora.add(system.network, rank, config.adapter.alpha, layers, config.seed)
     if isinstance(own.times, Importance):
         _token_steps(system)

@@ -1,4 +1,4 @@
-"""Weights of authors or of diffusers into a model folder, and back."""
+"""Weights of authors or of diffusers into a model folder, and back; LoRAs into those of a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from everyway.apps.cli.flags import Parser, folder, pair
+from everyway.apps.cli.language import spoken
 from everyway.apps.cli.making import show_json
 from everyway.errors import UsageError
-from everyway.request import known
+from everyway.request import GenerateRequest, known, read_lora
 
 DTYPES, ORIGINS = ("fp32", "bf16", "fp16"), ("authors", "authors-2022", "diffusers")
 
@@ -24,6 +25,8 @@ def add_flags(p: Parser) -> None:
     said = "which of the weights that a file holds, as ema; by default the average if there is one"
     p.add_argument("--weights", default="", help=said)
     p.add_argument("--set", **many, metavar="KEY=VALUE", help="what no file shows, as heads=16")
+    said = "a LoRA that is merged into the weights; several at once, each with its weight"
+    p.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=said)
     said = "authors, authors-2022 or diffusers: write a model folder back as their files"
     p.add_argument("--to", among=ORIGINS, help=said)
     p.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -34,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     known("origin", args.to or "authors", ORIGINS)
     if args.to and args.dtype:
         raise UsageError(f"--to {args.to} keeps every number as it is; leave --dtype out")
+    if args.lora:
+        return _merge(args)
     out = Path(args.out)
     from everyway.layouts import convert
 
@@ -56,6 +61,29 @@ def run(args: argparse.Namespace) -> int:
     print(f"{out}: {metadata['parameters']:,} parameters")
     if needed:
         print("before it can be used: " + " ".join(f"--part {part}" for part in needed))
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    """A model folder with LoRAs in its weights."""
+    if args.to:
+        raise UsageError(f"--to {args.to} is of a model folder; merge first, then convert that")
+    from everyway import library
+    from everyway.lora import lora_of
+
+    weights = GenerateRequest(kind="joint", lora=args.lora).lora
+    loras = [(lora_of(read_lora(name), name), weight) for name, weight in weights.items()]
+    settings = {**dict(args.set), "layout": args.layout, "weights": args.weights}
+    settings = {name: value for name, value in settings.items() if value}
+    base = library.load(args.source, "cpu", "fp32", "full", dict(args.part), settings)
+    dtype = library.DTYPES[args.dtype] if args.dtype else None
+    library.save_merged(Path(args.out), base, loras, dtype)
+    rows = library.metadata_of(args.out)["merged"]
+    if args.json:
+        show_json({"out": args.out, "base": base.name, "merged": rows})
+        return 0
+    said = ", ".join(f"{name} times {weight:g}" for name, weight in weights.items())
+    print(spoken(f"{args.out}: {base.name} with {said}"))
     return 0
 
 

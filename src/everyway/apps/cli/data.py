@@ -75,5 +75,6 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         show_json(report.to_json() | extra)
     else:
-        print("\n".join([*report.lines(), *(f"contact sheet: {path}" for path in extra.values())]))
+        lines = [*report.lines(), *(f"contact sheet: {path}" for path in extra.values())]
+        print("\n".join(map(spoken, lines)))
     return 0 if report.good else 1

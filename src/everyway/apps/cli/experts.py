@@ -23,8 +23,12 @@ def add_flags(p: Parser) -> None:
     said = "edges-L, level-L, measured-N, ediffi-a to -d, or intervals such as E1_0,E3_7"
     split.add_argument("--plan", default="edges-1", help=said)
     split.add_argument("--out", type=folder, help="the run folder; by default runs/experts")
-    split.add_argument("--budget", type=seconds, help="time of all stages; by default their steps")
-    said = "another value of a setting of every stage, such as steps=2000; by default the base's"
+    split.add_argument(
+        "--budget", type=seconds, help="time of all stages; by default 64,000 samples each"
+    )
+    said = (
+        "another value of a setting of every stage, such as samples=640000; by default the base's"
+    )
     split.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=said)
     split.add_argument("--quiet", action="store_true", help="show no progress")
     split.set_defaults(do=_split)
@@ -42,7 +46,7 @@ def add_flags(p: Parser) -> None:
 
     said = spoken("what each expert of an ensemble does")
     report = commands.add_parser("report", help=said)
-    report.add_argument("model", help="a folder with experts")
+    report.add_argument("model", help="a model with experts, or a cascade of one")
     add_loading(report)
     report.add_argument("--root", help="what stands in for an expert; by default its neighbour")
     report.add_argument("-n", type=natural, default=200, help="scenes that are scored; 0 is none")
@@ -61,10 +65,10 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace, plan: str = "edges-1", budget: float | None = None) -> Any:
-    from everyway.train.config import resolve
+    from everyway.train.stack import resolved
 
     given = {**settings(args.set), "base": args.base, "plan": plan}
-    return resolve("experts", given, args.out, budget)
+    return resolved("experts", given, args.out, budget)
 
 
 def _measure(args: argparse.Namespace) -> None:
