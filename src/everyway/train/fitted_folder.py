@@ -1,13 +1,13 @@
 """Codecs fitted to a folder of pictures with captions, each sized to what the folder holds.
 
-They are those of `train.fitted`, linear and of closed form: cells of the pictures, thumbnails, and
-a vector a word that says what the word looks like.  Nothing is trained; a few thousand pictures
-take seconds.
+They are those of `train.fitted`, of closed form: cells of the pictures, thumbnails, and a vector a
+word that says what the word looks like; of image tokens the means of clusters of cells.  Nothing is
+trained; a few thousand pictures take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
+from everyway.codecs.cell_vq import CellVQ
+from everyway.codecs.image_vae import psnr
+from everyway.codecs.image_vq import use_of
 from everyway.codecs.pca import PCA, CellPCA, ThumbnailPCA
 from everyway.codecs.text_tokens import SPECIAL, Tokens, train_tokens, word_tokens
 from everyway.codecs.token_table import TokenTable
@@ -26,13 +29,18 @@ from everyway.data.sample import to_tensor
 from everyway.train.fitted import DIM, LANGUAGE, RIDGE, SEED, WHERE
 from everyway.train.looks import SEEN, codes_of_words, effects_of_words
 from everyway.train.sources import sample_at
+from everyway.train.suited import SHOWS
 
 FINE = 28.0
 """dB of pictures that were not fitted, beyond which a cell takes no more numbers."""
+FINER = 40.0
+"""The same of the numbers of a cell by which its token is chosen, whose errors add to its own."""
 SAMPLE, FITTED = 600, 3000
 """Pictures that sizes are chosen by, and that codecs are fitted to, spread evenly over a folder."""
 LOOKED_AT = 32
 """Pictures whose size in pixels is looked at."""
+LOOKED_THROUGH = 20_000
+"""Cells that are looked through for different ones."""
 WORDS = 4096
 """Different words that are a token each; of more, frequent parts of words are."""
 SPARE = 2
@@ -44,6 +52,8 @@ TOGETHER = 500
 THUMBNAIL, TOLD, EMBEDDED = 12, 0.99, 64
 """Most pixels a side of a thumbnail, the part of its variance that is kept, in so many numbers."""
 
+PARTS = ("image", "image_embed", "text")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
@@ -51,13 +61,14 @@ class Room:
 
     side: of its pictures, in pixels.  grids: cells a side, the fewest first: a transformer's time
     is that of its tokens.  channels: numbers of a cell.  length: tokens of a caption, its end mark
-    among them.
+    among them.  codes: of image tokens.
     """
 
     side: int
     grids: tuple[int, ...]
     channels: int
     length: int
+    codes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,8 +81,8 @@ class Fitted:
 
 
 @torch.no_grad()
-def fit(path: str, room: Room, count: int) -> dict[str, Fitted]:
-    """The codecs of a folder by modality: image, image_embed and text.
+def fit(path: str, room: Room, count: int, parts: Sequence[str] = PARTS) -> dict[str, Fitted]:
+    """The codecs of a folder by name, those of `parts`: image, image_embed, text and image_vq.
 
     count: of its pictures that are looked at; a tenth of them is kept to measure on.
     Raises FolderError where the folder has no pair of picture and caption, and where no caption is
@@ -82,10 +93,16 @@ def fit(path: str, room: Room, count: int) -> dict[str, Fitted]:
     count = min(count, len(data))
     numbers = [int(k * len(data) / count) for k in range(count)]
     pictures = to_tensor([sample_at(data, k, count).image for k in range(count)])
-    image = _image(pictures, side, room)
     captions = [data.captions(k) for k in range(len(data))]
-    text = _text(captions, [captions[k] for k in numbers], image.codec.encode(pictures), room)
-    return {"image": image, "image_embed": _embed(pictures, side), "text": text}
+    shown = [captions[k] for k in numbers]
+    image = _image(pictures, side, room)
+    makers: dict[str, Callable[[], Fitted]] = {
+        "image": lambda: image,
+        "image_embed": lambda: _embed(pictures, side),
+        "text": lambda: _text(captions, shown, image.codec.encode(pictures), room),
+        "image_vq": lambda: _tokens(pictures, side, room),
+    }
+    return {part: makers[part]() for part in parts}
 
 
 def write(codecs: Mapping[str, Fitted], out: Path) -> None:
@@ -106,22 +123,67 @@ def _side(data: Folder) -> int:
 
 def _image(pictures: Tensor, side: int, room: Room) -> Fitted:
     """In as few cells as show unseen pictures at FINE, and in as few numbers a cell."""
-    unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1  # one at least
+    fitted, unseen = _parted(pictures)
     for grid in room.grids:
-        cell = max(1, round(side / grid))
-        settings = {"cell": cell, "side": grid * cell}
-        widest = CellPCA(**settings, channels=min(room.channels, 3 * cell**2))
-        cells = widest.cells(pictures)
-        widest.pca.fit(cells[~unseen if len(pictures) > 1 else unseen].flatten(0, 2))
-        quality = psnr_by_channels(widest.pca, cells[unseen].flatten(0, 2))
+        settings = _cells(side, grid)
+        quality = _quality(fitted, unseen, settings, room.channels)
         if quality[-1] >= FINE:
             break
-    fine = quality >= min(FINE, float(quality[-1]))
-    settings["channels"] = int(fine.float().argmax()) + 1
+    settings["channels"] = _channels(quality, FINE)
     codec = CellPCA(**settings)
-    codec.pca.fit(cells.flatten(0, 2))
+    codec.fit(pictures)
     metadata = {"psnr_db": round(float(quality[settings["channels"] - 1]), 2)}
     return Fitted(codec=codec, settings={"kind": "CellPCA", **settings}, metadata=metadata)
+
+
+def _tokens(pictures: Tensor, side: int, room: Room) -> Fitted:
+    """In as few cells as show unseen pictures at SHOWS, each the nearest of so many codes as there
+    are different cells, and as there is room for."""
+    fitted, unseen = _parted(pictures)
+    for grid in room.grids:
+        settings = {**_cells(side, grid), "power": 0.0}
+        quality = _quality(fitted, unseen, settings, room.channels)
+        settings["channels"] = _channels(quality, FINER)
+        settings["codes"] = _different(fitted, settings, room.codes)
+        codec = CellVQ(**settings)
+        codec.cluster(fitted)
+        codes = codec.encode(unseen)
+        shown = float(psnr(codec.decode(codes), codec.cells.resized(unseen)))
+        if shown >= SHOWS:
+            break
+    metadata = {"psnr_db": round(shown, 2), **use_of(codes, codec.classes)}
+    return Fitted(codec=codec, settings={"kind": "CellVQ", **settings}, metadata=metadata)
+
+
+def _parted(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that are fitted to, and every tenth, or the last of fewer, to measure on."""
+    unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1
+    return pictures[~unseen] if len(pictures) > 1 else pictures, pictures[unseen]
+
+
+def _cells(side: int, grid: int) -> dict[str, int]:
+    cell = max(1, round(side / grid))
+    return {"cell": cell, "side": grid * cell}
+
+
+def _quality(
+    fitted: Tensor, unseen: Tensor, settings: Mapping[str, Any], channels: int
+) -> Tensor:
+    """dB of unseen pictures by one number a cell, by two, and so on up to `channels`."""
+    widest = CellPCA(**settings, channels=min(channels, 3 * settings["cell"] ** 2))
+    widest.fit(fitted)
+    return psnr_by_channels(widest.pca, widest.cells(unseen).flatten(0, 2))
+
+
+def _channels(quality: Tensor, enough: float) -> int:
+    """The fewest that show `enough` dB, or as much as all."""
+    return int((quality >= min(enough, float(quality[-1]))).float().argmax()) + 1
+
+
+def _different(pictures: Tensor, settings: Mapping[str, Any], most: int) -> int:
+    """How many of their cells are different, `most` at most."""
+    cells = CellPCA(settings["cell"], side=settings["side"]).cells(pictures).flatten(0, 2)
+    return min(most, len(cells[:: max(1, len(cells) // LOOKED_THROUGH)].unique(dim=0)))
 
 
 def psnr_by_channels(pca: PCA, vectors: Tensor) -> Tensor:
@@ -208,18 +270,42 @@ def _fits(tokens: Tokens, text: str) -> bool:
 
 
 def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
-    """Modality -> a line on its codec."""
-    image, embed, text = (codecs[name] for name in ("image", "image_embed", "text"))
-    side, cell = image.settings["side"], image.settings["cell"]
-    grid = side // cell
-    quality = image.metadata["psnr_db"]
-    shown = f"{side}x{side} pixels in {grid}x{grid} cells of {image.settings['channels']} numbers"
+    """What -> a line on its codec."""
+    told = {
+        "image": ("image", _of_cells),
+        "image_vq": ("image", _of_tokens),
+        "image_embed": ("embed", _of_thumbnails),
+        "text": ("text", _of_words),
+    }
+    return {told[part][0]: told[part][1](made) for part, made in codecs.items()}
+
+
+def _of_cells(image: Fitted) -> str:
+    return f"{_grid(image)} of {image.settings['channels']} numbers, {_unfitted(image)}"
+
+
+def _of_tokens(image: Fitted) -> str:
+    used, perplexity = (image.metadata[name] for name in ("codes_used", "perplexity"))
+    line = f"{_grid(image)}, each one of {image.settings['codes']} codes, {_unfitted(image)}"
+    return f"{line}; of the codes {used:.0%} are used there, perplexity {perplexity:.0f}"
+
+
+def _of_thumbnails(embed: Fitted) -> str:
+    return f"{embed.settings['channels']} numbers of a thumbnail"
+
+
+def _of_words(text: Fitted) -> str:
     said = text.metadata
     words = f"{said['words']} {said['unit']}, {text.settings['length'] - 1} a caption at most"
-    if said["too_long"]:
-        words = f"{words}; {said['too_long']} captions are longer and left out"
-    return {
-        "image": f"{shown}, {quality:.1f} dB on pictures it was not fitted to",
-        "embed": f"{embed.settings['channels']} numbers of a thumbnail",
-        "text": words,
-    }
+    if not said["too_long"]:
+        return words
+    return f"{words}; {said['too_long']} captions are longer and left out"
+
+
+def _grid(image: Fitted) -> str:
+    side, grid = image.settings["side"], image.settings["side"] // image.settings["cell"]
+    return f"{side}x{side} pixels in {grid}x{grid} cells"
+
+
+def _unfitted(image: Fitted) -> str:
+    return f"{image.metadata['psnr_db']:.1f} dB on pictures it was not fitted to"
