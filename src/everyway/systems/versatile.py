@@ -147,9 +147,7 @@ LATTICE = 96
 """Side of the pictures of the shipped model, whose codec takes any."""
 
 
-def sized(
-    size: str, codec_config: Mapping[str, Any], shared: Mapping[str, str]
-) -> VersatileConfig:
+def sized(size: str, codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
     """A network of SIZES: pictures of cells and texts of tokens, as states and as contexts, each
     token with its place.  Of the shipped model nine cells of 96x96 pixels, and twelve tokens.
 
@@ -398,7 +396,8 @@ class Training(Settings):
     stage: of the published plan, a name in PLAN.  scaled: whether layers learn at the published
     parts of the rate (RATES), as one that starts from a network which draws already.
     codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared, and
-    of `nano-versatile` for plain ones; of the published size a model that has them, or a folder of them as `everyway convert` makes it.
+    of `nano-versatile` for plain ones; of the published size a model that has them, or a folder of
+    them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import write_text
-from everyway.codecs.text_tokens import train_tokens
+from everyway.codecs.text_tokens import Tokens, train_tokens
 from everyway.layouts import convert
 from everyway.train import sources
 from everyway.train.config import TrainConfig
@@ -33,11 +33,14 @@ class CodecLearner(Learner):
 
     name: str
 
-    def __init__(self, config: TrainConfig, size: int = 64, captioned: bool = False) -> None:
+    def __init__(self, config: TrainConfig, size: int = 64, tokens: Tokens | None = None) -> None:
+        """tokens: what captions are read by, where they are; of a folder those that are too long
+        are left out."""
         super().__init__()
         torch.manual_seed(config.seed)  # initial weights only
         self.config = config
-        self.seen, self.unseen = sources.streams(config, size, captioned)
+        reads = (lambda caption: tokens.encode([caption])) if tokens else None
+        self.seen, self.unseen = sources.streams(config, size, tokens is not None, reads)
 
     @property
     def codec(self) -> nn.Module:

@@ -88,7 +88,7 @@ def fit(path: str, room: Room, count: int, parts: Sequence[str] = PARTS) -> dict
     Raises FolderError where the folder has no pair of picture and caption, and where no caption is
     short enough.
     """
-    side = min(room.side, _side(Folder(path, captioned=True)))
+    side = side_of(path, room)
     data = Folder(path, side, captioned=True)
     count = min(count, len(data))
     numbers = [int(k * len(data) / count) for k in range(count)]
@@ -111,11 +111,13 @@ def write(codecs: Mapping[str, Fitted], out: Path) -> None:
         codec_folder.write(out, name, made.codec, made.settings, made.metadata)
 
 
-def _side(data: Folder) -> int:
-    """The middle one of the shorter sides of some pictures, in pixels."""
+def side_of(path: str, room: Room) -> int:
+    """In pixels: the middle one of the shorter sides of some pictures, and no more than there is
+    room for."""
+    data = Folder(path, captioned=True)
     count = min(LOOKED_AT, len(data))
     sides = sorted(min(sample_at(data, k, count).image.shape[:2]) for k in range(count))
-    return sides[count // 2]
+    return min(room.side, sides[count // 2])
 
 
 # -- pictures -----------------------------------------------------------------------------------
@@ -166,9 +168,7 @@ def _cells(side: int, grid: int) -> dict[str, int]:
     return {"cell": cell, "side": grid * cell}
 
 
-def _quality(
-    fitted: Tensor, unseen: Tensor, settings: Mapping[str, Any], channels: int
-) -> Tensor:
+def _quality(fitted: Tensor, unseen: Tensor, settings: Mapping[str, Any], channels: int) -> Tensor:
     """dB of unseen pictures by one number a cell, by two, and so on up to `channels`."""
     widest = CellPCA(**settings, channels=min(channels, 3 * settings["cell"] ** 2))
     widest.fit(fitted)
