@@ -96,6 +96,10 @@ PRESETS = {
         fitted=("image", "text"),
         settings=ON_FEW,
     ),
+    "mini-ediffi": Making(
+        room=Room(side=96, grids=(4, 6, 8), channels=192, length=48),
+        settings=ON_FEW,
+    ),
 }
 """Preset -> how its codecs are made of a folder."""
 FIT, TRAIN = "fitted", "trained"
