@@ -281,13 +281,17 @@ def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
 
 
 def _of_cells(image: Fitted) -> str:
-    return f"{_grid(image)} of {image.settings['channels']} numbers, {_unfitted(image)}"
+    side, grid = _grid(image)
+    numbers = image.settings["channels"]
+    return _shown(f"{side}x{side} pixels in {grid}x{grid} cells of {numbers} numbers", image)
 
 
 def _of_tokens(image: Fitted) -> str:
-    used, perplexity = (image.metadata[name] for name in ("codes_used", "perplexity"))
-    line = f"{_grid(image)}, each one of {image.settings['codes']} codes, {_unfitted(image)}"
-    return f"{line}; of the codes {used:.0%} are used there, perplexity {perplexity:.0f}"
+    side, grid = _grid(image)
+    codes, known = image.settings["codes"], image.metadata
+    line = _shown(f"{side}x{side} pixels as {grid}x{grid} tokens of {codes} codes", image)
+    used, perplexity = f"{known['codes_used']:.0%}", f"{known['perplexity']:.0f}"
+    return f"{line}; of the codes {used} are used there, perplexity {perplexity}"
 
 
 def _of_thumbnails(embed: Fitted) -> str:
@@ -302,10 +306,10 @@ def _of_words(text: Fitted) -> str:
     return f"{words}; {said['too_long']} captions are longer and left out"
 
 
-def _grid(image: Fitted) -> str:
-    side, grid = image.settings["side"], image.settings["side"] // image.settings["cell"]
-    return f"{side}x{side} pixels in {grid}x{grid} cells"
+def _grid(image: Fitted) -> tuple[int, int]:
+    """Pixels and cells a side."""
+    return image.settings["side"], image.settings["side"] // image.settings["cell"]
 
 
-def _unfitted(image: Fitted) -> str:
-    return f"{image.metadata['psnr_db']:.1f} dB on pictures it was not fitted to"
+def _shown(line: str, image: Fitted) -> str:
+    return f"{line}, {image.metadata['psnr_db']:.1f} dB on pictures it was not fitted to"
