@@ -404,7 +404,8 @@ class Training(Settings):
 
     preset: "mini-vq" or a name in PRESETS.
     tokens: the folder of the image tokens.  codecs: the folder of the text codec, or "" for
-    that of `mini`, whose weights are then shared; of published sizes a model that has all of them,
+    that of `mini`, whose weights are then shared; of data of your own also "fitted" or "trained",
+    which says how all are made (`train.stack`); of published sizes a model that has all of them,
     or a folder of them as `everyway convert` makes it.  init: a model to start from, codecs and
     weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their

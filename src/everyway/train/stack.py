@@ -38,8 +38,8 @@ ON_FEW: dict[str, Any] = dict(
 own; all counted in samples."""
 ON_TASKS: dict[str, Any] = dict(shift=4.0, to_image=0.42, to_text=0.30, joint=0.18, drop=0.0)
 """The same of a UniDiffuser, of its times."""
-IN_STEPS = {"codec-image": 0.25, "encoder": 0.1, "text": 0.15}
-"""Trainings of the codecs of a UniDiffuser, each with its share of a budget."""
+BY_STEPS = {"codec-image": 0.25, "encoder": 0.1, "text": 0.15}
+"""Trainings of the codecs of a UniDiffuser, each with its share of a budget, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +64,18 @@ class Making:
 PRESETS = {
     "nano": Making(
         room=Room(side=64, grids=(4, 8), channels=192, length=32),
-        trained=IN_STEPS,
+        trained=BY_STEPS,
         settings=ON_FEW | ON_TASKS,
     ),
     "mini": Making(
         room=Room(side=96, grids=(4, 6, 8), channels=192, length=48),
-        trained=IN_STEPS,
+        trained=BY_STEPS,
         shipped="mini",
         settings=ON_FEW | ON_TASKS,
     ),
     "small": Making(
         room=Room(side=128, grids=(8, 16), channels=192, length=77),
-        trained=IN_STEPS,
+        trained=BY_STEPS,
         shipped="mini",
         settings=ON_FEW | ON_TASKS,
     ),
@@ -219,7 +219,7 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
         return Choice()
     making, out = _making(config), place / "codecs"
     if making and _asked(config) == TRAIN:
-        return _rehearsed(config, making, place, writes)
+        return _trained(config, making, place, writes)
     if making and _asked(config) == FIT:
         return _fitted(config, _trial(config, making), _on_data(config), out, writes)
     system = _at_hand(config)
@@ -282,7 +282,7 @@ def _fitted(config: TrainConfig, trial: Trial, about: Lines, out: Path, writes: 
     )
 
 
-def _rehearsed(config: TrainConfig, making: Making, place: Path, writes: bool) -> Choice:
+def _trained(config: TrainConfig, making: Making, place: Path, writes: bool) -> Choice:
     """Codecs that were trained for some seconds, and how long each training is to take."""
     trial = _with_codecs(config, str(place / "codecs"))
     about, began = _on_data(config), time.monotonic()
