@@ -17,6 +17,7 @@ from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.image_vq import use_of
 from everyway.data.folder import Folder, write_folder
+from everyway.data.lattice import Lattice
 from everyway.data.sample import to_tensor
 from everyway.data.shapes import Shapes
 from everyway.generate import load
@@ -233,3 +234,24 @@ def test_fitted_codecs_are_asked_for_by_name(folder, tmp_path, quick):
     plan = stack.planned(stack.resolved("mini", own, str(tmp_path / "run"), None))
     assert plan.codecs == "fitted" and [of for of, _ in plan.about["image"]] == ["new"]
     assert json.loads(json.dumps(plan.model_dump()))["stages"] == {}
+
+
+def test_tokens_at_hand_that_serve_are_taken_along(tmp_path, monkeypatch):
+    """Scenes of the kind that the shipped codes were made of; others are tried on little."""
+    little = Room(side=48, grids=(8,), channels=16, length=24, codes=16)
+    monkeypatch.setitem(stack.PRESETS, "mini-vq", replace(stack.PRESETS["mini-vq"], room=little))
+    scenes = Lattice(seed=3)
+    rows = ((k, scenes.sample(k)) for k in range(24))
+    pairs = (replace(s, record=None, captions=s.captions[:1], key=str(k)) for k, s in rows)
+    write_folder(tmp_path / "scenes", pairs)
+    own = {"data": str(tmp_path / "scenes"), **OWN}
+    config = stack.resolved("mini-vq", own, str(tmp_path / "run"), None)
+    choice = stack.chosen(config, tmp_path)
+    assert choice.codecs == "shipped" and [of for of, _ in choice.about["image"]] == [
+        "codec of mini-vq"
+    ]
+    made = stack.prepared(stack._with_codecs(config, choice.folder))
+    shipped = load("mini-vq", device="cpu", dtype="fp32").system
+    for name, codec in made.codecs.items():
+        theirs = shipped.codecs[name].state_dict()
+        assert all(torch.equal(value, theirs[k]) for k, value in codec.state_dict().items()), name
