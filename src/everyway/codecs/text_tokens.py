@@ -14,6 +14,10 @@ from everyway.errors import UsageError
 
 PAD, END, UNKNOWN = "[pad]", "[end]", "[unk]"
 SPECIAL = (PAD, END, UNKNOWN)  # ids 0, 1, 2
+PRIVATE = 0xF0000
+"""Where characters begin that nothing is written with."""
+PHRASES = 1000
+"""Most that `frequent_phrases` finds, the most frequent."""
 
 
 class PromptError(UsageError):
@@ -107,15 +111,70 @@ class Tokens:
         return ids != self.pad
 
 
-def word_tokens(texts: Iterable[str]) -> str:
-    """The JSON of a tokenizer with every word and mark of `texts` as a token, and no other."""
+def word_tokens(texts: Iterable[str], phrases: Sequence[str] = ()) -> str:
+    """The JSON of a tokenizer with every word and mark of `texts` as a token, and no other.
+
+    phrases: a token each, where it is read in the texts: of several that begin at one place, the
+    longest is.
+    """
+    texts, words = list(texts), _words()
+    _train(words, texts)
+    if not phrases:
+        return words.to_str()
+    both = _words(phrases)
+    _train(both, texts)
+    both = _words([phrase for phrase in phrases if both.token_to_id(phrase) is not None])
+    _train(both, [*texts, *(word for word in words.get_vocab() if word not in SPECIAL)])
+    return both.to_str()
+
+
+def frequent_phrases(texts: Iterable[str], least: int) -> list[str]:
+    """What stands together `least` times or more in texts, such as "on the left" and ", blue".
+
+    They are the merges of byte-pair encoding, with whole words in the place of letters.
+    Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2015,
+    arXiv 1508.07909.
+    """
+    reader, letters = _words(), dict[str, str]()
+
+    def spelt(text: str) -> str:
+        """A letter a word."""
+        own = reader.pre_tokenizer.pre_tokenize_str(reader.normalizer.normalize_str(text))
+        return "".join(letters.setdefault(word, chr(PRIVATE + len(letters))) for word, _ in own)
+
+    merges = Tokenizer(models.BPE())
+    spellings = [spelt(text) for text in texts]
+    size = len(letters) + PHRASES
+    trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=least, show_progress=False)
+    merges.train_from_iterator(spellings, trainer)
+    words = {letter: word for word, letter in letters.items()}
+    found = (token for token in merges.get_vocab() if len(token) > 1)
+    return sorted(reader.decoder.decode([words[c] for c in token]) for token in found)
+
+
+def _words(phrases: Sequence[str] = ()) -> Tokenizer:
+    """Of words, marks and phrases; none is known yet."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = _normaliser()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if phrases:
+        longest = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
+        pieces = "|".join([*map(_as_written, longest), r"\w+", r"[^\w\s]+"])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no space before a comma
+    return tokenizer
+
+
+def _train(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Everything that stands in texts becomes a token."""
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.to_str()
+
+
+def _as_written(phrase: str) -> str:
+    """The regular expression of a phrase that no word goes on beyond."""
+    ends = (r"\b" if re.match(r"\w", end) else "" for end in (phrase[0], phrase[-1]))
+    return re.escape(phrase).join(ends)
 
 
 def _normaliser() -> normalizers.Normalizer:

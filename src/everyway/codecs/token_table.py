@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from everyway.codecs.bigrams import Bigrams
 from everyway.codecs.text_tokens import PromptError, Tokens
 from everyway.data.captions import Lexicon, Point, completed, language, plain
 from everyway.data.reading import parse, read
@@ -33,6 +34,7 @@ class TokenTable(nn.Module):
     lexicon: the plain data of a `Lexicon`, where only its scenes can be told: a text in any words
     is then read as the plain caption that states the same.
     spoken: with a lexicon, the language of that caption, whatever that of the text; "" is its own.
+    pairs: how many of its `bigrams` were seen; 0 where none are counted.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class TokenTable(nn.Module):
         dim: int,
         lexicon: Mapping[str, Any] | None = None,
         spoken: str = "",
+        pairs: int = 0,
     ) -> None:
         super().__init__()
         self.spoken = spoken
         self.lexicon = Lexicon(**lexicon) if lexicon else None
         self.tokens = Tokens(tokenizer, length)
         self.register_buffer("table", torch.zeros(len(self.tokens), dim))
+        self.bigrams = Bigrams(self.tokens, pairs) if pairs else None
 
     def encode(self, raw: Sequence[str]) -> Tensor:
         """Raises PromptError for texts that cannot be read."""
@@ -142,6 +146,11 @@ class TokenTable(nn.Module):
     def latent(self, ids: Tensor) -> Tensor:
         """(B, length, dim) of ids (B, length)."""
         return self.table[ids.to(self.table.device)]
+
+    def marginals(self, scores: Tensor) -> Tensor:
+        """(B, L, V): how likely each token is at each place of a sentence of its `bigrams`, if it is
+        as likely as softmax(scores) (B, L, V) by itself."""
+        return self.bigrams.marginals(scores)
 
     def decode(self, state: Tensor) -> list[str]:
         """The nearest token at every place, up to the end mark."""

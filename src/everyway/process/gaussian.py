@@ -31,13 +31,37 @@ class Parameterisation(Protocol):
 
     def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
 
-    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+    def slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """How much of an error of the prediction is one of the clean state, whose loss it is."""
+        ...
+
+    def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """(B,) float32."""
+        ...
 
     def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...
 
 
+class Linear:
+    """A prediction that the clean state is linear in, learned by its square error."""
+
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self.to_clean(torch.ones_like(alpha), torch.zeros_like(alpha), alpha, sigma)
+
+    def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Mean over elements of (raw - target)^2."""
+        target = self.target(x0, draw, alpha, sigma)
+        return (raw.float() - target.float()).square().flatten(1).mean(1)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Noised:
+class Noised(Linear):
     """The network predicts the noise: x_0 = (x_t - sigma raw) / alpha (Ho et al., 2020)."""
 
     noise_from: ClassVar[float] = 1e-3
@@ -60,7 +84,7 @@ class Noised:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean:
+class Clean(Linear):
     """The network predicts the clean state itself (x0-prediction).
 
     faded: it is shown alpha x_t / (alpha^2 + sigma^2), the best linear estimate of a clean state of
@@ -88,7 +112,7 @@ class Clean:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Velocity:
+class Velocity(Linear):
     """v = alpha noise - sigma x_0, so x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2).
 
     Source: Salimans and Ho, "Progressive Distillation", 2022, arXiv 2202.00512.
@@ -110,7 +134,7 @@ class Velocity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flow:
+class Flow(Linear):
     """u = noise - x_0, so x_0 = (x_t - sigma u) / (alpha + sigma); on Rectified this is dx/dt.
 
     Source: Liu et al., "Flow Straight and Fast", 2022, arXiv 2209.03003.
@@ -138,7 +162,7 @@ FLOW = Flow()
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMPrecond:
+class EDMPrecond(Linear):
     """x_0 = c_skip x_t + c_out raw, and the network is shown c_in x_t; needs alpha = 1.
 
     sigma_data: standard deviation of the clean states.  The plain mean square on `raw` is the
@@ -265,12 +289,10 @@ class GaussianProcess:
         arXiv 2303.09556.
         """
         alpha, sigma = self.schedule.alpha_sigma(t)
-        one, nothing = torch.ones_like(alpha), torch.zeros_like(alpha)
-        slope = self.parameterisation.to_clean(one, nothing, alpha, sigma)  # d x_0 / d raw
+        slope = self.parameterisation.slope(alpha, sigma)
         return (alpha / sigma).square().clamp(max=gamma) * slope.square()
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
-        """Mean over elements of (raw - target)^2, (B,) float32."""
+        """(B,) float32, that of the prediction."""
         x0 = working(x0)
-        target = self.parameterisation.target(x0, draw.to(x0), *self._at(t, x0))
-        return (raw.float() - target.float()).square().flatten(1).mean(1)
+        return self.parameterisation.loss(raw, x0, draw.to(x0), *self._at(t, x0))

@@ -30,6 +30,7 @@ from everyway.data.captions import language
 from everyway.errors import UsageError
 from everyway.nets.tokens import Flag, Patches, Sequence, TimeToken, Vector
 from everyway.nets.uvit import UViT, UViTConfig
+from everyway.process.categorical import categorical
 from everyway.process.config import gaussian
 from everyway.process.training_times import Tasks, TwoClocks
 from everyway.settings import ConfigError, Settings
@@ -175,6 +176,8 @@ SIZES: dict[str, dict[str, int]] = {
 the sizes of states add."""
 LATTICE = 96
 """Side of the pictures of the shipped default, whose codec takes any."""
+PREDICTED = 0.8
+"""The weight of the loss of a text whose tokens are predicted, where square errors have 2."""
 TOKENS = 8
 """Tokens a side that pictures have at most, where their latents are finer."""
 
@@ -200,7 +203,7 @@ def sized(size: str, codecs: Mapping[str, Mapping[str, Any]]) -> UniDiffuserConf
         **SIZES[size],
         codecs="trained",
         codec_config=codecs,
-        weights={"image": 1.0, "text": 2.0, "image_embed": 0.1},
+        weights={"image": 1.0, "text": PREDICTED if text.get("pairs") else 2.0, "image_embed": 0.1},
         languages=_spoken(text["tokenizer"]),
         joint_paths={"image": "last", "text": "first"},
         schedule="cosine-x0",
@@ -289,7 +292,7 @@ def build(config: Mapping[str, Any] | UniDiffuserConfig) -> System:
             name=name,
             clock="text" if name == "text" else "image",
             shape=shape,
-            process=process,
+            process=categorical(process, codecs[name]),
             codec=codecs[name],
             decodes=name != "image_embed",
             weight=config.weights[name],

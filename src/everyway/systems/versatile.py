@@ -31,6 +31,7 @@ from everyway.codecs.plain import PatchTokens, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.errors import UsageError
 from everyway.nets.multiflow import Maps, MultiFlow, MultiFlowConfig, Sequences, Vectors
+from everyway.process.categorical import categorical
 from everyway.process.config import gaussian
 from everyway.process.training_times import LogNormal, OneClock
 from everyway.settings import Settings
@@ -204,7 +205,7 @@ def build(config: Mapping[str, Any] | VersatileConfig) -> System:
             name=data.name,
             clock=data.name,
             shape=_shape(data, config.image_size),
-            process=process,
+            process=categorical(process, codecs[data.name]),
             codec=codecs[data.name],
         )
         for data in flows.data

@@ -34,6 +34,7 @@ from everyway.contracts import (
     rows,
 )
 from everyway.guidance import Guided
+from everyway.process.categorical import categorical
 from everyway.process.config import gaussian, named
 from everyway.process.gaussian import GaussianProcess
 from everyway.process.training_times import Uniform
@@ -117,7 +118,10 @@ def untaught(teacher: System, steps: int) -> System:
         least = process.parameterisation.scale_in(*process.schedule.alpha_sigma(1 - 1 / steps))
         config["schedule"] = {**named(config["schedule"]), "floor": float(least)}
         process = gaussian(config["schedule"])
-        modalities = {name: replace(m, process=process) for name, m in modalities.items()}
+        modalities = {
+            name: replace(m, process=categorical(process, m.codec))
+            for name, m in modalities.items()
+        }
     return replace(
         teacher,
         network=deepcopy(teacher.network).requires_grad_(True),

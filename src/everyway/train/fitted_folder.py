@@ -7,7 +7,7 @@ trained; a few thousand pictures take seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,9 @@ from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.image_vae import psnr
 from everyway.codecs.image_vq import use_of
 from everyway.codecs.pca import PCA, CellPCA, ThumbnailPCA
-from everyway.codecs.text_tokens import SPECIAL, Tokens, train_tokens, word_tokens
-from everyway.codecs.token_table import TokenTable
-from everyway.data.captions import language
-from everyway.data.faults import FolderError
 from everyway.data.folder import Folder
 from everyway.data.sample import to_tensor
-from everyway.train.fitted import DIM, LANGUAGE, RIDGE, SEED, WHERE
-from everyway.train.looks import SEEN, codes_of_words, effects_of_words
+from everyway.train import fitted_text
 from everyway.train.sources import sample_at
 from everyway.train.suited import SHOWS
 
@@ -41,14 +36,6 @@ LOOKED_AT = 32
 """Pictures whose size in pixels is looked at."""
 LOOKED_THROUGH = 20_000
 """Cells that are looked through for different ones."""
-WORDS = 4096
-"""Different words that are a token each; of more, frequent parts of words are."""
-SPARE = 2
-"""Tokens that a prompt may have more than the longest caption."""
-LEADING = 16
-"""Numbers of a cell that say where in a picture a word is seen."""
-TOGETHER = 500
-"""Captions that are taken in at once."""
 THUMBNAIL, TOLD, EMBEDDED = 12, 0.99, 64
 """Most pixels a side of a thumbnail, the part of its variance that is kept, in so many numbers."""
 
@@ -218,55 +205,8 @@ def _text(
     room: Room,
 ) -> Fitted:
     """captions: of every picture.  shown: of those with latents (N, D, h, w)."""
-    said = [caption for own in captions for caption in own]
-    spec = word_tokens(said)
-    unit = "words"
-    if len(Tokens(spec, 1)) > WORDS:
-        unit, spec = "parts of words", train_tokens(said, WORDS)
-    tokens = Tokens(spec, 1)
-    lengths = sorted(len(tokens.tokenizer.encode(text).ids) + 1 for text in said)
-    length = min(room.length, lengths[-1] + SPARE)
-    if lengths[0] > length:
-        raise FolderError(
-            f"no caption is short enough: the shortest has {lengths[0] - 1} {unit}, this preset "
-            f"reads {length - 1}; shorten them"
-        )
-    settings = {"tokenizer": spec, "length": length, "dim": DIM}
-    codec = TokenTable(**settings)
-    codec.fit(_codes(codec.tokens, shown, latents))
-    long = sum(n > length for n in lengths)
-    known = {"words": len(tokens) - len(SPECIAL), "unit": unit}
-    metadata = {**known, "captions": len(said), "too_long": long}
+    codec, settings, metadata = fitted_text.fit(captions, shown, latents, room.length)
     return Fitted(codec=codec, settings={"kind": "TokenTable", **settings}, metadata=metadata)
-
-
-def _codes(tokens: Tokens, captions: Sequence[Sequence[str]], latents: Tensor) -> Tensor:
-    """(vocabulary, DIM): what each token looks like and, where there are two, its language."""
-    languages = torch.zeros(len(tokens), 2, dtype=torch.bool)
-
-    looks = torch.cat([latents.sum((2, 3)), WHERE * latents[:, :LEADING].flatten(1)], 1)
-    said = [(k, t) for k, own in enumerate(captions) for t in own if _fits(tokens, t)]
-
-    def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(said), TOGETHER):
-            of, texts = zip(*said[start : start + TOGETHER])
-            ids = tokens.encode(texts)
-            for row, text in zip(ids, texts):
-                languages[row, int(language(text) == "ko")] = True
-            yield ids, looks[list(of)]
-
-    effects, counts = effects_of_words(rows(), len(tokens), RIDGE)
-    least = min(SEEN, int(counts.median()))
-    both = bool(languages.any(0).all())
-    codes = codes_of_words(effects, counts, DIM - LANGUAGE * both, SEED, least)
-    if not both:
-        return codes
-    side = languages[:, 1].float() - languages[:, 0].float()  # -1 English, 1 Korean, 0 both
-    return torch.cat([codes, side[:, None].expand(-1, LANGUAGE)], 1)
-
-
-def _fits(tokens: Tokens, text: str) -> bool:
-    return bool(text.strip()) and len(tokens.tokenizer.encode(text).ids) < tokens.length
 
 
 def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:

@@ -1,0 +1,113 @@
+"""Which token follows which in captions, and what that says of tokens that are uncertain.
+
+Shapes: L tokens of a sentence, V vocabulary, P different pairs of tokens.
+Sources: Witten and Bell, "The Zero-Frequency Problem", 1991 (what is left for pairs that were never
+seen); Rabiner, "A Tutorial on Hidden Markov Models", 1989 (forward and backward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from everyway.codecs.text_tokens import Tokens
+
+LEAST = 1e-12
+"""How likely every token is at every place, so that no sentence is impossible."""
+
+
+class Bigrams(nn.Module):
+    """Of captions: a sentence begins at a start, and padding follows its end mark.
+
+    tokens: their tokenizer.  pairs: P, of tokens that were seen one after the other.
+    """
+
+    def __init__(self, tokens: Tokens, pairs: int) -> None:
+        super().__init__()
+        self.start, self.end, self.pad = len(tokens), tokens.end, tokens.pad
+        self.register_buffer("pairs", torch.zeros(2, pairs, dtype=torch.int32))
+        self.register_buffer("counts", torch.zeros(pairs, dtype=torch.int32))
+
+    @staticmethod
+    def counted(tokens: Tokens, texts: Sequence[str]) -> Bigrams:
+        """Of texts that are not too long for `tokens`."""
+        ids = tokens.encode(texts)
+        before = torch.cat([torch.full_like(ids[:, :1], len(tokens)), ids[:, :-1]], 1)
+        seen = torch.stack([before, ids])[:, ids != tokens.pad]
+        pairs, counts = seen.unique(dim=1, return_counts=True)
+        made = Bigrams(tokens, len(counts))
+        made.pairs.copy_(pairs)
+        made.counts.copy_(counts)
+        return made
+
+    def marginals(self, scores: Tensor) -> Tensor:
+        """(B, L, V) float64: how likely each token is at each place of a sentence of the chain, if
+        it is as likely as softmax(scores) (B, L, V) by itself.
+
+        Sentence by sentence, for the bits that each has alone.
+        """
+        likely = scores.double().softmax(-1) + LEAST
+        chain = self.chain()
+        return torch.stack([chain.marginals(own) for own in likely])
+
+    def chain(self) -> Chain:
+        """The probabilities of what follows what."""
+        before, after = self.pairs.long()
+        seen = self.counts.double()
+        followed = seen.new_zeros(self.start + 1).index_add(0, before, seen)
+        others = before.bincount(minlength=self.start + 1).to(seen)  # different followers
+        total = (followed + others).clamp_min(1)
+        rest = torch.where(others > 0, others / total, 1.0)
+        rest[[self.end, self.pad]] = 0.0
+        alone = seen.new_zeros(self.start).index_add(0, after, seen)
+        closed = before.new_tensor([[self.end, self.pad], [self.pad, self.pad]])
+        return Chain(
+            before=torch.cat([before, closed[0]]),
+            after=torch.cat([after, closed[1]]),
+            share=torch.cat([seen / total[before], seen.new_ones(2)]),
+            rest=rest,
+            alone=alone / alone.sum(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chain:
+    """Transitions between tokens, V being the start: `share` (P,) from `before` to `after`, and the
+    `rest` (V + 1,) of each to tokens in general, as they are `alone` (V,)."""
+
+    before: Tensor
+    after: Tensor
+    share: Tensor
+    rest: Tensor
+    alone: Tensor
+
+    def marginals(self, likely: Tensor) -> Tensor:
+        """Forward and backward, likely (L, V) -> (L, V)."""
+        state = torch.zeros_like(self.rest)
+        state[-1] = 1.0  # the start
+        ahead = []
+        for own in likely:
+            state = self._to_next(state)
+            state[:-1] *= own / (state[:-1] @ own)
+            ahead.append(state[:-1])
+        behind, out = torch.ones_like(self.alone), []
+        for own, state in zip(likely.flip(0), reversed(ahead)):
+            both = state * behind
+            out.append(both / both.sum())
+            behind = self._from_next(behind * own)[:-1]
+            behind = behind / behind.max()
+        return torch.stack(out[::-1])
+
+    def _to_next(self, state: Tensor) -> Tensor:
+        """How likely each token is (V + 1,), after such a one."""
+        out = torch.zeros_like(state).index_add(0, self.after, state[self.before] * self.share)
+        out[:-1] += (state @ self.rest) * self.alone
+        return out
+
+    def _from_next(self, likely: Tensor) -> Tensor:
+        """How likely what comes next is (V,), after each token (V + 1,)."""
+        out = self.rest * (self.alone @ likely)
+        return out.index_add(0, self.before, self.share * likely[self.after])
