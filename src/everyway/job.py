@@ -246,7 +246,7 @@ def read(job: Job, system: System, side: int) -> Inputs:
         digests={name: digest(content) for name, content in held.items()},
         notes=(
             *(_seen(name, p.size, side) for name, p in squares if p.width != p.height),
-            *_unread(request.text, system, where),
+            *remarks(request.text, system, where),
         ),
     )
 
@@ -321,8 +321,14 @@ def _readers(system: System) -> Iterator[Any]:
     return (each for each in everything if each.source == "text")
 
 
-def _unread(text: str | None, system: System, where: Mapping[str, Point] | None) -> Iterator[str]:
-    """What of a text the codecs that can tell will not read, and how it is `_completed`."""
+def remarks(
+    text: str | None, system: System, where: Mapping[str, Point] | None = None
+) -> Iterator[str]:
+    """What of a text the codecs that can tell will not read, and how it is completed, a line each.
+
+    where: phrase -> the middle of where it is painted.  Raises ValueError for a text of which they
+    read nothing.
+    """
     for codec in (m.codec for m in _readers(system) if text):
         reader = codec if hasattr(codec, "remarks") else getattr(codec, "tokens", None)
         also = (where,) if hasattr(reader, "completed") else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Thread
 from xml.etree import ElementTree
 
 import pytest
@@ -45,6 +46,17 @@ def test_the_weights_that_are_seen_are_those_that_are_used(module):
     torch.testing.assert_close(made, out, rtol=0, atol=1e-5)
 
 
+def test_what_other_threads_run_is_not_seen():
+    module, seen = SelfAttention(12, 3), []
+    with watched(module, lambda m, weights: seen.append(weights)):
+        other = Thread(target=module, args=(torch.randn(1, 5, 12),))
+        other.start()
+        other.join()
+        assert seen == []
+        module(torch.randn(2, 5, 12))
+    assert [len(weights) for weights in seen] == [2]
+
+
 def test_weights_of_the_plain_case():
     q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
     torch.testing.assert_close(attention_weights(q, k) @ v, attention(q, k, v), rtol=0, atol=1e-5)
@@ -76,6 +88,7 @@ def test_attention_to_words_is_what_a_bias_makes_it(unet):
 def test_joint_attention_reads_its_text(nano):
     rows = attention_by_noise(nano.system, TEXTS, steps=2)
     assert all(words > 0.01 and words + rest < 1 for _, words, rest in rows)
+    assert attention_by_noise(nano.system, TEXTS, steps=2, ends=lambda: True) == rows[:1]
 
 
 def test_a_switched_prompt(nano):

@@ -44,16 +44,16 @@ class Bigrams(nn.Module):
         return made
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V) float64: how likely each token is at each place of a sentence of the chain, if
+        """(B, L, V) float64: how likely each token is at each place of a sentence, if
         it is as likely as softmax(scores) (B, L, V) by itself.
 
         Sentence by sentence, for the bits that each has alone.
         """
         likely = scores.double().softmax(-1) + LEAST
-        chain = self.chain()
-        return torch.stack([chain.marginals(own) for own in likely])
+        follow = self.transitions()
+        return torch.stack([follow.marginals(own) for own in likely])
 
-    def chain(self) -> Chain:
+    def transitions(self) -> Transitions:
         """The probabilities of what follows what."""
         before, after = self.pairs.long()
         seen = self.counts.double()
@@ -64,7 +64,7 @@ class Bigrams(nn.Module):
         rest[[self.end, self.pad]] = 0.0
         alone = seen.new_zeros(self.start).index_add(0, after, seen)
         closed = before.new_tensor([[self.end, self.pad], [self.pad, self.pad]])
-        return Chain(
+        return Transitions(
             before=torch.cat([before, closed[0]]),
             after=torch.cat([after, closed[1]]),
             share=torch.cat([seen / total[before], seen.new_ones(2)]),
@@ -74,8 +74,8 @@ class Bigrams(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chain:
-    """Transitions between tokens, V being the start: `share` (P,) from `before` to `after`, and the
+class Transitions:
+    """Of tokens, V being the start: `share` (P,) from `before` to `after`, and the
     `rest` (V + 1,) of each to tokens in general, as they are `alone` (V,)."""
 
     before: Tensor

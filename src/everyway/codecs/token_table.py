@@ -148,7 +148,7 @@ class TokenTable(nn.Module):
         return self.table[ids.to(self.table.device)]
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V): how likely each token is at each place of a sentence of its `bigrams`, if it is
+        """(B, L, V): how likely each token is at each place of a sentence of `bigrams`, if it is
         as likely as softmax(scores) (B, L, V) by itself."""
         return self.bigrams.marginals(scores)
 

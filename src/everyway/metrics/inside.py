@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -36,9 +37,12 @@ Share = tuple[float, float, float]
 
 @contextmanager
 def watched(network: nn.Module, see: See) -> Iterator[None]:
-    """Shows the weights of every attention of a network while it runs."""
+    """Shows the weights of every attention of a network while it runs in this thread."""
+    own = get_ident()
 
     def seen(module: Any, given: tuple, named: dict[str, Any]) -> None:
+        if get_ident() != own:  # somebody else's run
+            return
         asked = inspect.signature(module.forward).bind(*given, **named).arguments
         q, k, _ = module.heads_of(*(asked[name] for name in ("x", "context") if name in asked))
         q = q[:, :, asked["read"]] if asked.get("read") is not None else q
@@ -90,13 +94,18 @@ def drawing(
 
 
 def attention_by_noise(
-    system: System, texts: Sequence[str], seed: int = 0, steps: int | None = None
+    system: System,
+    texts: Sequence[str],
+    seed: int = 0,
+    steps: int | None = None,
+    ends: Callable[[], bool] = lambda: False,
 ) -> list[Share]:
     """How much of the picture's attention goes to the words of its text, at every step of a run.
 
     The mean over samples, layers, heads and places.  What is left is, in joint attention, to the
     picture itself and to times; in cross-attention to other contexts.  Without guidance, whose
     unconditional branch has no text.  Raises UsageError for a network that cannot tell.
+    ends: asked after every step, whether it is the last.
     """
     task, spans = system.tasks["text-to-image"], getattr(system.network, "spans", None)
     if spans is None:
@@ -123,6 +132,8 @@ def attention_by_noise(
             out.append((t, told, all_ - told))
             t = progress.t
             seen.clear()
+            if ends():
+                break
     return out
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 WIDE, NARROW = 1400, 400
 PATIENCE = 120_000
 """Milliseconds, as a test machine may be busy."""
-SHOTS = os.environ.get("EVERYWAY_SHOTS")
+SHOTS = os.path.abspath(os.environ["EVERYWAY_SHOTS"]) if "EVERYWAY_SHOTS" in os.environ else None
 """Where pictures of pages are written for the documents; by default nowhere."""
-COLOURS = 128
+COLOURS = 192
 """Of such a picture, so that it is small."""
 
 
@@ -100,6 +100,7 @@ class Visit:
             return
         path = Path(SHOTS) / f"studio-{name}.png"
         self.page.mouse.move(0, 0)
+        self.page.evaluate("document.activeElement?.blur()")
         self.page.wait_for_timeout(600)
         self.page.screenshot(path=path, full_page=whole)
         with Image.open(path) as image:
@@ -114,7 +115,7 @@ class Visit:
     def settings(self) -> None:
         """Opens those of the first page."""
         self.page.click("#settings button")
-        self.page.wait_for_selector("#seed input", state="visible")
+        self.page.wait_for_selector("#settings .ew-seed input", state="visible")
 
     def drag(self, canvas: str, *points: tuple[float, float]) -> None:
         """A stroke over a canvas through points, as shares of its sides."""

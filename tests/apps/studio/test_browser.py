@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from browsing import NARROW, PATIENCE, Visit, browsing, serving
 from PIL import Image
+
+import everyway
 
 pytestmark = pytest.mark.slow
 STOPPED = "document.querySelector('#training')?.innerText.includes('it stands')"
@@ -93,7 +96,7 @@ def test_picture_and_words_come_together_while_it_runs(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    one.set_number("#steps", 300)
+    one.set_number("#settings .ew-steps", 300)
     page.click("#make")
     page.wait_for_selector("#made .ew-going .ew-pair img")
     early = page.evaluate("document.querySelector('#made .ew-going .ew-pair img').src")
@@ -117,7 +120,7 @@ def test_tokens_unmask_with_how_sure_they_are(visit, site):
     one = visit()
     page = one.page
     one.settings()
-    page.fill("#model input", "mini-vq")
+    page.fill("#settings .ew-model input", "mini-vq")
     page.keyboard.press("Enter")
     page.fill("#text textarea", "a large fox on blue")
     page.wait_for_function("document.querySelectorAll('#way input').length === 1")
@@ -131,6 +134,8 @@ def test_tokens_unmask_with_how_sure_they_are(visit, site):
         masked.append(film.locator(".ew-heat i.ew-masked").count())
     assert masked == sorted(masked, reverse=True) and masked[0] > masked[-1]
     film.locator(".ew-strip button").nth(len(masked) // 2).click()
+    page.click("#settings button")
+    page.evaluate("document.querySelector('.ew-examples').scrollIntoView()")
     one.shot("tokens")
 
 
@@ -157,12 +162,15 @@ def test_a_painting_is_loaded_into_its_page_and_made_again(visit, site):
 def test_stopped_and_kept(visit, site):
     one = visit()
     page = one.page
+    assert page.locator(".ew-stop:visible").count() == 0
     one.settings()
-    one.set_number("#steps", 1000)
+    one.set_number("#settings .ew-steps", 1000)
     page.click("#make")
     page.wait_for_selector("#made .ew-going .ew-pair img")
-    page.locator(".ew-stop").first.click()
+    assert page.locator(".ew-stop:visible").count() == 1
+    page.locator(".ew-stop:visible").click()
     page.wait_for_selector("#made .ew-made img")
+    assert page.locator(".ew-stop:visible").count() == 0  # nothing runs
     step, steps = last(site[1])["facts"]["stopped"]
     assert 0 < step < steps == 1000
     assert f"stopped at step {step} of 1000" in page.inner_text("#made")
@@ -176,7 +184,8 @@ def test_a_blend_with_a_mask(visit, site):
     page.wait_for_selector("#blend-1 img")
     page.click("#page-blend .ew-slot button:has-text('Mask')")
     page.wait_for_selector("#blend-mask-1 canvas", state="visible")
-    one.drag("#blend-mask-1 canvas", (0.4, 0.4), (0.6, 0.6))
+    rows = [(x, y) for y in (0.35, 0.5, 0.65) for x in (0.3, 0.7)]
+    one.drag("#blend-mask-1 canvas", *rows)
     page.click("#blend")
     page.wait_for_selector("#blended .ew-made img")
     first, second = last(site[1])["request"]["contexts"]
@@ -185,7 +194,7 @@ def test_a_blend_with_a_mask(visit, site):
         assert mask.size == picture.size
         shown = np.asarray(mask.convert("L"))
     assert {*np.unique(shown)} == {0, 255} and shown[48, 48] == 255 and shown[2, 2] == 0
-    one.shot("blend")
+    one.shot("blend", whole=True)
 
 
 def test_two_words_are_painted(visit, site):
@@ -216,7 +225,7 @@ def test_two_words_are_painted(visit, site):
     ground = drawn[4, 48]
     busy = (np.abs(drawn - ground) > 60).any(-1)
     assert busy[:, :32].mean() > 0.1 and busy[:, 64:].mean() > 0.1 > busy[:, 40:56].mean()
-    one.shot("paint")
+    one.shot("paint", whole=True)
 
 
 def test_the_canvas_is_painted_with_keys_alone(visit):
@@ -243,12 +252,107 @@ def test_the_canvas_is_painted_with_keys_alone(visit):
     assert canvas.evaluate(inked) == first
 
 
+def test_ways_between_pictures_and_what_settings_do(visit, site):
+    one = visit()
+    page = one.page
+    one.open("explore")
+    page.click("#between-example")
+    page.wait_for_function("document.querySelectorAll('#page-explore .image-frame img').length > 1")
+    page.click("#between-make")
+    page.wait_for_selector("#between ew-film .ew-strip button")
+    assert page.locator("#between ew-film .ew-strip button").count() == 9
+    page.locator("#between ew-film .ew-strip button").nth(4).click()
+    one.shot("explore", whole=True)
+    tabs = page.locator("#page-explore button[role=tab]:visible")
+    tabs.nth(1).click()
+    page.click("#chain-make")
+    page.wait_for_selector("#chain ew-film .ew-strip button")
+    assert page.locator("#chain ew-film .ew-strip button").count() == 4  # a picture and its words
+    tabs.nth(2).click()
+    page.click("#grid-make")
+    page.wait_for_function("document.querySelectorAll('#grid td img').length === 16")
+    tabs.nth(3).click()
+    page.click("#look-make")
+    page.wait_for_selector("#look .ew-chart path.ew-curve")
+
+
+def test_a_tool_stops_and_keeps_what_it_made(visit, site):
+    one = visit()
+    page = one.page
+    one.open("explore")
+    page.locator("#page-explore button[role=tab]:visible").nth(2).click()
+    page.fill("#page-explore label:has-text('Steps, with') >> input, textarea", "1, 900")
+    page.click("#grid-make")
+    page.wait_for_function("document.querySelectorAll('#grid td img').length === 1")
+    page.locator(".ew-stop:visible").click()
+    page.wait_for_selector("#grid .ew-going", state="detached")
+    assert page.locator(".ew-stop:visible").count() == 0
+    assert 1 <= page.locator("#grid td img").count() <= 2  # the second as it was
+    assert last(site[1])["facts"]["together"]
+
+
+def test_a_strip_opens_in_the_gallery_and_is_loaded_into_its_tool(visit):
+    one = visit()
+    page = one.page
+    one.open("gallery")
+    page.click("#wall button[aria-label^='between two pictures']")
+    page.wait_for_selector("#told ew-film")
+    assert page.locator("#told ew-film .ew-strip button").count() == 9
+    assert page.locator("#wall button[aria-label^='between two pictures']").count() == 1
+    page.click("#load")
+    page.wait_for_selector("#between-make", state="visible")
+    page.wait_for_function("document.querySelectorAll('#page-explore .image-frame img').length > 1")
+    assert page.locator("#page-explore .ew-steps input[type=number]").input_value() == "24"
+
+
+def test_what_a_person_chooses_is_made(visit, site):
+    one = visit()
+    page = one.page
+    page.check("#way input[value=image]")
+    page.click("#make")
+    page.wait_for_selector("#made .ew-made img")
+    assert last(site[1])["request"]["kind"] == "image"
+
+
+def test_what_cannot_be_read_is_told_where_it_is_given(visit, tmp_path):
+    one = visit()
+    page = one.page
+    page.fill("#text textarea", "a large bred on blue")
+    page.wait_for_function(
+        "document.querySelector('#page-create .ew-remarks')?.innerText.includes('mean bread?')"
+    )
+    (tmp_path / "odd.png").write_text("no picture")
+    page.set_input_files("#image input[type=file]", tmp_path / "odd.png")
+    page.wait_for_selector("#page-create .ew-remarks .ew-trouble")
+    page.click("#make")
+    page.wait_for_selector("#made .ew-trouble")
+    assert "not a picture" in page.inner_text("#made .ew-trouble")
+
+
+def test_the_address_names_the_page(visit):
+    one = visit()
+    page = one.page
+    one.open("blend")
+    one.open("models")
+    page.go_back()
+    page.wait_for_selector("#page-blend", state="visible")
+    page.reload()
+    page.wait_for_selector("#page-blend", state="visible")
+    page.click(".ew-switches a")
+    page.wait_for_url("**/ko/#blend")
+    page.wait_for_selector("#page-blend", state="visible")
+    assert page.locator("#ew-nav [aria-current]").get_attribute("data-page") == "blend"
+    one.open("paint")
+    words = page.locator("#map .ew-region input[type=text]").first.input_value()
+    assert words == "여우" and page.inner_text("#map [data-tool=undo]").strip().endswith("되돌리기")
+
+
 def test_settings_come_back_out_of_a_png(visit, site):
     studio = site[1]
     one = visit()
     page = one.page
     one.settings()
-    one.set_number("#seed", 7)
+    one.set_number("#settings .ew-seed", 7)
     page.fill("#text textarea", "a small rocket left of a large cactus on yellow")
     page.click("#make")
     page.wait_for_selector("#made .ew-made img")
@@ -275,33 +379,12 @@ def test_settings_come_back_out_of_a_png(visit, site):
         assert was.tobytes() == now.tobytes()
 
 
-def test_ways_between_pictures_and_what_settings_do(visit, site):
+def test_a_nano_training_starts_stops_and_goes_on(visit, site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(everyway.__file__).parents[1]))
     one = visit()
     page = one.page
-    one.open("explore")
-    page.click("#between-example")
-    page.wait_for_function("document.querySelectorAll('#page-explore .image-frame img').length > 1")
-    page.click("#between-make")
-    page.wait_for_selector("#between ew-film .ew-strip button")
-    assert page.locator("#between ew-film .ew-strip button").count() == 9
-    one.shot("explore")
-    tabs = page.locator("#page-explore button[role=tab]:visible")
-    tabs.nth(1).click()
-    page.click("#chain-make")
-    page.wait_for_selector("#chain ew-film .ew-strip button")
-    assert page.locator("#chain ew-film .ew-strip button").count() == 4  # a picture and its words
-    tabs.nth(2).click()
-    page.click("#grid-make")
-    page.wait_for_function("document.querySelectorAll('#grid td img').length === 12")
-    tabs.nth(3).click()
-    page.click("#look-make")
-    page.wait_for_selector("#look .ew-chart path.ew-curve")
-
-
-def test_a_nano_training_starts_stops_and_goes_on(visit, site, tmp_path):
-    one = visit()
-    page = one.page
-    out = tmp_path / "run"
+    out = Path("runs/mine")
     one.open("train")
     page.fill("#train-out textarea, #train-out input", str(out))
     small = "steps=4000 cache=300 batch=32 sample_every=30 log_every=5"
@@ -310,8 +393,9 @@ def test_a_nano_training_starts_stops_and_goes_on(visit, site, tmp_path):
     page.wait_for_selector("#training .ew-chart path.ew-curve", timeout=2 * PATIENCE)
     page.wait_for_selector("#training .ew-sheet", timeout=2 * PATIENCE)
     one.shot("train")
-    page.click("#train-stop")
+    page.click("#train-stop:visible")
     page.wait_for_function(STOPPED, timeout=3 * PATIENCE)
+    assert page.locator(".ew-stop:visible").count() == 0
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert (out / "state.safetensors").is_file() and 0 < rows[-1]["step"] < 4000
     page.click("#train-start")
@@ -348,6 +432,8 @@ def test_a_phone_shows_every_page_whole(visit, language):
         one.open(name)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= NARROW, name
+        cut = "(bar => bar.scrollWidth - bar.clientWidth)(document.querySelector('#ew-nav nav'))"
+        assert page.evaluate(cut) <= 0
         small = page.evaluate(
             "[...document.querySelectorAll('button')].filter(e => e.offsetParent && "
             "e.closest('#ew-nav, #ew-header, .ew-tools')).filter(e => "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from torch import tensor
 
 from everyway.apps import files
 from everyway.apps.cli.making import sparing
-from everyway.apps.server.scheduler import Scheduler, Step, Ticket
+from everyway.apps.server.scheduler import Cancelled, Scheduler, Step, Ticket
 from everyway.apps.studio.trainings import Trainings
+from everyway.apps.studio.work import Work
 from everyway.atomic import atomic_write
 from everyway.errors import UsageError
 from everyway.generate import Model, Result, load
-from everyway.job import Job, digest
+from everyway.job import Job, digest, remarks
 from everyway.library import ModelError, folder_of
 from everyway.media import medium
 from everyway.plan import plan
@@ -48,6 +51,7 @@ class Example:
     picture: Image.Image
     words: str
     film: Sequence[Step]
+    result: Result
 
 
 @dataclass(eq=False)
@@ -64,7 +68,7 @@ class Studio:
     scheduler: Scheduler
     trainings: Trainings = field(default_factory=Trainings)
     _examples: dict[str, Example] = field(default_factory=dict)
-    _running: dict[str, Ticket] = field(default_factory=dict)
+    _works: dict[str, Work] = field(default_factory=dict)
     _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -117,7 +121,7 @@ class Studio:
             film = [event for event in ticket.events() if isinstance(event, Step) and event.frames]
             (made,) = ticket.results()
             words = made.text or asked.get("text", "")
-            self._examples[text] = Example(picture=made.image, words=words, film=film)
+            self._examples[text] = Example(picture=made.image, words=words, film=film, result=made)
         return self._examples[text]
 
     @staticmethod
@@ -138,6 +142,14 @@ class Studio:
             return False
         return True
 
+    def remarks(self, name: str, text: str) -> list[str]:
+        """What a model does not read of a text, and how it completes it, a line each."""
+        system = self.model(name).system
+        try:
+            return [*remarks(text, system)]
+        except UsageError as error:
+            return [str(error)]
+
     @staticmethod
     def system(name: str) -> str:
         """Which system a model is, without its weights; "" where its folder does not say."""
@@ -145,6 +157,12 @@ class Studio:
             config = json.loads((folder_of(name) / "config.json").read_text(encoding="utf-8"))
             return config["config"]["system"]
         return ""
+
+    def within(self, name: str) -> str:
+        """Where a file lies in the folder of what was made; "" for one that is not in it."""
+        root, path = self.out.resolve(), Path(name).resolve()
+        inside = path.is_file() and path.is_relative_to(root)
+        return path.relative_to(root).as_posix() if inside else ""
 
     def keep(self, picture: Image.Image | bytes) -> str:
         """A picture that was given, kept beside the results for a replay; its path."""
@@ -156,41 +174,85 @@ class Studio:
                 temporary.write_bytes(content)
         return str(path)
 
-    def run(self, request: GenerateRequest, session: str = "") -> Iterator[Step | Made]:
-        """A request whose pictures are kept here: steps with frames, then its results, kept.
-
-        session: whose work it is; `stop` ends it, and what is then on its way is kept as it is.
-        Raises what ended it before it was done.
-        """
-        model = self.model(request.model)
-        ticket = self._running[session] = self.scheduler.submit(self._job(request))
+    @contextmanager
+    def work(self, place: str) -> Iterator[Work]:
+        """What begins in a place, of which there is one a page and visitor: what ran there ends,
+        and `stop` ends this.  So does the end of the block, as when whoever watched has gone."""
+        self.stop(place)
+        own = self._works[place] = Work()
         try:
-            for event in ticket.events():
-                if isinstance(event, Result):
-                    yield Made(result=event, row=self.folder.save(event, event.request, request))
-                elif isinstance(event, Step):
-                    yield event
-                elif event.status == "cancelled":
-                    yield from self._stopped(ticket, model)
-                elif event.error is not None:
-                    raise event.error
+            yield own
         finally:
-            ticket.cancel()  # whoever watched has gone
+            own.stop()
+            if self._works.get(place) is own:
+                del self._works[place]
 
-    def stop(self, session: str) -> None:
-        """Ends what runs for a session, after the step that it is in."""
-        if session in self._running:
-            self._running[session].cancel()
+    def stop(self, place: str) -> None:
+        """Ends what runs in a place, after the step that it is in."""
+        if place in self._works:
+            self._works[place].stop()
 
-    def _job(self, request: GenerateRequest) -> Job:
-        """With the pictures that it names, all of which are in this studio's folder."""
-        given, held = (self.out / "given").resolve(), {}
-        for name in request.paths:
-            path = Path(name).resolve()
-            if path.parent not in (given, given.parent) or not path.is_file():
-                raise RequestError(f"{name!r} is not a picture of this studio; give it anew")
-            held[name] = path.read_bytes()
-        return Job(request=request, files=held)
+    def run(self, *requests: GenerateRequest, place: str = "") -> Iterator[Step | Made]:
+        """Requests, one after another, whose pictures are kept here: steps with frames, then
+        results, kept.  What is on its way when it is stopped is kept as it is.
+
+        Facts of the results of several have under "together" what is of these alone.
+        Raises what ended a request before it was done.
+        """
+        mark = {"together": secrets.token_hex(6)} if len(requests) > 1 else {}
+        with self.work(place) as work:
+            for request in requests:
+                for event in self._one(request, work):
+                    if isinstance(event, Result):
+                        yield self._kept(event, request, mark)
+                    else:
+                        yield event
+                if work.stopped:
+                    return
+
+    def _one(self, request: GenerateRequest, work: Work) -> Iterator[Step | Result]:
+        """One request of a work."""
+        model = self.model(request.model)
+        ticket = self.scheduler.submit(self._job(request))
+        work.ends_by(ticket.cancel)
+        for event in ticket.events():
+            if isinstance(event, (Step, Result)):
+                yield event
+            elif isinstance(event.error, Cancelled):
+                yield from self._stopped(ticket, model)
+            elif event.error is not None:
+                raise event.error
+
+    def _kept(self, result: Result, asked: GenerateRequest, mark: Mapping[str, str]) -> Made:
+        """A result in the folder.  mark: more facts of it."""
+        marked = replace(result, metadata={**result.metadata, **mark})
+        return Made(result=marked, row=self.folder.save(marked, result.request, asked))
+
+    def adopted(self, record: Record) -> GenerateRequest:
+        """A record's request, whose pictures are kept here from now on.
+
+        Raises RequestError for one that is neither in this studio's folder nor still what the
+        record says of it.
+        """
+        named = record.request.paths
+        kept = {n: self.keep(self._content(n, record.inputs.get(n))) for n in dict.fromkeys(named)}
+        return renamed(record.request, kept)
+
+    def _content(self, name: str, named: str | None = None) -> bytes:
+        """A picture that a request names.  named: its digest in a record."""
+        given, path = (self.out / "given").resolve(), Path(name).resolve()
+        ours = path.parent in (given, given.parent)
+        with suppress(OSError):
+            if path.is_file() and (ours or named):
+                content = path.read_bytes()
+                if ours or digest(content) == named:
+                    return content
+        raise RequestError(f"{name!r} is not a picture of this studio; give it anew")
+
+    def _job(self, request: GenerateRequest, inputs: Mapping[str, str] = {}) -> Job:
+        """With the pictures that it names.  inputs: their digests in its record."""
+        files = {name: self._content(name, inputs.get(name)) for name in request.paths}
+        return Job(request=request, files=files)
 
     def times(self, request: GenerateRequest, step: Step) -> dict[str, float]:
         """Clock -> about where it is at a step: of a stage of the model's own, else none."""
@@ -200,23 +262,26 @@ class Studio:
         u = tensor([1 - step.step / step.steps])
         return {c: float(t[0]) for c, t in times_for(stages[step.stage - 1].task, u).items()}
 
-    def _stopped(self, ticket: Ticket, model: Model) -> Iterator[Made]:
+    def _stopped(self, ticket: Ticket, model: Model) -> Iterator[Result]:
         """What was on its way as results, whose record says where they were stopped."""
         request = model.settled(ticket.request)
+        parts = Counter(result.seed for result in ticket.made)
         for frame in ticket.last.frames if ticket.last else ():
             where = {"task": request.kind, "stopped": [ticket.last.step, ticket.last.steps]}
             one = request.model_copy(update={"n": 1, "seed": request.seed + frame.sample})
-            result = Result(
+            if parts[one.seed] >= one.parts:
+                continue  # it was done before
+            parts[one.seed] += 1
+            yield Result(
                 index=frame.sample,
                 job=0,
-                part=0,
+                part=parts[one.seed] - 1,
                 seed=one.seed,
                 outputs=frame.outputs,
                 media={name: medium(name, model.system.media) for name in frame.outputs},
                 request=one,
                 metadata=model.made_by | where,
             )
-            yield Made(result=result, row=self.folder.save(result, one, ticket.request))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every line of the folder that can be read, the newest first."""
@@ -227,16 +292,39 @@ class Studio:
                 rows.append(json.loads(line) | {"record": record_of(line)})
         return rows[::-1]
 
-    def replayed(self, record: Record, picture: Path) -> tuple[bool, str]:
-        """(whether its pixels come again bit for bit, what differs here if not)."""
-        model = self.model(record.request.model)
-        if model.hash != record.metadata.model_hash:
-            return False, f"model was {record.metadata.model_hash}, here it is {model.hash}"
-        results = self.scheduler.submit(self._job(record.request), previews=False).results()
-        made = next(r for r in results if r.part == record.part)
-        if files.same_pixels(picture, made.image):
-            return True, ""
-        return False, "; ".join(record.metadata.differences(Metadata(**made.metadata)))
+    def replayed(self, made: Sequence[tuple[Record, Path]], place: str = "") -> tuple[bool, str]:
+        """(whether the pixels of all come again bit for bit, what differs here if not).
+
+        Raises Cancelled where it is stopped.
+        """
+        results: dict[str, dict[int, Result]] = {}
+        with self.work(place) as work:
+            for record, picture in made:
+                model, asked = self.model(record.request.model), files.key(record.request)
+                if model.hash != record.metadata.model_hash:
+                    return False, f"model was {record.metadata.model_hash}, here it is {model.hash}"
+                if asked not in results:
+                    job = self._job(record.request, record.inputs)
+                    ticket = self.scheduler.submit(job, previews=False)
+                    work.ends_by(ticket.cancel)
+                    results[asked] = {result.part: result for result in ticket.results()}
+                again = results[asked][record.part]
+                if not files.same_pixels(picture, again.image):
+                    return False, "; ".join(record.metadata.differences(Metadata(**again.metadata)))
+        return True, ""
+
+
+def renamed(request: GenerateRequest, names: Mapping[str, str]) -> GenerateRequest:
+    """With other names for its pictures."""
+    contexts = tuple(
+        context.model_copy(
+            update={k: names.get(v, v) for k, v in context if k in ("image", "mask")}
+        )
+        for context in request.contexts
+    )
+    own = {name: names.get(path, path) for name, path in request if name in ("mask", "paint")}
+    images = tuple(names[path] for path in request.images)
+    return request.model_copy(update={"images": images, "contexts": contexts, **own})
 
 
 def png(picture: Image.Image) -> bytes:

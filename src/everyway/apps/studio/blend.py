@@ -9,25 +9,21 @@ import gradio as gr
 from PIL import Image
 
 from everyway.apps.studio import views
-from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Page, opened, picture_of, values_of
-from everyway.errors import EverywayError
+from everyway.apps.studio.parts import PAIR, Page, opened, picture_of, values_of
 from everyway.request import MIXES, GenerateRequest, RequestError
 
 SLOTS = 3
 """Pictures that a blend may have here."""
 UNSET = (None, 0.5, 0.5)
 """Picture, weight and focus of a slot that nothing is in."""
-LABELS = {
+MIXED = {
     "": "the model's own",
     "attention": "in every attention",
     "layer": "layer by layer",
     "model": "step by step",
     "tokens": "as one sequence",
-    "image": "a picture",
-    "text": "words",
 }
-EXAMPLE = ("a large fox on blue", "a small pizza on green")
+"""How contexts are mixed -> its words."""
 
 
 class Blend(Page):
@@ -45,26 +41,23 @@ class Blend(Page):
                 with gr.Row(elem_classes="ew-slots"):
                     self.slots = [self._slot(k) for k in range(1, SLOTS + 1)]
                 with gr.Row():
-                    self.text = gr.Textbox(label=say("Words"), scale=3, elem_id="blend-text")
+                    with gr.Column(scale=3, min_width=160):
+                        self.text = self.prompt(label=say("Words"), elem_id="blend-text")
                     self.weight = gr.Slider(0, 1, value=0.5, step=0.05, label=say("Weight"))
                 with gr.Row():
-                    made = self.labelled(LABELS, ("image", "text"))
+                    made = [(say("a picture"), "image"), (say("words"), "text")]
                     self.kind = gr.Radio(made, value="image", label=say("Make of it"))
-                    mixes = self.labelled(LABELS, ("", *MIXES))
+                    mixes = self.labelled(MIXED, ("", *MIXES))
                     self.mix = gr.Dropdown(mixes, value="", label=say("How it is mixed"))
-                with gr.Accordion(say("Settings"), open=False):
-                    self.model = self.models(lambda system: system == "versatile")
-                    with gr.Row():
-                        self.n = gr.Slider(1, MOST, value=1, step=1, label=say("How many"))
-                        self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
-                        self.colours = gr.Slider(
-                            0, 1, value=0, step=0.1, label=say("Colours of the first picture")
-                        )
+                with self.settings(lambda system: system == "versatile"):
+                    self.colours = gr.Slider(
+                        0, 1, value=0, step=0.1, label=say("Colours of the first picture")
+                    )
             with gr.Column(scale=5, min_width=300):
                 with gr.Row():
                     make = self.button("Blend", elem_id="blend", scale=3)
                     self.stopping()
-                example = gr.Button(say("An example"), size="sm", elem_id="blend-example")
+                example = self.example("blend-example")
                 self.shown = gr.HTML(
                     views.hint(say("Give two things or more; their blend appears here.")),
                     elem_id="blended",
@@ -72,8 +65,7 @@ class Blend(Page):
                 )
         masks = [gr.Textbox(visible="hidden") for _ in self.slots]
         flat = [part for *slot, _ in self.slots for part in slot]
-        rest = [self.text, self.weight, self.kind, self.mix]
-        rest += [self.model, self.n, self.seed, self.colours]
+        rest = [self.text, self.weight, self.kind, self.mix, self.colours, *self.shared]
         given = [*flat, *masks, *rest]
         self.fields = [*flat, *(mask for *_, mask in self.slots), *rest]
         drawn = values_of(len(given), {f"blend-mask-{k + 1}": len(flat) + k for k in range(SLOTS)})
@@ -99,21 +91,17 @@ class Blend(Page):
         return image, weight, focus, given
 
     def _example(self) -> tuple[Image.Image, str, float]:
-        return self.studio.example(EXAMPLE[0]).picture, EXAMPLE[1], 0.5
+        seen, said = PAIR[self.language]
+        return self.studio.example(seen).picture, said, 0.5
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:
-        try:
-            asked = self.request_of(*fields)
-        except EverywayError as error:
-            yield views.trouble(self.say(str(error)))
-            return
-        for html, _, _ in self.running(asked, request.session_hash):
+        for html, _ in self.running(self.place(request), lambda: [self.request_of(*fields)]):
             yield html
 
     def request_of(self, *fields: Any) -> GenerateRequest:
         """The request that the page's fields are.  Pictures and masks are kept with the studio."""
         pictures, masks = fields[: 3 * SLOTS], fields[3 * SLOTS : 4 * SLOTS]
-        text, share, kind, mix, model, n, seed, colours = fields[4 * SLOTS :]
+        text, share, kind, mix, colours, *shared = fields[4 * SLOTS :]
         contexts: list[dict[str, Any]] = []
         for k, masked in enumerate(masks):
             image, weight, focus = pictures[3 * k : 3 * k + 3]
@@ -121,9 +109,7 @@ class Blend(Page):
                 continue
             mask = picture_of(masked)
             own = {"mask": self.studio.keep(mask)} if mask is not None else {}
-            contexts.append(
-                {"image": self.studio.keep(image), "weight": weight, "focus": focus, **own}
-            )
+            contexts.append({"image": self.kept(image), "weight": weight, "focus": focus, **own})
         if (text or "").strip():
             contexts.append({"text": text.strip(), "weight": share})
         if not contexts:
@@ -131,12 +117,10 @@ class Blend(Page):
         several = sum(context["weight"] > 0 for context in contexts) > 1
         return GenerateRequest(
             kind=kind,
-            model=model,
             contexts=contexts,
             mix=mix if mix and several else None,
-            n=int(n),
-            seed=int(seed or 0),
             colours=colours if any(image is not None for image in pictures[::3]) else 0.0,
+            **self.asked(*shared),
         )
 
     def values(self, request: GenerateRequest) -> list[Any]:
@@ -151,5 +135,5 @@ class Blend(Page):
         flat = [v for c in seen for v in ((opened(c.image), c.weight, c.focus) if c else UNSET)]
         masks = [views.address(opened(c.mask)) if c and c.mask else "" for c in seen]
         words = (said[0].text, said[0].weight) if said else ("", UNSET[1])
-        mixed = [request.kind, request.mix or "", request.model, 1, request.seed, request.colours]
-        return [*flat, *masks, *words, *mixed]
+        mixed = [request.kind, request.mix or "", request.colours]
+        return [*flat, *masks, *words, *mixed, *self.shared_values(request)]

@@ -43,7 +43,9 @@ def lines(
         ticks += f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>'
     for value in (x0, (x0 + x1) / 2, x1):
         x, _ = at(value, y0)
-        ticks += f'<text x="{x:.1f}" y="{HIGH - 18}" text-anchor="middle">{value:.4g}</text>'
+        ticks += (
+            f'<text x="{x:.1f}" y="{HIGH - 18}" text-anchor="middle">{round(value, 2):.5g}</text>'
+        )
     foot = f'<text x="{WIDE / 2}" y="{HIGH - 2}" text-anchor="middle">{escape(horizontal)}</text>'
     return (
         f'<figure class="ew-chart"><div class="ew-legend">{legend}</div>'

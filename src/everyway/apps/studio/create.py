@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
@@ -10,25 +9,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from everyway.apps.studio import plane, views
-from everyway.apps.studio.bench import MOST
-from everyway.apps.studio.parts import Page, picture_of, values_of
-from everyway.errors import EverywayError
-from everyway.request import SAMPLER_NAMES, GenerateRequest
+from everyway.apps.studio import kinds, plane, views
+from everyway.apps.studio.parts import Given, Page, opened, picture_of, values_of
+from everyway.request import GenerateRequest
 
-LABELS = {
-    "text-to-image": "draw it",
-    "vary-text": "say it in other words",
-    "image-to-text": "describe it",
-    "vary-image": "vary it",
-    "image-to-image": "redraw it",
-    "inpaint": "redraw what is masked",
-    "edit-image": "edit it as the words say",
-    "joint": "both together",
-    "image": "a picture alone",
-    "text": "words alone",
-}
-"""Kind -> what it is called here."""
 GIVEN = {
     (False, False): ("joint", "image", "text"),
     (True, False): ("text-to-image", "vary-text"),
@@ -60,22 +44,22 @@ class Create(Page):
 
     def build(self) -> None:
         say, first = self.say, self.studio.names[0]
-        kinds = self.studio.kinds(first)
+        able = self.studio.kinds(first)
         example = self.studio.example(EXAMPLES[self.language][0])
-        told = plane.hero(example.picture, example.words, kinds, say)
+        told = plane.hero(example.picture, example.words, able, say)
         hero = gr.HTML(told, elem_id="hero", js_on_load=views.loaded("ways"))
         with gr.Row(elem_classes="ew-examples"):
             read = [text for text in EXAMPLES[self.language] if self.studio.reads(first, text)]
             examples = [gr.Button(text, elem_classes="ew-chip-button") for text in read]
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=5, min_width=300):
-                self._inputs(kinds)
+                self._inputs(able)
             with gr.Column(scale=7, min_width=300):
                 opening = say("drawn as the studio opened; what you make appears here")
                 shown = views.pair({"image": example.picture, "text": example.words}, opening)
                 grid = views.tag("div", shown, class_="ew-pairs", data_count=1)
                 self.shown = gr.HTML(
-                    views.tag("div", grid, self.how(example.film), class_="ew-run"),
+                    views.tag("div", grid, self.how(example.film, example.result), class_="ew-run"),
                     elem_id="made",
                     js_on_load=None,
                 )
@@ -86,9 +70,10 @@ class Create(Page):
         self.wished = gr.Textbox(visible="hidden")  # a choice that may not be one any more
         self._listen(hero, examples)
 
-    def _inputs(self, kinds: Sequence[str]) -> None:
+    def _inputs(self, able: Sequence[str]) -> None:
+        """able: the kinds that the first model can do."""
         say = self.say
-        self.text = gr.Textbox(
+        self.text = self.prompt(
             label=say("Words"),
             placeholder=say("what to draw, in English or Korean; or leave it empty"),
             lines=2,
@@ -98,33 +83,21 @@ class Create(Page):
         self.image = self.picture("Picture", 130, elem_id="image")
         with gr.Accordion(say("Redraw a part only"), open=False, visible=False) as self.part:
             self.mask = self.canvas("mask", "mask")
+        given = ways(able, False, False)
         self.way = gr.Radio(
-            self.labelled(LABELS, ways(kinds, False, False)),
-            value=ways(kinds, False, False)[0] if ways(kinds, False, False) else None,
+            kinds.choices(given, say),
+            value=next(iter(given), None),
             label=say("The model fills what is empty"),
+            interactive=True,  # its choice is read on the page (`values_of`)
             elem_id="way",
         )
         with gr.Row():
             self.make = self.button("Make", elem_id="make", scale=3)
             self.stopping()
-        with gr.Accordion(say("Settings"), open=False, elem_id="settings"):
-            self.model = self.models(bool, elem_id="model")
-            with gr.Row():
-                self.n = gr.Slider(1, MOST, value=1, step=1, label=say("How many"))
-                self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"), elem_id="seed")
-            own = say("0: the model's own")
-            with gr.Row():
-                self.steps = gr.Slider(
-                    0, 1000, value=0, step=1, label=say("Steps"), info=own, elem_id="steps"
-                )
-                self.guidance = gr.Slider(0, 10, value=0, step=0.1, label=say("Guidance"), info=own)
-            with gr.Row():
-                self.strength = gr.Slider(
-                    0.05, 1, value=0.7, step=0.05, label=say("How much is redrawn")
-                )
-                samplers = [(say("the model's own"), ""), *SAMPLER_NAMES]
-                self.sampler = gr.Dropdown(samplers, value="", label=say("Sampler"))
-            self.dice = gr.Button("⚄ " + say("another seed"), size="sm")
+        with self.settings(elem_id="settings"):
+            self.strength = gr.Slider(
+                0.05, 1, value=0.7, step=0.05, label=say("How much is redrawn")
+            )
 
     def _listen(self, hero: gr.HTML, examples: Sequence[gr.Button]) -> None:
         sides = [self.model, self.text, self.image, self.way]
@@ -149,7 +122,6 @@ class Create(Page):
             show_progress="hidden",
             concurrency_limit=4,
         )
-        self.dice.click(self._seed, None, self.seed, queue=False)
         self.back.click(self._back, self.last, [self.text, self.image])
         for button in examples:
             example = [*sides[1:3], self.wished]
@@ -162,14 +134,12 @@ class Create(Page):
     @property
     def fields(self) -> list[Any]:
         """What is set on this page, in the order of `request_of`."""
-        names = ("text", "image", "way", "model", "n", "seed", "steps", "guidance", "strength")
-        return [*(getattr(self, name) for name in names), self.sampler]
+        return [self.text, self.image, self.way, self.strength, *self.shared]
 
-    def _ways(self, model: str, text: str, image: Image.Image | None, way: str) -> Any:
-        kinds = self.studio.kinds(model)
-        given = ways(kinds, bool((text or "").strip()), image is not None)
+    def _ways(self, model: str, text: str, image: Given, way: str) -> Any:
+        given = ways(self.studio.kinds(model), bool((text or "").strip()), image is not None)
         chosen = way if way in given else next(iter(given), None)
-        return gr.update(choices=self.labelled(LABELS, given), value=chosen)
+        return gr.update(choices=kinds.choices(given, self.say), value=chosen)
 
     def _known(self, model: str) -> str:
         """What may stand in its words, folded."""
@@ -184,56 +154,48 @@ class Create(Page):
         text = example.words if kind == "text-to-image" else ""
         image = example.picture if kind == "image-to-text" else None
         given = ways(self.studio.kinds(model), bool(text), image is not None)
-        return text, image, gr.update(choices=self.labelled(LABELS, given), value=kind), kind
+        return text, image, gr.update(choices=kinds.choices(given, self.say), value=kind), kind
 
     def _back(self, last: Sequence[str]) -> tuple[str, Any]:
         return "", Image.open(self.studio.out / last[0]) if last else None
 
-    def _seed(self) -> int:
-        return random.randrange(2**31)
-
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Frames on the way, then what was made with its film."""
-        try:
-            asked = self.request_of(*fields)
-        except EverywayError as error:
-            yield views.trouble(self.say(str(error))), [], gr.update(visible=False)
-            return
-        yield from self.running(asked, request.session_hash)
+        """Frames on the way, then what was made with its film, and whether it can be given back."""
+        for html, made in self.running(self.place(request), lambda: [self.request_of(*fields)]):
+            names = [one.row["image"] for one in made if one.row.get("image")]
+            yield html, names, gr.update(visible=bool(names))
 
     def request_of(
         self,
         text: str | None,
-        image: Image.Image | None,
+        image: Given,
         way: str,
-        model: str,
-        n: int,
-        seed: int | None,
-        steps: int,
-        guidance: float,
         strength: float,
-        sampler: str,
-        masked: str = "",
+        *shared: Any,
     ) -> GenerateRequest:
-        """The request that the page's fields are.  masked: a mask as a data: address.
+        """The request that the page's fields are.  shared: as of `asked`, and after them a mask as
+        a data: address, or "".
 
         Pictures are kept with the studio.
         """
+        *shared, masked = shared
         words = (text or "").strip() or None
         mask = picture_of(masked) if image is not None else None
-        given = ways(self.studio.kinds(model), bool(words), image is not None, mask is not None)
+        own = self.asked(*shared)
+        able = self.studio.kinds(own["model"])
+        given = ways(able, bool(words), image is not None, mask is not None)
         kind = way if way in given else next(iter(given), way)
-        own = {"mask": self.studio.keep(mask)} if kind == "inpaint" else {}
+        own |= {"mask": self.studio.keep(mask)} if kind == "inpaint" else {}
         own |= {"strength": strength} if kind == "image-to-image" else {}
-        return GenerateRequest(
-            kind=kind,
-            model=model,
-            text=words,
-            images=(self.studio.keep(image),) if image is not None else (),
-            n=int(n),
-            seed=int(seed or 0),
-            steps=int(steps) or None,
-            guidance=guidance or None,
-            sampler=sampler or None,
-            **own,
-        )
+        images = (self.kept(image),) if image is not None else ()
+        return GenerateRequest(kind=kind, text=words, images=images, **own)
+
+    def values(self, request: GenerateRequest) -> list[Any]:
+        """Of the page's fields for a request, and its mask."""
+        image = opened(request.images[0]) if request.images else None
+        mask = views.address(opened(request.mask)) if request.mask else ""
+        able = self.studio.kinds(request.model)
+        given = ways(able, request.text is not None, image is not None, bool(mask))
+        way = gr.update(choices=kinds.choices(given, self.say), value=request.kind)
+        shared = self.shared_values(request)
+        return [request.text or "", image, way, request.strength, *shared, mask]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from math import isfinite
+from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from everyway.apps.studio import chart, views
+from everyway.apps.server.scheduler import Step
+from everyway.apps.studio import chart, strips, views
 from everyway.apps.studio.bench import Made
-from everyway.apps.studio.parts import Page
+from everyway.apps.studio.parts import MADE, PAIR, Given, Page, opened
 from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError
 
 MOST_CELLS = 36
 """Of a sweep."""
-ENDS = ("a large fox on blue", "a small pizza on green")
+TURNED = {
+    "en": "a small rocket left of a large cactus on yellow",
+    "ko": "노란 배경, 큰 선인장 왼쪽에 작은 로켓",
+}
+"""Language -> words of a picture that settings make a difference to."""
 
 
 class Explore(Page):
@@ -27,169 +33,152 @@ class Explore(Page):
         say = self.say
         said = say("How the model moves: between pictures, in circles, and as its settings turn.")
         gr.HTML(views.lead(say("Explore"), said), js_on_load=None)
-        self.model = self.models(bool)
-        with gr.Tabs():
-            with gr.Tab(say("Between")):
+        with self.settings(several=False):
+            pass
+        with gr.Tabs(elem_id="tools") as self.tools:
+            with gr.Tab(say("Between"), id="between"):
                 self._interpolation()
-            with gr.Tab(say("Chain")):
+            with gr.Tab(say("Chain"), id="chain"):
                 self._chain()
-            with gr.Tab(say("Sweep")):
+            with gr.Tab(say("Sweep"), id="sweep"):
                 self._sweep()
-            with gr.Tab(say("Attention")):
+            with gr.Tab(say("Attention"), id="attention"):
                 self._attention()
 
-    def _tool(self, hint: str, name: str) -> tuple[gr.Button, gr.HTML]:
-        """The button of a tool, and where its answer goes."""
-        make = self.button("Make", elem_id=f"{name}-make")
+    def _tool(self, name: str, hint: str, run: Callable, *given: Any) -> None:
+        """What a tool makes of what it is given: its button, and where the answer goes."""
+        with gr.Row():
+            make = self.button("Make", elem_id=f"{name}-make", scale=3)
+            self.stopping(name)
         shown = gr.HTML(views.hint(self.say(hint)), elem_id=name, js_on_load=None)
-        return make, shown
+        inputs = [*given, *self.shared]
+        make.click(run, inputs, shown, show_progress="hidden", concurrency_limit=4)
 
     def _interpolation(self) -> None:
         say = self.say
         with gr.Row():
-            first, last = self.picture("from", 170), self.picture("to", 170)
-        with gr.Row():
-            frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"))
-            example = gr.Button(say("An example"), elem_id="between-example")
-        make, shown = self._tool("A film between the two pictures appears here.", "between")
-        make.click(self._between, [self.model, first, last, frames], shown, show_progress="hidden")
-        example.click(self._ends, None, [first, last])
+            self.first, self.last = self.picture("from", 170), self.picture("to", 170)
+        example = self.example("between-example")
+        self.frames = gr.Slider(2, 32, value=9, step=1, label=say("Frames"))
+        said = "A film between the two pictures appears here."
+        self._tool("between", said, self._between, self.first, self.last, self.frames)
+        example.click(self._ends, None, [self.first, self.last])
 
     def _ends(self) -> list[Image.Image]:
-        return [self.studio.example(text).picture for text in ENDS]
+        return [self.studio.example(text).picture for text in PAIR[self.language]]
 
-    def _between(
-        self,
-        request: gr.Request,
-        model: str,
-        first: Image.Image | None,
-        last: Image.Image | None,
-        frames: int,
-    ) -> Iterator[str]:
-        def asked() -> GenerateRequest:
-            if first is None or last is None:
-                raise RequestError("two pictures are needed; give both")
-            both = (self.studio.keep(first), self.studio.keep(last))
-            return GenerateRequest(kind="interpolate", model=model, images=both, frames=int(frames))
+    def _between(self, request: gr.Request, *given: Any) -> Iterator[str]:
+        title = self.say("Between two pictures")
+        yield from self._strip("between", lambda: [self.interpolation(*given)], request, title)
 
-        yield from self._film(asked, request, self.say("Between two pictures"), 1)
+    def interpolation(
+        self, first: Given, last: Given, frames: int, *shared: Any
+    ) -> GenerateRequest:
+        """The request of the first tool."""
+        if first is None or last is None:
+            raise RequestError("two pictures are needed; give both")
+        both = (self.kept(first), self.kept(last))
+        own = self.asked(*shared)
+        return GenerateRequest(kind="interpolate", images=both, frames=int(frames), **own)
 
     def _chain(self) -> None:
         say = self.say
         with gr.Row():
-            text = gr.Textbox(ENDS[0], label=say("Words to begin with"), scale=3)
-            rounds = gr.Slider(1, 20, value=4, step=1, label=say("Rounds"))
-            seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
-        make, shown = self._tool(
-            "It draws the words, describes the picture, draws the description, and so on.", "chain"
-        )
-        given = [self.model, text, rounds, seed]
-        make.click(self._chained, given, shown, show_progress="hidden")
+            with gr.Column(scale=3, min_width=200):
+                self.start = self.prompt(PAIR[self.language][0], label=say("Words to begin with"))
+            self.rounds = gr.Slider(1, 20, value=4, step=1, label=say("Rounds"))
+        said = "It draws the words, describes the picture, draws the description, and so on."
+        self._tool("chain", said, self._chained, self.start, self.rounds)
 
-    def _chained(
-        self, request: gr.Request, model: str, text: str, rounds: int, seed: int | None
+    def _chained(self, request: gr.Request, *given: Any) -> Iterator[str]:
+        title = self.say("Words, picture, words, …")
+        yield from self._strip("chain", lambda: [self.chain(*given)], request, title)
+
+    def chain(self, text: str, rounds: int, *shared: Any) -> GenerateRequest:
+        """The request of the second tool."""
+        own = self.asked(*shared)
+        return GenerateRequest(kind="chain", text=text, rounds=int(rounds), **own)
+
+    def _strip(
+        self,
+        tool: str,
+        wanted: Callable[[], Sequence[GenerateRequest]],
+        request: gr.Request,
+        title: str,
     ) -> Iterator[str]:
-        def asked() -> GenerateRequest:
-            own = {"rounds": int(rounds), "seed": int(seed or 0)}
-            return GenerateRequest(kind="chain", model=model, text=text, **own)
+        """What a tool makes, as a film.  wanted: as of `running`."""
 
-        yield from self._film(asked, request, self.say("Words, picture, words, …"), 2)
+        def shown(made: list[Made], film: list[Step]) -> str:
+            rows = sorted((one.row for one in made), key=lambda row: row["part"])
+            return strips.film(rows, MADE, title, self.say)
 
-    def _film(
-        self, asked: Callable[[], GenerateRequest], request: gr.Request, title: str, size: int
-    ) -> Iterator[str]:
-        """Runs a request of many parts; so many of them are a frame.  asked: makes the request."""
-        made: list[Made] = []
-        try:
-            wanted = asked()
-            yield views.tag("div", views.bar(0.02), class_="ew-run ew-going")
-            for event in self.studio.run(wanted, request.session_hash):
-                if isinstance(event, Made):
-                    made.append(event)
-                elif event.frames:
-                    yield self.going(wanted, event)
-        except EverywayError as error:
-            yield views.trouble(self.say(str(error)))
-            return
-        parts = [one.result.outputs for one in sorted(made, key=lambda one: one.result.part)]
-        groups = [parts[k : k + size] for k in range(0, len(parts), size)]
-        frames = [dict(ChainMap(*group)) for group in groups]
-        yield views.film(frames, title, self.say, at=0)
+        for html, _ in self.running(self.place(request, tool), wanted, shown):
+            yield html
 
     def _sweep(self) -> None:
         say = self.say
-        text = gr.Textbox(ENDS[1], label=say("Words"))
+        self.text = self.prompt(TURNED[self.language], label=say("Words"))
         with gr.Row():
-            guidance = gr.Textbox("1, 2, 4", label=say("Guidance, with commas between"))
-            steps = gr.Textbox("2, 4, 8, 16", label=say("Steps, with commas between"))
-            seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
-        make, shown = self._tool(
-            "A table of pictures appears here, a pair of settings each.", "grid"
-        )
-        given = [self.model, text, guidance, steps, seed]
-        make.click(self._grid, given, shown, show_progress="hidden")
+            self.weights = gr.Textbox("0, 1, 2, 4", label=say("Guidance, with commas between"))
+            self.counts = gr.Textbox("1, 2, 4, 16", label=say("Steps, with commas between"))
+        said = "A table of pictures appears here, a pair of settings each."
+        self._tool("grid", said, self._grid, self.text, self.weights, self.counts)
 
-    def _grid(
-        self,
-        request: gr.Request,
-        model: str,
-        text: str,
-        guidance: str,
-        steps: str,
-        seed: int | None,
-    ) -> Iterator[str]:
-        cells: dict[tuple[float, float], Made] = {}
-        try:
-            rows, columns = numbers(guidance), [int(s) for s in numbers(steps)]
-            if len(rows) * len(columns) > MOST_CELLS:
-                raise RequestError(f"these are more than {MOST_CELLS} pictures; give fewer values")
-            for w in rows:
-                for count in columns:
-                    asked = GenerateRequest(
-                        kind="text-to-image",
-                        model=model,
-                        text=text,
-                        guidance=w,
-                        steps=count,
-                        seed=int(seed or 0),
-                    )
-                    for event in self.studio.run(asked, request.session_hash):
-                        if isinstance(event, Made):
-                            cells[w, count] = event
-                    yield self._table(rows, columns, cells)
-        except EverywayError as error:
-            yield views.trouble(self.say(str(error)))
+    def _grid(self, request: gr.Request, *given: Any) -> Iterator[str]:
+        asked: list[GenerateRequest] = []
 
-    def _table(self, rows: Sequence[float], columns: Sequence[int], cells: dict) -> str:
+        def wanted() -> list[GenerateRequest]:
+            asked[:] = self.sweep(*given)
+            return asked
+
+        def shown(made: list[Made], film: list[Step]) -> str:
+            return self._table(asked, made)
+
+        for html, _ in self.running(self.place(request, "grid"), wanted, shown):
+            yield html
+
+    def sweep(self, text: str, weights: str, counts: str, *shared: Any) -> list[GenerateRequest]:
+        """The requests of the third tool, a row of the table after another."""
+        rows, columns = numbers(weights), [int(count) for count in numbers(counts)]
+        if len(rows) * len(columns) > MOST_CELLS:
+            raise RequestError(f"these are more than {MOST_CELLS} pictures; give fewer values")
+        own = {"kind": "text-to-image", "text": text} | self.asked(*shared)
+        pairs = [{"guidance": w, "steps": count} for w in rows for count in columns]
+        return [GenerateRequest(**(own | pair)) for pair in pairs]
+
+    def _table(self, asked: Sequence[GenerateRequest], made: Sequence[Made]) -> str:
+        """made: of the first of the requests."""
         say = self.say
-        head = "".join(f'<th scope="col">{c} {escape(say("steps"))}</th>' for c in columns)
-        body = ""
-        for w in rows:
-            line = f'<th scope="row">{escape(say("guidance"))} {w:g}</th>'
-            for c in columns:
-                one = cells.get((w, c))
-                src = self.address(one) if one else ""
-                line += f'<td><img src="{src}" alt="{w:g}, {c}"></td>' if one else "<td></td>"
-            body += f"<tr>{line}</tr>"
-        table = f'<table class="ew-grid"><tr><th></th>{head}</tr>{body}</table>'
+        columns = list(dict.fromkeys(request.steps for request in asked))
+        cells = [f'<td><img src="{self.address(one)}" alt=""></td>' for one in made]
+        cells += ["<td></td>"] * (len(asked) - len(cells))
+        body = views.tag("th")
+        body += "".join(
+            views.tag("th", f"{c} {escape(say('steps'))}", scope="col") for c in columns
+        )
+        lines = [body]
+        for k in range(0, len(asked), len(columns)):
+            said = f"{escape(say('guidance'))} {asked[k].guidance:g}"
+            head = views.tag("th", said, scope="row")
+            lines.append(head + "".join(cells[k : k + len(columns)]))
+        table = views.tag("table", *(views.tag("tr", line) for line in lines), class_="ew-grid")
         return views.tag("div", table, class_="ew-scroll")
 
     def _attention(self) -> None:
-        text = gr.Textbox(ENDS[0], label=self.say("Words"))
-        make, shown = self._tool(
-            "How much of the picture's attention goes to the words, at every level of noise.",
-            "look",
-        )
-        make.click(self._looked, [self.model, text], shown, show_progress="hidden")
+        self.read = self.prompt(PAIR[self.language][0], label=self.say("Words"))
+        said = "How much of the picture's attention goes to the words, at every level of noise."
+        self._tool("look", said, self._looked, self.read)
 
-    def _looked(self, model: str, text: str) -> Iterator[str]:
+    def _looked(self, request: gr.Request, text: str, *shared: Any) -> Iterator[str]:
         from everyway.metrics.inside import attention_by_noise
 
-        say = self.say
+        say, own = self.say, self.asked(*shared)
+        yield views.under_way(0.1)
         try:
-            yield views.tag("div", views.bar(0.1), class_="ew-run ew-going")
-            system = self.studio.model(model).system
-            shares = attention_by_noise(system, [text])
+            system = self.studio.model(own["model"]).system
+            with self.studio.work(self.place(request, "look")) as work:
+                told = {"seed": own["seed"], "steps": own["steps"]}
+                shares = attention_by_noise(system, [text], ends=lambda: work.stopped, **told)
         except EverywayError as error:
             yield views.trouble(say(str(error)))
             return
@@ -200,10 +189,35 @@ class Explore(Page):
         said = say("noise, from all of it on the left to none")
         yield chart.lines(lines, say("share of the attention"), said, falling=True)
 
+    @property
+    def fields(self) -> list[Any]:
+        """What is set on this page, and which tool is open, in the order of `values`."""
+        between = [self.first, self.last, self.frames]
+        sweep = [self.text, self.weights, self.counts]
+        return [self.tools, *between, self.start, self.rounds, *sweep, *self.shared]
+
+    def values(self, requests: Sequence[GenerateRequest]) -> list[Any]:
+        """Of the page's fields for requests: one of the first two tools, or several of a sweep."""
+        one, shared = requests[0], self.shared_values(requests[0])
+        between, chain, sweep = [gr.skip()] * 3, [gr.skip()] * 2, [gr.skip()] * 3
+        if one.kind == "interpolate":
+            tool, between = "between", [*map(opened, one.images), one.frames]
+        elif one.kind == "chain":
+            tool, chain = "chain", [one.text, one.rounds]
+        else:
+            turned = [[r.guidance for r in requests], [r.steps for r in requests]]
+            listed = [", ".join(f"{v:g}" for v in dict.fromkeys(values)) for values in turned]
+            tool, sweep = "sweep", [one.text, *listed]
+            shared[3:5] = 0, 0  # the table has them
+        return [gr.update(selected=tool), *between, *chain, *sweep, *shared]
+
 
 def numbers(words: str) -> list[float]:
-    """Of a line with commas.  RequestError for what is no number."""
+    """Of a line with commas.  RequestError for what is no number, or none at all."""
     try:
-        return list(dict.fromkeys(float(word) for word in words.split(",") if word.strip()))
+        found = list(dict.fromkeys(float(word) for word in words.split(",") if word.strip()))
     except ValueError:
-        raise RequestError(f"{words!r} is no line of numbers; write it as 1, 2, 4") from None
+        found = []
+    if not found or not all(map(isfinite, found)):
+        raise RequestError(f"{words!r} is no line of numbers; write it as 1, 2, 4")
+    return found

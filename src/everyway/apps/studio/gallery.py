@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from everyway.apps.studio import views
+from everyway.apps.server.scheduler import Cancelled
+from everyway.apps.studio import strips, views
 from everyway.apps.studio.blend import Blend
-from everyway.apps.studio.create import LABELS, Create, ways
+from everyway.apps.studio.create import GIVEN, Create
+from everyway.apps.studio.explore import Explore
+from everyway.apps.studio.kinds import called_of
 from everyway.apps.studio.paint import Paint
-from everyway.apps.studio.parts import Page
+from everyway.apps.studio.parts import MADE, Page, opened
+from everyway.apps.studio.strips import Row
 from everyway.errors import EverywayError
 from everyway.record import Record, read_record
 from everyway.request import GenerateRequest, RequestError
 
 SHOWN = 60
-"""Results that are shown at once, the newest."""
+"""Tiles that are shown at once, the newest."""
+EVERY = {"kind", "text", "model", "n", "seed", "steps", "guidance", "sampler", "null"}
+FIELDS = {
+    "create": EVERY | {"images", "mask", "strength"},
+    "blend": EVERY | {"contexts", "mix", "colours"},
+    "paint": EVERY | {"paint", "words", "paint_weight", "paint_form"},
+    "explore": EVERY | {"images", "frames", "rounds"},
+}
+"""Page -> what of a request it has fields for; a null follows from the text."""
 
 
 class Gallery(Page):
     """The folder of what was made."""
 
-    def build(self, create: Create, blend: Blend, paint: Paint, tabs: gr.Tabs, tab: gr.Tab) -> None:
-        """create, blend, paint, tabs: where settings are loaded into.  tab: whose opening shows
-        what is new."""
-        say, self.create = self.say, create
+    def build(
+        self,
+        create: Create,
+        blend: Blend,
+        paint: Paint,
+        explore: Explore,
+        tabs: gr.Tabs,
+        tab: gr.Tab,
+    ) -> None:
+        """create, blend, paint, explore, tabs: where settings are loaded into.  tab: whose opening
+        shows what is new."""
+        say = self.say
         self.forms = {
-            "create": ([*create.fields, create.given_mask], self._fields),
-            "blend": (blend.fields, blend.values),
-            "paint": (paint.fields, paint.values),
+            "create": ([*create.fields, create.given_mask], lambda some: create.values(some[0])),
+            "blend": (blend.fields, lambda some: blend.values(some[0])),
+            "paint": (paint.fields, lambda some: paint.values(some[0])),
+            "explore": (explore.fields, explore.values),
         }
         said = say("Everything that was made here, each with the request that makes it again.")
         gr.HTML(views.lead(say("Gallery"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=7, min_width=300):
-                self.wall = gr.HTML("", elem_id="wall", js_on_load=views.loaded("wall"))
                 self.more = gr.Button(
-                    say("Show what is new"), size="sm", elem_classes="ew-chip-button"
+                    "↻ " + say("Show what is new"), size="sm", elem_classes="ew-small"
                 )
+                self.wall = gr.HTML("", elem_id="wall", js_on_load=views.loaded("wall"))
             with gr.Column(scale=5, min_width=300):
                 self.drop = gr.File(
                     label=say("Drop a PNG of Everyway here: it says how it was made"),
@@ -60,6 +80,7 @@ class Gallery(Page):
                 with gr.Row(visible=False) as self.acts:
                     load = self.button("Load its settings", elem_id="load")
                     replay = gr.Button(say("Replay"), elem_id="replay")
+                    self.stopping()
                 self.answer = gr.HTML("", elem_id="answer", js_on_load=None)
         self.chosen = gr.State("")
         shown = [self.told, self.acts, self.chosen, self.answer]
@@ -68,43 +89,53 @@ class Gallery(Page):
         self.wall.select(self._picked, None, shown, **quiet)
         self.drop.upload(self._dropped, self.drop, shown, **quiet)
         fields = [field for inputs, _ in self.forms.values() for field in inputs]
-        loaded = [*fields, tabs, self.answer]
+        opens = [page.folded for page in (create, blend, paint, explore)]
+        loaded = [*fields, *opens, tabs, self.answer]
         load.click(self._loaded, self.chosen, loaded, show_progress="hidden")
-        replay.click(self._replayed, self.chosen, self.answer)
+        replay.click(self._replayed, self.chosen, self.answer, show_progress="hidden")
 
     def _wall(self) -> str:
         """The newest results as buttons."""
-        rows = self.studio.rows()
-        if not rows:
+        groups = strips.together(self.studio.rows())[:SHOWN]
+        if not groups:
             return views.hint(self.say("Nothing is here yet. Make something on the first page."))
-        tiles = []
-        for row in rows[:SHOWN]:
-            name, said = row.get("image"), str(row.get("text") or row["request"]["text"] or "")
-            inside = (
-                f'<img src="../made/{escape(name)}" loading="lazy" alt="">'
-                if name
-                else views.tag("span", escape(said))
-            )
-            label = said or self.say(LABELS.get(row["request"]["kind"], row["request"]["kind"]))
-            tiles.append(
-                views.tag(
-                    "button",
-                    inside,
-                    type="button",
-                    title=label,
-                    aria_label=label,
-                    data_row=row["index"],
-                )  # fmt: skip
-            )
-        return views.tag("div", *tiles, class_="ew-wall")
+        return views.tag("div", *map(self._tile, groups), class_="ew-wall")
+
+    def _tile(self, rows: Sequence[Row]) -> str:
+        """A result, or a strip of them."""
+        row, several = rows[0], len(rows) > 1
+        said = str(row.get("text") or row["request"]["text"] or "")
+        label = ": ".join(filter(None, (self._title([row["record"] for row in rows]), said)))
+        painted = self.studio.within(row["request"]["paint"] or "")
+        inside = strips.tile(rows, MADE) if several else views.tag("span", escape(said))
+        if not several and row.get("image"):
+            inside = views.picture(f"{MADE}/{row['image']}")
+            if painted:
+                inside += views.picture(f"{MADE}/{painted}", class_="ew-map")
+        return views.tag(
+            "button",
+            inside,
+            type="button",
+            title=label,
+            aria_label=label,
+            class_="ew-strip-tile" if several else None,
+            data_row=row["index"],
+        )
+
+    def _title(self, records: Sequence[Record]) -> str:
+        """What a group is."""
+        request = records[0].request
+        return self.say(called_of(request, len(records) if request.parts == 1 else 1))
 
     def _picked(self, event: gr.EventData) -> tuple[Any, ...]:
         index = int(event._data["index"])
-        row = next((r for r in self.studio.rows() if r["index"] == index), None)
-        if row is None:
+        groups = strips.together(self.studio.rows())
+        rows = next((g for g in groups if any(r["index"] == index for r in g)), None)
+        if rows is None:
             return views.trouble(self.say("it is not there any more")), gr.skip(), "", ""
-        path = str(self.studio.out / row["image"]) if row.get("image") else ""
-        return self._told(row["record"], path, row)
+        records = [row["record"] for row in rows]
+        paths = [str(self.studio.out / row["image"]) if row.get("image") else "" for row in rows]
+        return self._told(records, paths, rows)
 
     def _dropped(self, path: str) -> tuple[Any, ...]:
         try:
@@ -113,28 +144,32 @@ class Gallery(Page):
             name = Path(path).name
             said = str(error).replace(repr(path), repr(name))
             return views.trouble(self.say(said)), gr.update(visible=False), "", ""
-        return self._told(record, path, {})
+        return self._told([record], [path])
 
-    def _told(self, record: Record, path: str, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What a record says, and what can be done with it."""
-        say, request = self.say, record.request
-        picture = ""
-        if path:
-            with Image.open(path) as image:
-                picture = views.tag(
-                    "div", f'<img src="{views.address(image)}" alt="">', class_="ew-picture"
-                )
-        where = views.stopped(row, say) if row else ""
-        rows = [
-            (say("made"), say(LABELS.get(request.kind, request.kind))),
-            (say("Words"), request.text),
-            (say("words made"), row.get("text")),
-            (say("Model"), f"{request.model} ({record.metadata.model_hash})"),
+    def _told(
+        self, records: Sequence[Record], paths: Sequence[str], rows: Sequence[Row] = ()
+    ) -> tuple[Any, ...]:
+        """What the records of a group say, and what can be done with it.  paths: of the pictures,
+        "" for words.  rows: of what was made here."""
+        say, request, row = self.say, records[0].request, rows[0] if rows else {}
+        title = self._title(records)
+        shown = ""
+        if len(rows) > 1:
+            shown = strips.film(rows, MADE, title, say)
+        elif paths[0]:
+            shown = views.tag(
+                "div", views.picture(views.address(opened(paths[0]))), class_="ew-picture"
+            )
+        facts = [
+            (say("made"), title),
+            (say("Words"), views.said_of(request)),
+            (say("words made"), row.get("text") if len(rows) < 2 else ""),
+            (say("Model"), f"{request.model} ({records[0].metadata.model_hash})"),
             (say("Seed"), request.seed),
-            (say("Steps"), request.steps),
-            (say("Guidance"), request.guidance),
+            (say("Steps"), views.each(r.request.steps for r in records)),
+            (say("Guidance"), views.each(r.request.guidance for r in records)),
             (say("Sampler"), request.sampler),
-            (say("stopped"), where),
+            (say("stopped"), views.stopped(row, say) if row else ""),
         ]
         full = json.dumps(request.model_dump(exclude_defaults=True), indent=1, ensure_ascii=False)
         whole = views.tag(
@@ -143,53 +178,85 @@ class Gallery(Page):
             views.tag("pre", escape(full)),
             class_="ew-how",
         )
-        card = views.tag("div", picture, views.facts(rows), whole, class_="ew-card")
-        held = json.dumps({"record": record.model_dump(by_alias=True), "path": path})
-        return card, gr.update(visible=True), held, ""
+        given = self._given(records[0])
+        card = views.tag("div", shown, given, views.facts(facts), whole, class_="ew-card")
+        dumped = [record.model_dump(by_alias=True) for record in records]
+        return card, gr.update(visible=True), json.dumps({"records": dumped, "paths": paths}), ""
+
+    def _given(self, record: Record) -> str:
+        """What a result was made out of: pictures, and the words of a map."""
+        try:
+            request = self.studio.adopted(record)
+        except EverywayError:  # which is told where it is needed
+            return ""
+        pictures = [views.picture(f"{MADE}/{self.studio.within(path)}") for path in request.paths]
+        words = [
+            views.tag("li", views.tag("i", style=f"background:{colour}"), escape(said.phrase))
+            for colour, said in request.words.items()
+        ]
+        listed = views.tag("ul", *words) if words else ""
+        return views.tag("div", *pictures, listed, class_="ew-given") if pictures else ""
 
     def _loaded(self, chosen: str) -> list[Any]:
-        """The page that makes it, with the settings of a record."""
-        request = Record.model_validate(json.loads(chosen)["record"]).request
-        page = "blend" if request.contexts else "paint" if request.paint else "create"
+        """The page that makes it, with the settings of its records."""
+        records = [Record.model_validate(one) for one in json.loads(chosen)["records"]]
         left = {name: [gr.skip()] * len(inputs) for name, (inputs, _) in self.forms.items()}
         try:
-            values = self._values(request, page)
+            page, values = self._values(records)
         except EverywayError as error:
-            return [*chain(*left.values()), gr.skip(), views.trouble(self.say(str(error)))]
-        return [*chain(*(left | {page: values}).values()), gr.update(selected=page), ""]
+            still = [gr.skip()] * (len(self.forms) + 1)
+            return [*chain(*left.values()), *still, views.trouble(self.say(str(error)))]
+        if lacking := self._lacking(records[0], FIELDS[page]):
+            gr.Info(self.say(f"that page has no field for {', '.join(lacking)}; Replay has all"))
+        folded = [gr.update(open=True) if name == page else gr.skip() for name in self.forms]
+        fields = chain(*(left | {page: values}).values())
+        return [*fields, *folded, gr.update(selected=page), ""]
 
-    def _values(self, request: GenerateRequest, page: str) -> list[Any]:
-        """Of that page's fields.  RequestError where it cannot be made there."""
-        if request.kind not in LABELS:
-            raise RequestError("it was made on another page; Replay makes it again")
-        lost = [name for name in request.paths if not Path(name).is_file()]
-        if request.model not in self.studio.names or lost:
-            raise RequestError(
-                f"this studio has not {', '.join(lost) or request.model}; give it anew"
-            )
-        return self.forms[page][1](request)
+    @staticmethod
+    def _lacking(record: Record, fields: set[str]) -> list[str]:
+        """What was set of a request, and is not among the fields of a page."""
+        told = record.request.model_dump(exclude_defaults=True)
+        return sorted(told.keys() - fields - {*record.own})
 
-    def _fields(self, request: GenerateRequest) -> list[Any]:
-        """Values of the first page's fields, and the mask."""
-        image = Image.open(request.images[0]).convert("RGB") if request.images else None
-        mask = views.address(Image.open(request.mask)) if request.mask else ""
-        kinds = self.studio.kinds(request.model)
-        given = ways(kinds, request.text is not None, image is not None, bool(mask))
-        way = gr.update(choices=self.labelled(LABELS, given), value=request.kind)
-        own = [request.steps or 0, request.guidance or 0, request.strength, request.sampler or ""]
-        return [request.text or "", image, way, request.model, 1, request.seed, *own, mask]
+    def _values(self, records: Sequence[Record]) -> tuple[str, list[Any]]:
+        """The page that makes a group, and values of its fields.  RequestError where none does."""
+        request = records[0].request
+        if request.model not in self.studio.names:
+            raise RequestError(f"this studio has not {request.model}; give it anew")
+        page = self._page(request, len(records))
+        adopted = [self.studio.adopted(record) for record in records]
+        return page, self.forms[page][1](adopted)
 
-    def _replayed(self, chosen: str) -> str:
-        held = json.loads(chosen)
-        record = Record.model_validate(held["record"])
+    @staticmethod
+    def _page(request: GenerateRequest, results: int) -> str:
+        """Which page makes such a request."""
+        if results > 1 or request.parts > 1:
+            return "explore"
+        if request.kind not in chain(*GIVEN.values()):
+            raise RequestError("it was made elsewhere; Replay makes it again")
+        return "blend" if request.contexts else "paint" if request.paint else "create"
+
+    def _replayed(self, chosen: str, request: gr.Request) -> Iterator[str]:
+        held: Mapping[str, Any] = json.loads(chosen)
+        records = [Record.model_validate(one) for one in held["records"]]
+        made = [(one, Path(path)) for one, path in zip(records, held["paths"]) if path]
+        if not made:
+            yield views.trouble(self.say("words have no pixels to compare; make them anew"))
+            return
+        yield views.under_way(0.1)
         try:
-            if not held["path"]:
-                return views.trouble(self.say("words have no pixels to compare; make them anew"))
-            same, why = self.studio.replayed(record, Path(held["path"]))
+            same, why = self.studio.replayed(made, self.place(request))
+        except Cancelled:
+            yield ""
+            return
         except EverywayError as error:
-            return views.trouble(self.say(str(error)))
+            yield views.trouble(self.say(str(error)))
+            return
         if same:
-            return views.tag(
-                "p", escape(self.say("the same picture, bit for bit")), class_="ew-good"
+            said = (
+                "the same picture, bit for bit" if len(made) == 1 else "all the same, bit for bit"
             )
-        return views.trouble(f"{self.say('not the same picture')}: {self.say(why)}".rstrip(": "))
+            yield views.tag("p", escape(self.say(said)), class_="ew-good")
+        else:
+            said = f"{self.say('not the same picture')}: {self.say(why)}"
+            yield views.trouble(said.rstrip(": "))

@@ -9,11 +9,14 @@ from typing import Any
 import gradio as gr
 
 from everyway.apps.studio import views
-from everyway.apps.studio.create import LABELS
+from everyway.apps.studio.kinds import called
 from everyway.apps.studio.parts import Page
 from everyway.errors import EverywayError
 from everyway.generate import Model
 from everyway.library import metadata_of
+
+SCORED = {"t2i.one": "text-to-image", "i2t.one": "image-to-text", "joint": "joint"}
+"""Row of a report -> the kind that it scores."""
 
 
 class Models(Page):
@@ -24,11 +27,11 @@ class Models(Page):
         say = self.say
         said = say("What is here. A model is loaded as it is first used; its card then says more.")
         gr.HTML(views.lead(say("Models"), said), js_on_load=None)
-        with gr.Row():
-            name = self.models(bool, elem_id="which")
-            load = self.button("Load", elem_id="load-model")
-            forget = gr.Button(say("Take out of memory"))
-        self.cards = gr.HTML("", elem_id="cards", js_on_load=None)
+        with gr.Row(elem_classes="ew-choose"):
+            name = self.models(bool, elem_id="which", scale=3)
+            load = self.button("Load", elem_id="load-model", min_width=120)
+            forget = gr.Button(say("Take out of memory"), min_width=160)
+        self.cards = gr.HTML(self._cards(), elem_id="cards", js_on_load=None)
         tab.select(self._cards, None, self.cards, queue=False, show_progress="hidden")
         load.click(self._load, name, self.cards)
         forget.click(self._forget, name, self.cards, queue=False)
@@ -60,44 +63,56 @@ class Models(Page):
                 views.trouble(say(str(error))),
                 class_="ew-card",
             )
-        history = metadata.get("history", ())
-        size = metadata.get("image_size", 64)
-        rows: list[tuple[str, Any]] = [
-            (say("system"), self.studio.system(name)),
-            (say("pictures"), f"{size} × {size}"),
-            (say("learned from"), metadata.get("training", {}).get("data")),
-            (say("samples seen"), f"{sum(run.get('samples', 0) for run in history):,}"),
-            (say("hours"), f"{sum(run.get('seconds', 0) for run in history) / 3600:.1f}"),
-            (say("trained on"), next((run.get("hardware") for run in history), "")),
-            *self._scores(metadata),
-        ]
-        if model:
-            rows += self._facts(model)
-        state = say("in memory") if model else say("on disk")
-        badge = views.tag("span", escape(state), class_="ew-badge", data_on="1" if model else "0")
+        badge = views.tag(
+            "span",
+            escape(say("in memory") if model else say("on disk")),
+            class_="ew-badge",
+            data_on="1" if model else "0",
+        )
         return views.tag(
-            "div", views.tag("h3", escape(name), badge), views.facts(rows), class_="ew-card"
+            "div",
+            views.tag("h3", escape(name), badge),
+            views.facts(self._always(name, metadata)),
+            self._more(model) if model else "",
+            class_="ew-card",
         )
 
-    def _scores(self, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """How much of what it makes is all right, a line a way that was scored."""
-        scored = next(iter(metadata.get("scores", {}).values()), {})
-        ways = {"t2i.one": "words → picture", "i2t.one": "picture → words", "joint": "both at once"}
-        shares = {way: scored.get(f"{row}.all_correct") for row, way in ways.items()}
-        right = self.say("right")
-        return [(f"{right}: {self.say(w)}", f"{p:.1%}") for w, p in shares.items() if p is not None]
+    def _always(self, name: str, metadata: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """What is told of every model."""
+        say, history = self.say, metadata.get("history", ())
+        side = metadata.get("image_size", 64)
+        samples = sum(run.get("samples", 0) for run in history)
+        hours = sum(run.get("seconds", 0) for run in history) / 3600
+        machine = next((run.get("hardware") for run in history), "")
+        return [
+            (say("system"), f"{self.studio.system(name)}, {side} × {side}"),
+            (say("learned from"), metadata.get("training", {}).get("data")),
+            (say("samples seen"), say(f"{samples:,} in {hours:.1f} hours")),
+            (say("trained on"), machine),
+            (say("right"), self._scores(metadata)),
+        ]
 
-    def _facts(self, model: Model) -> list[tuple[str, Any]]:
-        """What only a model in memory tells."""
+    def _scores(self, metadata: Mapping[str, Any]) -> str:
+        """How much of what it makes is all right, for every way that was scored."""
+        scored = next(iter(metadata.get("scores", {}).values()), {})
+        shares = {kind: scored.get(f"{row}.all_correct") for row, kind in SCORED.items()}
+        told = {self.say(called(kind)): share for kind, share in shares.items()}
+        return " · ".join(
+            f"{kind} {share:.1%}" for kind, share in told.items() if share is not None
+        )
+
+    def _more(self, model: Model) -> str:
+        """What only a model in memory tells, folded."""
         say, system = self.say, model.system
         networks = {id(p): p for m in system.components.values() for p in m.parameters()}
         count = sum(p.numel() for p in networks.values())
         held = sum(p.numel() * p.element_size() for p in networks.values())
-        tasks = ", ".join(say(LABELS.get(task, task)) for task in system.tasks)
-        return [
-            (say("tasks"), tasks),
+        rows = [
+            (say("tasks"), ", ".join(say(called(task)) for task in system.tasks)),
             (say("parameters"), f"{count / 1e6:.2f} M"),
             (say("memory"), f"{held / 1e6:.1f} MB, {system.placement.memory}, {system.device}"),
             (say("hash"), model.hash),
             (say("knows"), ", ".join(self.studio.knows(model))),
         ]
+        summary = views.tag("summary", escape(say("what it does and knows")))
+        return views.tag("details", summary, views.facts(rows), class_="ew-how")

@@ -10,44 +10,55 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from everyway.apps.studio import views
-from everyway.apps.studio.bench import MOST
 from everyway.apps.studio.parts import Page, opened, picture_of, values_of
-from everyway.errors import EverywayError
 from everyway.request import PAINT_FORMS, GenerateRequest, RequestError, Words
 
 SIDE = 192
 """Of the map, in pixels."""
-REGIONS = (
-    {"colour": "#e4572e", "words": "a fox"},
-    {"colour": "#2e86ab", "words": "a teapot"},
-    {"colour": "#dddddd", "words": "blue background"},
-)
-TEXT = "a fox and a teapot on blue"
+COLOURS = ("#e4572e", "#2e86ab", "#dddddd")
+"""Of two things, and of the background."""
+EXAMPLES = {
+    "en": ("a fox and a teapot on blue", ("a fox", "a teapot", "blue background")),
+    "ko": ("파란 배경에 여우와 찻주전자", ("여우", "찻주전자", "파란 배경")),
+}
+"""Language -> a sentence, and the words of it in these colours."""
+FORMS = {
+    "": "the model's own",
+    "max": "with the noise, by the highest score",
+    "std": "with the noise, by how scores vary",
+    "max-square": "faster, by the highest score",
+    "std-square": "faster, by how scores vary",
+}
+"""How painted words act -> its words."""
 
 
 class Paint(Page):
     """A canvas beside what is drawn on it."""
 
+    silent = ("taken as: ",)  # the map says where things are
+
     def build(self) -> None:
         say = self.say
+        sentence, words = EXAMPLES[self.language]
+        regions = [{"colour": c, "words": said} for c, said in zip(COLOURS, words)]
         said = say(
             "Paint where things go: choose a colour, type its words, paint. The words have to "
             "stand in the sentence below, too. Paint all of it, the background as well."
         )
         gr.HTML(views.lead(say("Paint with words"), said), js_on_load=None)
         with gr.Row(equal_height=False, elem_classes="ew-work"):
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=5, min_width=300):
                 self.map = gr.HTML(
-                    self._canvas(example(), REGIONS),
+                    self._canvas(example(), regions),
                     elem_id="map",
                     js_on_load=None,
                 )
-                self.text = gr.Textbox(
-                    TEXT,
+                self.text = self.prompt(
+                    sentence,
                     label=say("The whole sentence; empty: the words of the regions"),
                     elem_id="paint-text",
                 )
-            with gr.Column(scale=6, min_width=300):
+            with gr.Column(scale=7, min_width=300):
                 with gr.Row():
                     make = self.button("Make", elem_id="paint", scale=3)
                     self.stopping()
@@ -56,21 +67,16 @@ class Paint(Page):
                     elem_id="painted",
                     js_on_load=None,
                 )
-                with gr.Accordion(say("Settings"), open=False):
-                    self.model = self.models(bool)
-                    with gr.Row():
-                        self.n = gr.Slider(1, MOST, value=1, step=1, label=say("How many"))
-                        self.seed = gr.Number(0, precision=0, minimum=0, label=say("Seed"))
-                    with gr.Row():
-                        own = say("0: the model's own")
-                        self.weight = gr.Slider(
-                            0, 10, value=0, step=0.1, label=say("How strongly"), info=own
-                        )
-                        forms = [(say("the model's own"), ""), *PAINT_FORMS]
-                        self.form = gr.Dropdown(forms, value="", label=say("How it falls"))
-        painted, regions = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
-        rest = [self.text, self.model, self.n, self.seed, self.weight, self.form]
-        given, self.fields = [painted, regions, *rest], [self.map, *rest]
+                with self.settings(), gr.Row():
+                    own = say("0: the model's own")
+                    self.weight = gr.Slider(
+                        0, 100, value=0, step=0.1, label=say("How strongly"), info=own
+                    )
+                    forms = self.labelled(FORMS, ("", *PAINT_FORMS))
+                    self.form = gr.Dropdown(forms, value="", label=say("How it falls"))
+        held = [gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")]  # map and regions
+        rest = [self.text, self.weight, self.form, *self.shared]
+        given, self.fields = [*held, *rest], [self.map, *rest]
         drawn = values_of(len(given), {"map": 0})
         gr.on(
             [make.click, self.text.submit],
@@ -88,12 +94,7 @@ class Paint(Page):
         return self.canvas_html("words", **own)
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[str]:
-        try:
-            asked = self.request_of(*fields)
-        except EverywayError as error:
-            yield views.trouble(self.say(str(error)))
-            return
-        for html, _, _ in self.running(asked, request.session_hash):
+        for html, _ in self.running(self.place(request), lambda: [self.request_of(*fields)]):
             yield html
 
     def request_of(
@@ -101,14 +102,12 @@ class Paint(Page):
         painted: str,
         regions: str,
         text: str | None,
-        model: str,
-        n: int,
-        seed: int | None,
         weight: float,
         form: str,
+        *shared: Any,
     ) -> GenerateRequest:
         """The request of the page.  painted: the map as a data: address; regions: as JSON, a list
-        of {colour, words, strength}.  The map is kept with the studio."""
+        of {colour, words, strength}.  shared: as of `asked`.  The map is kept with the studio."""
         picture = picture_of(painted)
         told = {r["colour"]: Words(r["words"], r["strength"]) for r in json.loads(regions or "[]")}
         if picture is None or not told:
@@ -118,14 +117,12 @@ class Paint(Page):
         )
         return GenerateRequest(
             kind="text-to-image",
-            model=model,
             text=said,
             paint=self.studio.keep(picture),
             words=told,
             paint_weight=weight or None,
             paint_form=form or None,
-            n=int(n),
-            seed=int(seed or 0),
+            **self.asked(*shared),
         )
 
     def values(self, request: GenerateRequest) -> list[Any]:
@@ -136,12 +133,12 @@ class Paint(Page):
         ]
         canvas = self._canvas(opened(request.paint), regions)
         own = [request.paint_weight or 0, request.paint_form or ""]
-        return [canvas, request.text or "", request.model, 1, request.seed, *own]
+        return [canvas, request.text or "", *own, *self.shared_values(request)]
 
 
 def example() -> Image.Image:
-    """A map of REGIONS: two things beside each other, and the background."""
-    first, second, rest = (one["colour"] for one in REGIONS)
+    """A map in COLOURS: two things beside each other, and the background."""
+    first, second, rest = COLOURS
     picture = Image.new("RGB", (SIDE, SIDE), rest)
     pen, third = ImageDraw.Draw(picture), SIDE // 3
     pen.rectangle((0, third, third - 1, 2 * third - 1), fill=first)

@@ -5,18 +5,35 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from PIL import Image
+from torch import ones_like
 
 from everyway.apps.server.scheduler import Step
 from everyway.apps.studio import plane, views
-from everyway.apps.studio.bench import Made, Studio
+from everyway.apps.studio.bench import MOST, Made, Studio
 from everyway.errors import EverywayError
-from everyway.request import GenerateRequest, RequestError, read_image
+from everyway.generate import Result
+from everyway.request import SAMPLER_NAMES, GenerateRequest, RequestError, read_image
+
+Given = Image.Image | bytes | None
+"""A picture that was given, or the bytes of its file."""
+MADE = "../made"
+"""Where a page finds the folder of what was made."""
+PAIR = {
+    "en": ("a large fox on blue", "a small pizza on green"),
+    "ko": ("파란 배경에 큰 여우", "초록 배경에 작은 피자"),
+}
+"""Language -> words of two pictures, for examples."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -24,43 +41,154 @@ class Page:
     """What every page has: the studio, and its language.
 
     offered: the choices of a model on it, which follow what the studio has.
+    prompts: texts that a model reads, and where it is said how it reads them.
+    silent: how remarks begin that would not be true of the page.
     """
+
+    silent: ClassVar[tuple[str, ...]] = ()
 
     studio: Studio
     say: views.Say
     language: str
     offered: list[gr.Dropdown] = field(default_factory=list)
+    prompts: list[tuple[gr.Textbox, gr.HTML]] = field(default_factory=list)
+
+    def prompt(self, value: str = "", **settings: Any) -> gr.Textbox:
+        """A text that the page's model reads; what it does not know is said below."""
+        text = gr.Textbox(value, **settings)
+        said = gr.HTML("", elem_classes="ew-remarks", js_on_load=None)
+        self.prompts.append((text, said))
+        return text
+
+    def heed(self) -> None:
+        """Listens to the prompts, once the page is built."""
+        for text, said in self.prompts:
+            changed = [text.change, self.model.change]
+            quiet = {"queue": False, "show_progress": "hidden"}
+            gr.on(changed, self._remarked, [self.model, text], said, **quiet)
+
+    def _remarked(self, model: str, text: str | None) -> str:
+        try:
+            said = self.studio.remarks(model, text) if (text or "").strip() else []
+        except EverywayError:  # of the model, which is told as it is used
+            said = []
+        heard = [one for one in said if not one.startswith(self.silent)]
+        return "".join(views.tag("p", escape(self.say(one))) for one in heard)
+
+    @contextmanager
+    def settings(
+        self, wanted: Callable[[str], bool] = bool, several: bool = True, **named: Any
+    ) -> Iterator[None]:
+        """Which model, how many and how it samples, folded; inside the block the page's own.
+
+        wanted: as of `models`.  several: whether more than one may be asked for.
+        """
+        say, own = self.say, self.say("0: the model's own")
+        slider = {"value": 0, "info": own, "min_width": 150}
+        with gr.Accordion(say("Settings"), open=False, **named) as self.folded:
+            with gr.Row():
+                self.model = self.models(wanted, elem_classes="ew-model", min_width=150)
+                samplers = [(say("the model's own"), ""), *SAMPLER_NAMES]
+                self.sampler = gr.Dropdown(samplers, value="", label=say("Sampler"), min_width=150)
+            with gr.Row():
+                self.steps = gr.Slider(
+                    0, 1000, step=1, label=say("Steps"), elem_classes="ew-steps", **slider
+                )
+                self.guidance = gr.Slider(0, 100, step=0.1, label=say("Guidance"), **slider)
+            with gr.Row():
+                self.n = gr.Slider(
+                    1, MOST, value=1, step=1, label=say("How many"), visible=several, min_width=150
+                )
+                with gr.Column(min_width=150):
+                    seed = {"elem_classes": "ew-seed", "precision": 0, "minimum": 0}
+                    self.seed = gr.Number(0, label=say("Seed"), **seed)
+                    dice = gr.Button(say("another seed"), size="sm", elem_classes="ew-small")
+            yield
+        dice.click(lambda: random.randrange(2**31), None, self.seed, queue=False)
+
+    @property
+    def shared(self) -> list[Any]:
+        """The fields of `settings`, in the order of `asked`."""
+        return [self.model, self.n, self.seed, self.steps, self.guidance, self.sampler]
+
+    @staticmethod
+    def asked(
+        model: str, n: int, seed: int | None, steps: int, guidance: float, sampler: str
+    ) -> dict[str, Any]:
+        """What these fields are in a request."""
+        return {
+            "model": model,
+            "n": int(n or 1),
+            "seed": int(seed or 0),
+            "steps": int(steps or 0) or None,
+            "guidance": guidance or None,
+            "sampler": sampler or None,
+        }
+
+    @staticmethod
+    def shared_values(request: GenerateRequest) -> list[Any]:
+        """Of these fields for a request of one sample."""
+        own = [request.steps or 0, request.guidance or 0, request.sampler or ""]
+        return [request.model, 1, request.seed, *own]
 
     def picture(self, label: str, height: int, **settings: Any) -> gr.Image:
-        """Where a picture may go; it comes to the page as it is, in no lossy format."""
-        return gr.Image(
-            label=self.say(label),
-            type="pil",
-            image_mode="RGB",
-            format="png",
-            height=height,
-            placeholder=self.say("drop a picture here, paste it, or click"),
-            sources=["upload", "clipboard"],
-            buttons=[],
-            **settings,
-        )
+        """Where a picture may go, which comes to the page as the bytes of its file; of one that
+        cannot be read it is said below."""
+        with gr.Column(min_width=150):
+            place = gr.Image(
+                label=self.say(label),
+                image_mode="RGB",
+                format="png",
+                height=height,
+                placeholder=self.say("drop a picture here, paste it, or click"),
+                sources=["upload", "clipboard"],
+                buttons=[],
+                **settings,
+            )
+            said = gr.HTML("", elem_classes="ew-remarks", js_on_load=None)
+        place.preprocess = content_of  # a class of our own would write beside its source
+        place.change(self._seen, place, said, queue=False, show_progress="hidden")
+        return place
+
+    def _seen(self, given: Given) -> str:
+        """What is wrong with a picture, if anything is."""
+        try:
+            if given is not None:
+                read_image(given)
+        except RequestError as error:
+            return views.trouble(self.say(str(error)))
+        return ""
+
+    def kept(self, given: Given) -> str:
+        """A picture that was given, kept with the studio.  RequestError where it cannot be read."""
+        return self.studio.keep(read_image(given))
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
         """Choices for a person."""
-        return [(self.say(labels.get(name, name)), name) for name in names]
+        return [(self.say(labels[name]), name) for name in names]
 
     def button(self, text: str, **settings: Any) -> gr.Button:
         """What makes something: Ctrl+Enter presses the one in sight."""
         return gr.Button(self.say(text), variant="primary", **settings)
 
-    def stopping(self) -> gr.Button:
-        """Ends what runs for whoever presses it, and keeps what is there."""
+    def example(self, name: str) -> gr.Button:
+        """What fills the page with something to try."""
+        return gr.Button(self.say("An example"), size="sm", elem_id=name, elem_classes="ew-small")
+
+    def stopping(self, tool: str = "") -> gr.Button:
+        """Ends what runs in a place of the page, and keeps what is there.  It is in sight while
+        something goes on (look.css)."""
         button = gr.Button(self.say("Stop and keep"), elem_classes="ew-stop")
-        button.click(self._stop, None, None, queue=False)
+
+        def stop(request: gr.Request) -> None:
+            self.studio.stop(self.place(request, tool))
+
+        button.click(stop, None, None, queue=False)
         return button
 
-    def _stop(self, request: gr.Request) -> None:
-        self.studio.stop(request.session_hash)
+    def place(self, request: gr.Request, tool: str = "") -> str:
+        """Where on whose page something runs."""
+        return "/".join((request.session_hash or "", type(self).__name__, tool))
 
     def models(self, wanted: Callable[[str], bool], **settings: Any) -> gr.Dropdown:
         """The studio's models, the first one chosen whose system is `wanted`, else the first."""
@@ -73,7 +201,7 @@ class Page:
 
     def address(self, made: Made) -> str:
         """Where the file of a result is."""
-        return f"../made/{made.row['image']}"
+        return f"{MADE}/{made.row['image']}"
 
     def canvas(self, name: str, mode: str) -> gr.HTML:
         """A canvas of our own."""
@@ -92,6 +220,11 @@ class Page:
             "undo": say("take the last stroke back"),
             "clear": say("clear the canvas"),
             "add": say("one region more"),
+            "fill word": say("Fill"),
+            "erase word": say("Eraser"),
+            "undo word": say("Undo"),
+            "clear word": say("Clear"),
+            "add word": say("Colour"),
         }
         return views.tag(
             "ew-canvas",
@@ -101,29 +234,45 @@ class Page:
             **own,
         )
 
-    def masking(self, image: Image.Image | None, mask: str) -> tuple[Any, Any, str]:
+    def masking(self, image: Given, mask: str) -> tuple[Any, Any, str]:
         """The canvas of a picture; mask: what is on it first."""
-        picture = views.address(image) if image is not None else ""
+        try:
+            picture = "" if image is None else views.address(read_image(image))
+        except RequestError:  # of which is told beside it
+            picture = ""
         part = gr.update(visible=bool(picture), open=bool(mask))
         return part, self.canvas_html("mask", picture, start=mask), ""
 
-    def running(self, asked: GenerateRequest, session: str) -> Iterator[tuple[str, list[str], Any]]:
-        """A request on its way: (HTML, names of the files that were made, the button for them)."""
-        film: list[Step] = []
-        made: list[Made] = []
-        yield views.tag("div", views.bar(0.02), class_="ew-run ew-going"), [], gr.skip()
+    def running(
+        self,
+        place: str,
+        wanted: Callable[[], Sequence[GenerateRequest]],
+        shown: Callable[[list[Made], list[Step]], str] | None = None,
+    ) -> Iterator[tuple[str, list[Made]]]:
+        """Requests on their way: (HTML, what was made so far).
+
+        wanted: makes the requests, which may be wrong.  shown: what is made -> HTML.
+        """
+        film, made, shown = list[Step](), list[Made](), shown or self.finished
+        yield views.under_way(0.02), made
         try:
-            for event in self.studio.run(asked, session):
+            requests = wanted()
+            for event in self.studio.run(*requests, place=place):
                 if isinstance(event, Made):
                     made.append(event)
-                elif event.frames:
+                elif event.frames and len(requests) == 1:
                     film.append(event)
-                    yield self.going(asked, event), [], gr.skip()
+                    yield self.going(requests[0], event), []
+                if len(requests) > 1 and made:
+                    yield views.under_way(len(made) / len(requests), shown(made, film)), made
         except EverywayError as error:
-            yield views.trouble(self.say(str(error))), [], gr.update(visible=False)
+            there = shown(made, film) if made else ""
+            yield views.trouble(self.say(str(error))) + there, made
             return
-        names = [one.row["image"] for one in made if one.row.get("image")]
-        yield self.finished(made, film), names, gr.update(visible=bool(names))
+        if made:
+            yield shown(made, film), made
+        else:
+            yield views.hint(self.say("it was stopped before anything could be seen")), made
 
     def going(self, asked: GenerateRequest, step: Step) -> str:
         """A run on its way, with where it is in the plane of times."""
@@ -131,21 +280,43 @@ class Page:
 
     def finished(self, made: list[Made], film: list[Step]) -> str:
         """What was made, and the film of how its first sample came."""
-        if not made:
-            return views.hint(self.say("it was stopped before anything could be seen"))
-        return views.made(made, self.say, self.how(film, len(made) == 1), self.address)
+        how = self.how(film, made[0].result, len(made) == 1)
+        return views.made(made, self.say, how, self.address)
 
-    def how(self, film: Sequence[Step], open_: bool = True) -> str:
-        """The film of how the first sample of a run came."""
-        if len(film) < 2:
+    def how(self, film: Sequence[Step], result: Result, open_: bool = True) -> str:
+        """The film of how the first sample of a run came.  It ends with its result, which stands in
+        the place of what was seen at its last step, if anything was."""
+        seen = [(step, frame) for step in film for frame in step.frames if frame.sample == 0]
+        if not seen:
             return ""
-        notes = [self.say(f"step {f.step} of {f.steps}") for f in film]
+        last, frame = seen[-1]
+        sure, stopped = frame.certainty, result.metadata.get("stopped")
+        if stopped or (last.stage, last.step) == (last.stages, last.steps):
+            seen.pop()
+        if not stopped:  # every token is what it is by now
+            sure = {name: ones_like(each) for name, each in sure.items()}
+        frames = [
+            *(each for _, each in seen),
+            replace(frame, outputs=result.outputs, certainty=sure),
+        ]
+        steps = [
+            *((step.step, step.steps) for step, _ in seen),
+            stopped or (last.steps, last.steps),
+        ]
         title = self.say("How it came out of the noise")
-        first = [step.frames[0] for step in film]
-        maps = [views.heats(frame, self.say) for frame in first]
-        frames = [frame.outputs for frame in first]
-        shown = views.film(frames, title, self.say, notes=notes, beside=maps)
+        shown = views.film(
+            [each.outputs for each in frames],
+            title,
+            self.say,
+            notes=[self.say(f"step {step} of {of}") for step, of in steps],
+            beside=[views.heats(each, self.say) for each in frames],
+        )
         return views.tag("details", views.tag("summary", title), shown, class_="ew-how", open=open_)
+
+
+def content_of(given: ImageData | None) -> bytes | None:
+    """The file that was put where a picture may go."""
+    return Path(given.path).read_bytes() if given else None
 
 
 def picture_of(address: str | None) -> Image.Image | None:
@@ -163,9 +334,8 @@ def picture_of(address: str | None) -> Image.Image | None:
 
 
 def opened(path: str) -> Image.Image:
-    """A picture that is kept."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    """A picture that a record names.  RequestError where there is none."""
+    return read_image(path)
 
 
 def values_of(count: int, canvases: Mapping[str, int], choices: Mapping[str, int] = {}) -> str:

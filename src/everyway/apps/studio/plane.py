@@ -9,20 +9,42 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from everyway.apps.studio.kinds import called
 from everyway.apps.studio.views import Say, address, tag
 
 WAYS = {
-    "text-to-image": ("words → picture", (404, 300), (152, 300)),
-    "image-to-text": ("picture → words", (130, 46), (130, 278)),
-    "joint": ("both at once", (400, 49), (146, 285)),
-    "image": ("a picture alone", (404, 40), (152, 40)),
-    "text": ("words alone", (410, 46), (410, 278)),
+    "text-to-image": ((404, 300), (152, 300)),
+    "image-to-text": ((130, 46), (130, 278)),
+    "joint": ((400, 49), (146, 285)),
+    "image": ((404, 40), (152, 40)),
+    "text": ((410, 46), (410, 278)),
 }
-"""Kind -> what it is called, and from where to where it leads on the drawing."""
+"""Kind -> from where to where it leads on the drawing."""
 OFF = {"image": 18, "image-to-text": 18, "text": 18}
 """Kind -> how far below its line what it is called stands, where that is not above."""
 LEVELS = (0.0, 0.35, 0.6, 0.8, 1.0)
 """Noise of what stands beside the axes."""
+
+BOX = 'x="130" y="40" width="280" height="260" rx="6"'
+HEAD = (
+    '<marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" markerHeight="5" '
+    'orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker>'
+)
+GRAIN = (
+    '<filter id="ew-grain"><feTurbulence type="fractalNoise" baseFrequency=".45" '
+    'numOctaves="2"/><feColorMatrix values="2.6 0 0 0 -.8 0 2.6 0 0 -.8 0 0 2.6 0 -.8 0 0 0 0 1"/>'
+    "</filter>"
+)
+RISING = (
+    '<linearGradient id="ew-rising" x1="0" y1="1" x2="1" y2="0"><stop offset=".1"/><stop '
+    'offset="1" stop-color="#fff"/></linearGradient><mask id="ew-noisy"><rect '
+    f'{BOX} fill="url(#ew-rising)"/></mask>'
+)
+FIELD = (
+    f'<defs>{HEAD}{GRAIN}{RISING}</defs><rect class="ew-field" {BOX}/>'
+    f'<rect class="ew-noise" {BOX} filter="url(#ew-grain)" mask="url(#ew-noisy)"/>'
+)
+"""What the ways lie in: clean in one corner, all noise in the other."""
 
 
 def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) -> str:
@@ -35,23 +57,22 @@ def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) ->
         said = escape(_scrambled(words, level))
         marks.append(f'<text class="ew-axis" x="116" y="{y + 4:.0f}">{said}</text>')
     arrows = [_arrow(kind, say) for kind in WAYS if kind in kinds]
-    head = (
-        '<defs><marker id="ew-head" viewBox="0 0 10 10" refX="7" refY="5" markerWidth="5" '
-        'markerHeight="5" orient="auto-start-reverse"><path d="M0 0L10 5L0 10z"/></marker></defs>'
-    )
-    field = '<rect class="ew-field" x="130" y="40" width="280" height="260" rx="6"/>'
+    under = say("clean ← the picture → noise")
+    marks.append(f'<text class="ew-caption" x="270" y="384">{escape(under)}</text>')
+    over = escape(say("the words"))
+    marks.append(f'<text class="ew-caption" x="116" y="22" text-anchor="end">{over}</text>')
     label = say("every way is a line from noise to what is clean")
-    body = "".join([head, field, *marks, *arrows])
+    body = "".join([FIELD, *marks, *arrows])
     return (
-        f'<svg class="ew-plane" viewBox="0 18 440 352" role="group" aria-label="{escape(label)}">'
+        f'<svg class="ew-plane" viewBox="0 6 440 388" role="group" aria-label="{escape(label)}">'
         f"{body}</svg>"
     )
 
 
 def _arrow(kind: str, say: Say) -> str:
     """A way as a button."""
-    name, (x0, y0), (x1, y1) = WAYS[kind]
-    said, x, y = escape(say(name)), (x0 + x1) / 2, (y0 + y1) / 2
+    (x0, y0), (x1, y1) = WAYS[kind]
+    said, x, y = escape(say(called(kind))), (x0 + x1) / 2, (y0 + y1) / 2
     turn = {"image-to-text": -90, "text": 90}.get(kind, -43 if kind == "joint" else 0)
     return (
         f'<g class="ew-way" data-way="{kind}" role="button" tabindex="0" aria-label="{said}">'

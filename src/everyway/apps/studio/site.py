@@ -117,6 +117,7 @@ def pages(studio: Studio, language: str) -> gr.Blocks:
                     links: dict[str, Any] = {other.lower(): made[other] for other in made}
                     links |= {"tabs": tabs, "tab": tab}
                     page.build(**{k: links[k] for k in signature(page.build).parameters})
+                    page.heed()
         nav.select(None, None, tabs, js="(event) => window.everywayPage")
         offered = [choice for page in made.values() for choice in page.offered]
         blocks.load(
@@ -196,6 +197,13 @@ def theme() -> gr.themes.Base:
         input_background_fill_dark="#26232f",
         border_color_primary="#e0d9cd",
         border_color_primary_dark="#3a3646",
+        color_accent="#c9411b",
+        slider_color="#c9411b",
+        slider_color_dark="#ff8a5c",
+        checkbox_background_color_selected="#c9411b",
+        checkbox_background_color_selected_dark="#d8502a",
+        checkbox_border_color_selected="#c9411b",
+        checkbox_border_color_selected_dark="#d8502a",
         button_primary_background_fill="#c9411b",
         button_primary_background_fill_hover="#b03615",
         button_primary_background_fill_dark="#d8502a",

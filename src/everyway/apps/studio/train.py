@@ -22,7 +22,12 @@ from everyway.apps.studio.trainings import Trainings
 from everyway.errors import EverywayError
 from everyway.train.config import PRESETS
 
-BUILT_IN = ("shapes", "emoji", "lattice-whole")
+BUILT_IN = {
+    "shapes": "coloured shapes (built in)",
+    "emoji": "emoji in any place and size (built in)",
+    "lattice-whole": "64 emoji in nine places (built in)",
+}
+"""Data set -> its words."""
 NAME = 9
 """Letters of a name in a line of a price."""
 CURVE = 400
@@ -43,7 +48,7 @@ class Train(Page):
         with gr.Row(equal_height=False, elem_classes="ew-work"):
             with gr.Column(scale=5, min_width=300):
                 self.data = gr.Dropdown(
-                    [*BUILT_IN],
+                    self.labelled(BUILT_IN, BUILT_IN),
                     value="shapes",
                     allow_custom_value=True,
                     label=say("A folder of yours, or a built-in set"),
@@ -66,7 +71,7 @@ class Train(Page):
                 with gr.Row():
                     price = gr.Button(say("See the price"), elem_id="train-see")
                     start = self.button("Start or go on", elem_id="train-start")
-                    stop = gr.Button(say("Stop"), elem_id="train-stop")
+                    stop = gr.Button(say("Stop"), elem_id="train-stop", elem_classes="ew-stop")
             with gr.Column(scale=7, min_width=300):
                 self.shown = gr.HTML(
                     views.hint(say("Losses and samples appear here.")),
@@ -78,7 +83,7 @@ class Train(Page):
         beat = gr.Timer(2, active=False)
         self.seen = gr.State([])
         shown, given_out = [self.shown, self.use, beat, self.seen], [self.out, self.seen]
-        price.click(self._priced, given, self.price)
+        price.click(self._priced, given, self.price, show_progress="hidden")
         start.click(self._started, given, [self.price, *shown], queue=False)
         stop.click(self._stop_training, self.out, shown, queue=False)
         beat.tick(self._watched, given_out, shown, queue=False, show_progress="hidden")
@@ -106,17 +111,19 @@ class Train(Page):
         settings_of(settings)  # raises
         return folder, [*words, *(w for setting in settings for w in ("--set", setting))]
 
-    def _priced(self, *given: str) -> Iterator[str]:
+    def _priced(self, request: gr.Request, *given: str) -> Iterator[str]:
         say = self.say
-        yield views.tag("p", escape(say("some steps are tried; this takes a while")))
+        waiting = say("some steps are tried; this takes a while")
+        yield views.under_way(0.1, views.tag("p", escape(waiting)))
         try:
             _, words = self._words(*given)
-            lines = self.trainings.price(words, self.language).splitlines()
+            with self.studio.work(self.place(request)) as work:
+                lines = self.trainings.price(words, self.language, work).splitlines()
         except (EverywayError, ArgumentTypeError, OSError) as error:
             yield views.trouble(say(str(error)))
             return
         rows = [(line[:NAME].strip(), line[NAME:].strip()) for line in lines]
-        yield views.tag("div", views.facts(rows), class_="ew-card")
+        yield views.tag("div", views.facts(rows), class_="ew-card") if rows else ""
 
     def _started(self, *given: str) -> tuple[Any, ...]:
         try:
@@ -126,7 +133,9 @@ class Train(Page):
             return views.trouble(self.say(str(error))), *(gr.skip(),) * 4
         return "", *self._watched(out, ())
 
-    def _stop_training(self, out: str) -> tuple[Any, ...]:
+    def _stop_training(self, out: str, request: gr.Request) -> tuple[Any, ...]:
+        """Stops the training, and the trial of a price."""
+        self.studio.stop(self.place(request))
         self.trainings.stop(out.strip())
         return self._watched(out, ())
 
@@ -157,7 +166,11 @@ class Train(Page):
         badge = views.tag("span", escape(state), class_="ew-badge", data_on=on)
         head = views.tag("p", badge, " ", escape(where), class_="ew-state")
         before = views.tag("pre", escape(said), class_="ew-said") if said and not rows else ""
-        body = head + before + self._curves(rows) + self._samples(sheets)
+        body = views.tag(
+            "div",
+            head + before + self._curves(rows) + self._samples(sheets),
+            class_="ew-run ew-going" if runs else "ew-run",
+        )
         return body, gr.update(visible=made), gr.Timer(active=runs), now
 
     def _state(self, out: str, runs: bool, begun: bool) -> str:

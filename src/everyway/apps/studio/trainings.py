@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from everyway.apps.studio.work import Work
 from everyway.errors import UsageError
 
 COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
@@ -40,14 +41,27 @@ class Trainings:
         self.told.discard(out)
 
     @staticmethod
-    def price(words: Sequence[str], language: str) -> str:
+    def price(words: Sequence[str], language: str, work: Work) -> str:
         """What a training would take, as `everyway train --dry-run` tells it after some steps of
-        it: lines of a name and what it is.  UsageError where it cannot be."""
+        it: lines of a name and what it is.  "" where the work is stopped.
+
+        Raises UsageError where it cannot be told.
+        """
         command = [*COMMAND, *words, "--dry-run"]
         own = {**os.environ, "LANGUAGE": language, "PYTHONIOENCODING": "utf-8"}
-        told = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=own)
-        said = told.stderr.strip()
-        if told.returncode:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=own,
+        ) as process:
+            work.ends_by(process.terminate)
+            said = process.communicate()[1].strip()
+        if work.stopped:
+            return ""
+        if process.returncode:
             raise UsageError((said.splitlines() or ["it failed"])[-1].removeprefix("everyway: "))
         return said
 

@@ -42,6 +42,17 @@ def tag(name: str, *inside: str, **attributes: Any) -> str:
     return f"<{name}{own}>{''.join(inside)}</{name}>"
 
 
+def picture(address: str, class_: str = "") -> str:
+    """One that words beside it describe."""
+    own = f' class="{class_}"' if class_ else ""
+    return f'<img src="{escape(address)}" alt="" loading="lazy"{own}>'
+
+
+def each(values: Iterable[float | None]) -> str:
+    """Different numbers in a line."""
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(values) if value is not None)
+
+
 def address(picture: Image.Image | bytes, whole: bool = True) -> str:
     """A picture as a data: address.  bytes: of a PNG.  whole: False may lose a little of it."""
     kind = "png"
@@ -113,6 +124,11 @@ def going(step: Step, say: Say, plane: str = "") -> str:
     )
 
 
+def under_way(done: float, inside: str = "") -> str:
+    """Something that goes on, and can be stopped.  inside: HTML of what there is by now."""
+    return tag("div", bar(done), inside, class_="ew-run ew-going")
+
+
 def bar(done: float) -> str:
     """How far a run is."""
     return tag("div", f'<i style="width:{done:.0%}"></i>', class_="ew-bar")
@@ -146,11 +162,11 @@ def film(
     notes: Sequence[str] = (),
     beside: Sequence[str] = (),
 ) -> str:
-    """Pictures and words in a row, to scrub through.  frames: name -> value.  at: which is shown
-    first.  notes, beside: of each, small words and HTML."""
+    """Pictures and words in a row, to scrub through.  frames: name -> value, a picture or where it
+    is.  at: which is shown first.  notes, beside: of each, small words and HTML."""
     listed = [
         {
-            "image": address(f["image"], whole=False) if f.get("image") is not None else "",
+            "image": _source(f.get("image")),
             "text": " · ".join(str(v) for k, v in f.items() if k != "image"),
         }
         for f in frames
@@ -166,6 +182,11 @@ def film(
         play=say("play"),
         pause=say("pause"),
     )
+
+
+def _source(picture: Image.Image | str | None) -> str:
+    """Where a frame's picture is."""
+    return address(picture, whole=False) if isinstance(picture, Image.Image) else picture or ""
 
 
 def trouble(message: str) -> str:

@@ -106,9 +106,8 @@ class RegionCanvas extends HTMLElement {
     const strong = this.make("input", { type: "number", value: strength, min: -10, max: 10, step: 0.25 });
     strong.setAttribute("aria-label", `${this.label("strength")} ${rows.length + 1}`);
     strong.title = this.label("strength");
-    const fill = this.make("button", { type: "button", textContent: "◧", title: this.label("fill") });
+    const fill = this.button("fill", "◧", () => this.fill(colour));
     fill.setAttribute("aria-label", `${this.label("fill")} ${rows.length + 1}`);
-    fill.addEventListener("click", () => this.fill(colour));
     pick.addEventListener("change", () => this.choose(colour));
     said.addEventListener("focus", () => { pick.checked = true; this.choose(colour); });
     row.append(pick, chip, said, strong, fill);
@@ -198,24 +197,30 @@ class RegionCanvas extends HTMLElement {
 
   tools() {
     const bar = this.make("div", { className: "ew-tools" });
-    const button = (name, sign, act) => {
-      const one = this.make("button", { type: "button", textContent: sign, title: this.label(name) });
-      one.setAttribute("aria-label", this.label(name));
-      one.dataset.tool = name;
-      one.addEventListener("click", act);
-      return one;
-    };
     this.sizer = this.make("input", { type: "range", min: 2, max: this.side / 2, step: 1, ariaLabel: this.label("size") });
+    this.sizer.title = this.label("size");
     this.sizer.addEventListener("input", () => this.size(+this.sizer.value));
-    const erase = button("erase", "⌫", () => {
+    const erase = this.button("erase", "⌫", () => {
       this.erasing = !this.erasing;
       erase.setAttribute("aria-pressed", !!this.erasing);
     });
-    bar.append(this.sizer, erase, button("undo", "↶", () => this.undo()), button("clear", "✕", () => this.clear()));
+    erase.setAttribute("aria-pressed", false);
+    const undo = this.button("undo", "↶", () => this.undo()), clear = this.button("clear", "✕", () => this.clear());
+    bar.append(this.sizer, erase, undo, clear);
     if (this.mask) {
       this.colour = "#ffffff";
-    } else bar.append(button("add", "+", () => this.addRegion()));
+    } else bar.append(this.button("add", "+", () => this.addRegion()));
     return bar;
+  }
+
+  button(name, sign, act) {  // a sign, and where there is room its word
+    const one = this.make("button", { type: "button", title: this.label(name) });
+    const word = this.make("span", { textContent: this.label(`${name} word`) });
+    one.append(sign, word);
+    one.setAttribute("aria-label", this.label(name));
+    one.dataset.tool = name;
+    one.addEventListener("click", act);
+    return one;
   }
 
   palette() { this.list = this.make("div", { className: "ew-regions" }); return this.list; }

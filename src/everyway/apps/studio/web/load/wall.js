@@ -5,4 +5,5 @@ element.addEventListener("click", (event) => {
   for (const other of element.querySelectorAll("[data-row]"))
     other.setAttribute("aria-pressed", other === one);
   trigger("select", { index: +one.dataset.row, value: "" });
+  document.querySelector("#told")?.scrollIntoView({ behavior: "smooth", block: "nearest" });
 });
