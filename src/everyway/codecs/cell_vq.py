@@ -1,4 +1,5 @@
-"""Image tokens without training: a code for every different cell of pictures of few parts."""
+"""Image tokens without training: a code for every different cell of pictures of few parts, or codes
+at the means of clusters of cells."""
 
 from __future__ import annotations
 
@@ -7,21 +8,28 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
-from everyway.codecs.image_vq import grid, nearest
+from everyway.codecs.image_vq import MovingCodes, grid, nearest, rows
 from everyway.codecs.pca import CellPCA
+
+ROUNDS, SEED = 12, 21
+"""Of k-means, and of what it begins with."""
+CLUSTERED = 50
+"""Cells of each picture that are clustered."""
 
 
 class CellVQ(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> tokens (B, L) int64, one a cell, row by row.
 
-    A token is the nearest of `codes` in the latents of a `CellPCA`.
+    A token is the nearest of `codes` in the latents of a `CellPCA`, which reads side and power.
     """
 
     codes: Tensor
 
-    def __init__(self, codes: int, cell: int = 32, channels: int = 128) -> None:
+    def __init__(
+        self, codes: int, cell: int = 32, channels: int = 128, side: int = 0, power: float = 0.5
+    ) -> None:
         super().__init__()
-        self.cells = CellPCA(cell, channels)
+        self.cells = CellPCA(cell, channels, side, power)
         self.register_buffer("codes", torch.zeros(codes, channels))
 
     @property
@@ -34,9 +42,24 @@ class CellVQ(nn.Module):
         self.cells.fit(cells)
         self.codes.copy_(self.cells.encode(cells).flatten(1))
 
+    @torch.no_grad()
+    def cluster(self, pictures: Tensor) -> None:
+        """Take the main axes of the cells of pictures (N, 3, H, W), and for the codes the means of
+        their clusters: k-means, which is `MovingCodes` without a memory."""
+        generator = torch.Generator().manual_seed(SEED)
+        self.cells.fit(pictures)
+        latents = rows(self.cells.encode(pictures))
+        latents = latents[torch.randperm(len(latents), generator=generator)]
+        latents = latents[: CLUSTERED * len(pictures)]
+        means = MovingCodes(*self.codes.shape, decay=0.0)
+        means.codes.copy_(latents[torch.arange(self.classes) % len(latents)])
+        for _ in range(ROUNDS):
+            means.learn(latents, generator)
+        self.codes.copy_(means.codes)
+
     def encode(self, raw: Tensor) -> Tensor:
-        latents = self.cells.encode(raw).flatten(2).mT  # (B, L, channels)
-        return nearest(latents.flatten(0, 1), self.codes).unflatten(0, latents.shape[:2])
+        latents = self.cells.encode(raw)
+        return nearest(rows(latents), self.codes).unflatten(0, (len(latents), -1))
 
     def decode(self, state: Tensor) -> Tensor:
         side = isqrt(state.shape[-1])

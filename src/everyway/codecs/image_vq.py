@@ -196,6 +196,16 @@ def nearest(z: Tensor, codes: Tensor) -> Tensor:
         return torch.addmm(codes.square().sum(1), z, codes.T, alpha=-2).argmin(1)
 
 
+def use_of(codes: Tensor, classes: int) -> dict[str, float]:
+    """codes_used: the share of `classes` codes that are among these; perplexity: exp(entropy)."""
+    often = torch.bincount(codes.flatten(), minlength=classes).double()
+    share = often / often.sum()
+    return {
+        "codes_used": round((often > 0).double().mean().item(), 4),
+        "perplexity": round(torch.special.entr(share).sum().exp().item(), 1),
+    }
+
+
 class Truncation(nn.Module):
     """The codes that are in use as ranks 0 .. K-1, for a diffusion that need not know the others.
 

@@ -50,19 +50,25 @@ class CellPCA(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / cell, W / cell).
 
     side: of the pictures in pixels, which are made so small first; 0 takes them as they are.
+    power: as of `PCA`; at 0 distances of latents are those of pixels.
     """
 
-    def __init__(self, cell: int = 32, channels: int = 192, side: int = 0) -> None:
+    def __init__(
+        self, cell: int = 32, channels: int = 192, side: int = 0, power: float = 0.5
+    ) -> None:
         super().__init__()
         self.cell, self.side = cell, side
-        self.pca = PCA(3 * cell**2, channels, power=0.5)
+        self.pca = PCA(3 * cell**2, channels, power)
 
     def cells(self, images: Tensor) -> Tensor:
         """(B, H / cell, W / cell, 3 cell^2)."""
-        images = images.float()
-        if self.side:
-            images = F.interpolate(images, size=(self.side, self.side), mode="area")
-        return F.pixel_unshuffle(images, self.cell).movedim(1, -1)
+        return F.pixel_unshuffle(self.resized(images), self.cell).movedim(1, -1)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """(B, 3, side, side)."""
+        if not self.side:
+            return images.float()
+        return F.interpolate(images.float(), size=(self.side, self.side), mode="area")
 
     def fit(self, images: Tensor) -> None:
         """To every cell of images (N, 3, H, W)."""

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from everyway.checkpoints import codec_folder
 from everyway.codecs import bundle
 from everyway.codecs.plain import AsGiven, Pixels, Thumbnail, Words
 from everyway.contracts import Bundle, Codec, Noise
@@ -259,16 +260,23 @@ LOOKED_AT = 1500
 """Pictures that the codec of `mini` is fitted to."""
 
 
-def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
-    """The base of `mini-ediffi`: pictures of 48x48 pixels as nine latents, one a cell.
+CELLS = {"kind": "CellPCA", "cell": 16, "channels": 96, "side": 48}
+"""The codec of the pictures of the shipped `mini-ediffi`."""
+
+
+def mini(
+    text: Mapping[str, Any], style: Mapping[str, Any], image: Mapping[str, Any] = CELLS
+) -> EDiffIConfig:
+    """The base of `mini-ediffi`: pictures of few latents, one a cell; nine of 48x48 pixels.
 
     It predicts the picture itself: its captions tell all of it, and what the preconditioning of the
     paper has a network tell of little noise, the noise, hardly passes through its few channels.
-    text, style: settings of the codecs of `MINI`.
+    text, style, image: settings of codecs, a `TokenTable`, `ThumbnailPCA` and `CellPCA`.
     """
+    side = image["side"] // image["cell"]
     network = UNetConfig(
-        size=3,
-        channels=96,
+        size=side,
+        channels=image["channels"],
         width=128,
         multipliers=(1,),
         blocks=(1,),
@@ -276,8 +284,8 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
         feed_forward=4,
         positions=True,
         time_dim=256,
-        self_attention=(3,),
-        cross_attention=(3,),
+        self_attention=(side,),
+        cross_attention=(side,),
         head_channels=32,
         contexts=(
             ContextStream(name="t5", length=text["length"], dim=text["dim"], positions=True),
@@ -288,12 +296,12 @@ def mini(text: Mapping[str, Any], style: Mapping[str, Any]) -> EDiffIConfig:
     return EDiffIConfig(
         network=network.to_json(),
         codecs={
-            "image": {"kind": "CellPCA", "cell": 16, "channels": 96, "side": 48},
+            "image": image,
             "t5": text,
             "style": style,
         },
         sources={"style": "style"},
-        image_size=48,
+        image_size=image["side"],
         predicts="x0-faded",
         c_noise="250 ln",
         sampler="dpm++2m",
@@ -450,8 +458,9 @@ class Training(Settings):
     """What a training of this system reads.
 
     preset: a name in SMALL or in NETWORKS.  init: a model to start from, codecs and weights.
-    codecs: of published sizes, a folder with those that `codecs.context_encoders.filled` reads of
-    t5, clip_text and style, each in a folder of its name.
+    codecs: of `mini-ediffi` the folder of its codecs, or "" for one that is fitted to built-in
+    pictures and those of `MINI`; of published sizes, a folder with those that
+    `codecs.context_encoders.filled` reads of t5, clip_text and style, each in a folder of its name.
     times: a distribution of `process.training_times`; by default ln(sigma) ~ N(-1.2, 1.2^2).
     drop: as `Drop`.  low_res: as `LowRes`, of networks that enlarge.
     """
@@ -475,9 +484,9 @@ class Training(Settings):
     def _all_read(self) -> Training:
         if self.init:
             self.unread(("codecs",), "a training that starts from init")
-        elif self.preset not in NETWORKS:
+        elif self.preset not in (*NETWORKS, "mini-ediffi"):
             self.unread(("codecs",), f"preset {self.preset!r}")
-        elif not self.codecs:
+        elif self.preset in NETWORKS and not self.codecs:
             raise ConfigError(
                 f"preset {self.preset!r} reads T5 and CLIP; give codecs=DIR with the folders "
                 "DIR/t5, DIR/clip_text and DIR/style as transformers saves them"
@@ -486,6 +495,8 @@ class Training(Settings):
 
     def system(self, data: TrainingData) -> System:
         """Raises UsageError where a codec is missing."""
+        if self.preset == "mini-ediffi" and self.codecs:
+            return _of_folder(Path(self.codecs))
         if self.preset.startswith("mini"):
             return _mini(self.preset, data)
         if self.preset not in NETWORKS:
@@ -509,6 +520,18 @@ class Training(Settings):
             return encoded
         patches, low = self.low_res.of(encoded["image"], noise)
         return {**encoded, "image": patches, "context.low_res": low}
+
+
+def _of_folder(folder: Path) -> System:
+    """`mini` on the codecs of a folder.  Raises StoreError where one is missing."""
+    parts = {"t5": "text", "style": "image_embed", "image": "image"}
+    settings = {name: codec_folder.settings(folder, part) for name, part in parts.items()}
+    made = build(mini(settings["t5"], settings["style"], settings["image"]))
+    codecs = {name: condition.codec for name, condition in made.conditions.items()}
+    for name, codec in {**codecs, **made.codecs}.items():
+        if name in parts:
+            codec_folder.fill(folder, parts[name], codec)
+    return made
 
 
 def _mini(preset: str, data: TrainingData) -> System:

@@ -427,8 +427,9 @@ class Training(Settings):
     """What a training of this system reads.
 
     preset: a name in SIZES or in PUBLISHED.
-    codecs: the folder of trained codecs; `nano` has plain ones unless another folder is named.  Of
-    published sizes a model that has them, or a folder of them as `everyway convert` makes it.
+    codecs: the folder of codecs; `nano` has plain ones unless another folder is named.  Of data of
+    your own also "fitted" or "trained", which says how they are made (`train.stack`).  Of published
+    sizes a model that has them, or a folder of them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     patch, depth: of its network, other than it has them; what does not fit then starts afresh.
     schedule: of `process.config.gaussian`, other than the preset has it.

@@ -139,34 +139,42 @@ def nano(vocabulary: tuple[str, ...]) -> VersatileConfig:
     )
 
 
-def mini(codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
-    """The shipped model: 96x96 pictures of nine cells and texts of twelve tokens, as states and as
-    contexts, each token with its place.
+SIZES = {
+    "nano-versatile": {"dim": 64, "multipliers": (1,), "depth": 1, "attending": 1, "heads": 4},
+    "mini-versatile": {"dim": 120, "multipliers": (1,), "depth": 1, "attending": 1, "heads": 8},
+}
+"""Of networks on states of few tokens, by preset."""
+LATTICE = 96
+"""Side of the pictures of the shipped model, whose codec takes any."""
+
+
+def sized(size: str, codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
+    """A network of SIZES: pictures of cells and texts of tokens, as states and as contexts, each
+    token with its place.  Of the shipped model nine cells of 96x96 pixels, and twelve tokens.
 
     codec_config: of the states, and of a condition that has a codec of its own.
     """
+    image, text = codec_config["image"], codec_config["text"]
+    side = (image.get("side") or LATTICE) // image["cell"]
     around = {
         "image_condition": {"kind": "PlacedCells", "around": "image", "gain": 7.0},
         "text_condition": {"kind": "PlacedWords", "around": "text", "gain": 4.0},
     }
     own = codec_config.get("image_condition")
     seen = bundle.codec("image_condition", own, "") if own else None
-    tokens, width = (seen.count, seen.width) if seen else (9, 192 + 9)
+    whole = (side**2, image["channels"] + side**2)
+    tokens, width = (seen.count, seen.width) if seen else whole
     network = MultiFlowConfig(
         data=(
-            Maps(name="image", channels=192, kernel=1, size=3),
-            Sequences(name="text", length=12, dim=64),
+            Maps(name="image", channels=image["channels"], kernel=1, size=side),
+            Sequences(name="text", length=text["length"], dim=text["dim"]),
         ),
-        contexts={"image": width, "text": 64 + 12},
-        dim=120,
-        multipliers=(1,),
-        depth=1,
-        attending=1,
-        heads=8,
+        contexts={"image": width, "text": text["dim"] + text["length"]},
+        **SIZES[size],
     )
     return VersatileConfig(
         network=network.to_json(),
-        image_size=3,
+        image_size=side,
         image_tokens=tokens,
         codec_config={**around, **codec_config},
         shared=shared,
@@ -388,8 +396,9 @@ class Training(Settings):
 
     stage: of the published plan, a name in PLAN.  scaled: whether layers learn at the published
     parts of the rate (RATES), as one that starts from a network which draws already.
-    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared; of
-    the published size a model that has them, or a folder of them as `everyway convert` makes it.
+    codecs: the folder of the codecs, or "" for those of `mini`, whose weights are then shared, and
+    of `nano-versatile` for plain ones; of the published size a model that has them, or a folder of
+    them as `everyway convert` makes it.
     init: a model to start from, codecs and weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their
     conditions.
@@ -406,8 +415,8 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _all_read(self) -> Training:
-        if self.init or self.preset == "nano-versatile":
-            self.unread(("codecs",), "a training that starts from init, or of nano-versatile")
+        if self.init:
+            self.unread(("codecs",), "a training that starts from init")
         return self
 
     @property
@@ -425,7 +434,7 @@ class Training(Settings):
         if self.preset == "four-flow":
             settings = {"network": FOUR_FLOW.to_json()}
             return fresh(sys.modules[__name__], settings, self.codecs, data)
-        if self.preset == "nano-versatile":
+        if self.preset == "nano-versatile" and not self.codecs:
             return build(nano(data.words))
         if self.codecs:
             folder = Path(self.codecs)
@@ -436,8 +445,9 @@ class Training(Settings):
             shared = {}
         else:
             config, weights, shared = _of_mini(data)
-        config["text"]["spoken"] = "en"
-        made = build(mini(config, shared))
+        if config["text"].get("lexicon"):
+            config["text"]["spoken"] = "en"
+        made = build(sized(self.preset, config, shared))
         for name, codec in made.codecs.items():
             codec.load_state_dict(weights[name])
         return made

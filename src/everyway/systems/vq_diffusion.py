@@ -95,6 +95,10 @@ class VQDiffusionConfig:
         return "text" if "ContextTokens" in kinds else "label" if "Label" in kinds else ""
 
 
+LATTICE = 96
+"""Side of the pictures of the shipped model, whose codec takes any."""
+
+
 def uvit(
     *, side: int, codes: int, text: tuple[int, int] = (0, 0), labels: int = 0, **sizes: Any
 ) -> UViTConfig:
@@ -111,11 +115,12 @@ def uvit(
 def mini(
     codec: Mapping[str, Any], text: Mapping[str, Any], shared: Mapping[str, str]
 ) -> VQDiffusionConfig:
-    """`mini-vq`: 96x96 pictures as nine tokens, or with an `ImageVQ` 64x64 as 8x8 tokens; given a
-    text latent; 3.2M parameters."""
+    """`mini-vq`: 96x96 pictures as nine tokens, or as many as a fitted codec has, or with an
+    `ImageVQ` 64x64 as 8x8 tokens; given a text latent; 3.2M parameters."""
     fitted = "cell" in codec
+    side = (codec.get("side") or LATTICE) // codec["cell"] if fitted else 8
     network = uvit(
-        side=3 if fitted else 8,
+        side=side,
         codes=codec["codes"] if fitted else codec["quantiser"]["codes"],
         text=(text["length"], text["dim"]),
         dim=192,
@@ -129,7 +134,7 @@ def mini(
         text=text,
         shared=shared,
         guidance=1.5 if fitted else 3.0,
-        sample_steps=9 if fitted else 25,  # of nine tokens one a step
+        sample_steps=min(side**2, 25),  # of nine tokens one a step
     )
 
 
@@ -399,7 +404,8 @@ class Training(Settings):
 
     preset: "mini-vq" or a name in PRESETS.
     tokens: the folder of the image tokens.  codecs: the folder of the text codec, or "" for
-    that of `mini`, whose weights are then shared; of published sizes a model that has all of them,
+    that of `mini`, whose weights are then shared; of data of your own also "fitted" or "trained",
+    which says how all are made (`train.stack`); of published sizes a model that has all of them,
     or a folder of them as `everyway convert` makes it.  init: a model to start from, codecs and
     weights.
     times: a distribution of `process.training_times`.  drop: share of the samples without their

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import write_text
-from everyway.codecs.text_tokens import train_tokens
+from everyway.codecs.text_tokens import Tokens, train_tokens
 from everyway.data.folder import Folder
 from everyway.data.listing import is_data
 from everyway.layouts import convert
@@ -38,11 +38,15 @@ class CodecLearner(Learner):
 
     name: str
 
-    def __init__(self, config: TrainConfig, size: int = 64, captioned: bool = False) -> None:
+    def __init__(self, config: TrainConfig, size: int = 64, tokens: Tokens | None = None) -> None:
+        """tokens: what captions are read by, where they are; of a folder those that are too long
+        are left out."""
         super().__init__()
         torch.manual_seed(config.seed)  # initial weights only
         self.config = config
-        self.seen, self.unseen = sources.streams(config, size, captioned)
+        reads = (lambda caption: tokens.encode([caption])) if tokens else None
+        captioned = tokens is not None
+        self.seen, self.unseen = sources.streams(config, size, captioned, reads)
         if is_data(name := config.source.data) and PartialState().is_main_process:
             data_changes.tell(config.folder, Folder(name, captioned=captioned), _log.warning)
 

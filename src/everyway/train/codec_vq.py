@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from everyway.codecs.image_vae import psnr, reconstruction_loss
-from everyway.codecs.image_vq import SMALL, ImageVQ
+from everyway.codecs.image_vq import SMALL, ImageVQ, use_of
 from everyway.settings import ConfigError, Settings
 from everyway.sheet import Cell, Section, sheet
 from everyway.train import sources
@@ -27,12 +27,14 @@ REVIVED = "revived"
 
 class Training(Settings):
     """size: side of the pictures in pixels.  codec: settings of the `ImageVQ`.
+    codecs: the folder that it is written into; by default the run's own.
 
     adversarial: weight of a patch discriminator's verdict, 0 for none; it is asked from step
     `adversarial_from` on.
     """
 
     size: int = Field(64, ge=1)
+    codecs: str = ""
     adversarial: float = Field(0.0, ge=0)
     adversarial_from: int = Field(2000, ge=0)
     codec: dict[str, Any] = SMALL
@@ -91,20 +93,14 @@ class VQLearner(CodecLearner):
 
     @torch.no_grad()
     def measure(self, count: int = 200) -> dict[str, Any]:
-        """psnr_db of unseen pictures; codes_used (share of the classes) and perplexity =
-        exp(entropy) of their codes."""
+        """psnr_db of unseen pictures, and the use of their codes (`use_of`)."""
         codes, quality = [], []
         for start in range(0, count, 50):
             part = sources.pictures(self.unseen(range(start, min(start + 50, count))))
             codes.append(self.image.encode(part))
             quality.append(psnr(self.image.decode(codes[-1]), part))
-        often = torch.bincount(torch.cat(codes).flatten(), minlength=self.image.classes).double()
-        share = often / often.sum()
-        return {
-            "psnr_db": round(torch.stack(quality).mean().item(), 2),
-            "codes_used": round((often > 0).double().mean().item(), 4),
-            "perplexity": round(torch.special.entr(share).sum().exp().item(), 1),
-        }
+        shown = {"psnr_db": round(torch.stack(quality).mean().item(), 2)}
+        return shown | use_of(torch.cat(codes), self.image.classes)
 
 
 class Critic(nn.Module):

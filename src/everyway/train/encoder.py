@@ -36,8 +36,9 @@ class EncoderLearner(CodecLearner):
     name = "image_embed"
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config, captioned=True)
-        self.tokens = Tokens(tokenizer(config), LENGTH)
+        tokens = Tokens(tokenizer(config), LENGTH)
+        super().__init__(config, tokens=tokens)
+        self.tokens = tokens
         self.net = Contrastive(SMALL_VISION, {**SMALL_TEXT, "vocab_size": len(self.tokens)})
 
     @property

@@ -1,13 +1,13 @@
 """Codecs fitted to a folder of pictures with captions, each sized to what the folder holds.
 
-They are those of `train.fitted`, linear and of closed form: cells of the pictures, thumbnails, and
-a vector a word that says what the word looks like.  Nothing is trained; a few thousand pictures
-take seconds.
+They are those of `train.fitted`, of closed form: cells of the pictures, thumbnails, and a vector a
+word that says what the word looks like; of image tokens the means of clusters of cells.  Nothing is
+trained; a few thousand pictures take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,30 @@ import torch
 from torch import Tensor, nn
 
 from everyway.checkpoints import codec_folder
+from everyway.codecs.cell_vq import CellVQ
+from everyway.codecs.image_vae import psnr
+from everyway.codecs.image_vq import use_of
 from everyway.codecs.pca import PCA, CellPCA, ThumbnailPCA
 from everyway.data.folder import Folder
 from everyway.data.sample import to_tensor
 from everyway.train import fitted_text
 from everyway.train.sources import sample_at
+from everyway.train.suited import SHOWS
 
 FINE = 28.0
 """dB of pictures that were not fitted, beyond which a cell takes no more numbers."""
+FINER = 40.0
+"""The same of the numbers of a cell by which its token is chosen, whose errors add to its own."""
 SAMPLE, FITTED = 600, 3000
 """Pictures that sizes are chosen by, and that codecs are fitted to, spread evenly over a folder."""
 LOOKED_AT = 32
 """Pictures whose size in pixels is looked at."""
+LOOKED_THROUGH = 20_000
+"""Cells that are looked through for different ones."""
 THUMBNAIL, TOLD, EMBEDDED = 12, 0.99, 64
 """Most pixels a side of a thumbnail, the part of its variance that is kept, in so many numbers."""
+
+PARTS = ("image", "image_embed", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +48,14 @@ class Room:
 
     side: of its pictures, in pixels.  grids: cells a side, the fewest first: a transformer's time
     is that of its tokens.  channels: numbers of a cell.  length: tokens of a caption, its end mark
-    among them.
+    among them.  codes: of image tokens.
     """
 
     side: int
     grids: tuple[int, ...]
     channels: int
     length: int
+    codes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,22 +68,28 @@ class Fitted:
 
 
 @torch.no_grad()
-def fit(path: str, room: Room, count: int) -> dict[str, Fitted]:
-    """The codecs of a folder by modality: image, image_embed and text.
+def fit(path: str, room: Room, count: int, parts: Sequence[str] = PARTS) -> dict[str, Fitted]:
+    """The codecs of a folder by name, those of `parts`: image, image_embed, text and image_vq.
 
     count: of its pictures that are looked at; a tenth of them is kept to measure on.
     Raises FolderError where the folder has no pair of picture and caption, and where no caption is
     short enough.
     """
-    side = min(room.side, _side(Folder(path, captioned=True)))
+    side = side_of(path, room)
     data = Folder(path, side, captioned=True)
     count = min(count, len(data))
     numbers = [int(k * len(data) / count) for k in range(count)]
     pictures = to_tensor([sample_at(data, k, count).image for k in range(count)])
-    image = _image(pictures, side, room)
     captions = [data.captions(k) for k in range(len(data))]
-    text = _text(captions, [captions[k] for k in numbers], image.codec.encode(pictures), room)
-    return {"image": image, "image_embed": _embed(pictures, side), "text": text}
+    shown = [captions[k] for k in numbers]
+    image = _image(pictures, side, room)
+    makers: dict[str, Callable[[], Fitted]] = {
+        "image": lambda: image,
+        "image_embed": lambda: _embed(pictures, side),
+        "text": lambda: _text(captions, shown, image.codec.encode(pictures), room),
+        "image_vq": lambda: _tokens(pictures, side, room),
+    }
+    return {part: makers[part]() for part in parts}
 
 
 def write(codecs: Mapping[str, Fitted], out: Path) -> None:
@@ -81,11 +98,13 @@ def write(codecs: Mapping[str, Fitted], out: Path) -> None:
         codec_folder.write(out, name, made.codec, made.settings, made.metadata)
 
 
-def _side(data: Folder) -> int:
-    """The middle one of the shorter sides of some pictures, in pixels."""
+def side_of(path: str, room: Room) -> int:
+    """In pixels: the middle one of the shorter sides of some pictures, and no more than there is
+    room for."""
+    data = Folder(path, captioned=True)
     count = min(LOOKED_AT, len(data))
     sides = sorted(min(sample_at(data, k, count).image.shape[:2]) for k in range(count))
-    return sides[count // 2]
+    return min(room.side, sides[count // 2])
 
 
 # -- pictures -----------------------------------------------------------------------------------
@@ -93,22 +112,65 @@ def _side(data: Folder) -> int:
 
 def _image(pictures: Tensor, side: int, room: Room) -> Fitted:
     """In as few cells as show unseen pictures at FINE, and in as few numbers a cell."""
-    unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1  # one at least
+    fitted, unseen = _parted(pictures)
     for grid in room.grids:
-        cell = max(1, round(side / grid))
-        settings = {"cell": cell, "side": grid * cell}
-        widest = CellPCA(**settings, channels=min(room.channels, 3 * cell**2))
-        cells = widest.cells(pictures)
-        widest.pca.fit(cells[~unseen if len(pictures) > 1 else unseen].flatten(0, 2))
-        quality = psnr_by_channels(widest.pca, cells[unseen].flatten(0, 2))
+        settings = _cells(side, grid)
+        quality = _quality(fitted, unseen, settings, room.channels)
         if quality[-1] >= FINE:
             break
-    fine = quality >= min(FINE, float(quality[-1]))
-    settings["channels"] = int(fine.float().argmax()) + 1
+    settings["channels"] = _channels(quality, FINE)
     codec = CellPCA(**settings)
-    codec.pca.fit(cells.flatten(0, 2))
+    codec.fit(pictures)
     metadata = {"psnr_db": round(float(quality[settings["channels"] - 1]), 2)}
     return Fitted(codec=codec, settings={"kind": "CellPCA", **settings}, metadata=metadata)
+
+
+def _tokens(pictures: Tensor, side: int, room: Room) -> Fitted:
+    """In as few cells as show unseen pictures at SHOWS, each the nearest of so many codes as there
+    are different cells, and as there is room for."""
+    fitted, unseen = _parted(pictures)
+    for grid in room.grids:
+        settings = {**_cells(side, grid), "power": 0.0}
+        quality = _quality(fitted, unseen, settings, room.channels)
+        settings["channels"] = _channels(quality, FINER)
+        settings["codes"] = _different(fitted, settings, room.codes)
+        codec = CellVQ(**settings)
+        codec.cluster(fitted)
+        codes = codec.encode(unseen)
+        shown = float(psnr(codec.decode(codes), codec.cells.resized(unseen)))
+        if shown >= SHOWS:
+            break
+    metadata = {"psnr_db": round(shown, 2), **use_of(codes, codec.classes)}
+    return Fitted(codec=codec, settings={"kind": "CellVQ", **settings}, metadata=metadata)
+
+
+def _parted(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Those that are fitted to, and every tenth, or the last of fewer, to measure on."""
+    unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1
+    return pictures[~unseen] if len(pictures) > 1 else pictures, pictures[unseen]
+
+
+def _cells(side: int, grid: int) -> dict[str, int]:
+    cell = max(1, round(side / grid))
+    return {"cell": cell, "side": grid * cell}
+
+
+def _quality(fitted: Tensor, unseen: Tensor, settings: Mapping[str, Any], channels: int) -> Tensor:
+    """dB of unseen pictures by one number a cell, by two, and so on up to `channels`."""
+    widest = CellPCA(**settings, channels=min(channels, 3 * settings["cell"] ** 2))
+    widest.fit(fitted)
+    return psnr_by_channels(widest.pca, widest.cells(unseen).flatten(0, 2))
+
+
+def _channels(quality: Tensor, enough: float) -> int:
+    """The fewest that show `enough` dB, or as much as all."""
+    return int((quality >= min(enough, float(quality[-1]))).float().argmax()) + 1
+
+
+def _different(pictures: Tensor, settings: Mapping[str, Any], most: int) -> int:
+    """How many of their cells are different, `most` at most."""
+    cells = CellPCA(settings["cell"], side=settings["side"]).cells(pictures).flatten(0, 2)
+    return min(most, len(cells[:: max(1, len(cells) // LOOKED_THROUGH)].unique(dim=0)))
 
 
 def psnr_by_channels(pca: PCA, vectors: Tensor) -> Tensor:
@@ -148,18 +210,46 @@ def _text(
 
 
 def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
-    """Modality -> a line on its codec."""
-    image, embed, text = (codecs[name] for name in ("image", "image_embed", "text"))
-    side, cell = image.settings["side"], image.settings["cell"]
-    grid = side // cell
-    quality = image.metadata["psnr_db"]
-    shown = f"{side}x{side} pixels in {grid}x{grid} cells of {image.settings['channels']} numbers"
+    """What -> a line on its codec."""
+    told = {
+        "image": ("image", _of_cells),
+        "image_vq": ("image", _of_tokens),
+        "image_embed": ("embed", _of_thumbnails),
+        "text": ("text", _of_words),
+    }
+    return {told[part][0]: told[part][1](made) for part, made in codecs.items()}
+
+
+def _of_cells(image: Fitted) -> str:
+    side, grid = _grid(image)
+    numbers = image.settings["channels"]
+    return _shown(f"{side}x{side} pixels in {grid}x{grid} cells of {numbers} numbers", image)
+
+
+def _of_tokens(image: Fitted) -> str:
+    side, grid = _grid(image)
+    codes, known = image.settings["codes"], image.metadata
+    line = _shown(f"{side}x{side} pixels as {grid}x{grid} tokens of {codes} codes", image)
+    used, perplexity = f"{known['codes_used']:.0%}", f"{known['perplexity']:.0f}"
+    return f"{line}; of the codes {used} are used there, perplexity {perplexity}"
+
+
+def _of_thumbnails(embed: Fitted) -> str:
+    return f"{embed.settings['channels']} numbers of a thumbnail"
+
+
+def _of_words(text: Fitted) -> str:
     said = text.metadata
     words = f"{said['words']} {said['unit']}, {text.settings['length'] - 1} a caption at most"
-    if said["too_long"]:
-        words = f"{words}; {said['too_long']} captions are longer and left out"
-    return {
-        "image": f"{shown}, {quality:.1f} dB on pictures it was not fitted to",
-        "embed": f"{embed.settings['channels']} numbers of a thumbnail",
-        "text": words,
-    }
+    if not said["too_long"]:
+        return words
+    return f"{words}; {said['too_long']} captions are longer and left out"
+
+
+def _grid(image: Fitted) -> tuple[int, int]:
+    """Pixels and cells a side."""
+    return image.settings["side"], image.settings["side"] // image.settings["cell"]
+
+
+def _shown(line: str, image: Fitted) -> str:
+    return f"{line}, {image.metadata['psnr_db']:.1f} dB on pictures it was not fitted to"

@@ -85,7 +85,9 @@ class Price(Settings):
     config: dict[str, Any]
     """Those that it runs with."""
     codecs: str = ""
-    """What codecs are made first: "fitted", "shipped", or none."""
+    """How codecs are made first: "fitted", "trained", "shipped", or "" where none are."""
+    stages: dict[str, float] = Field(default_factory=dict)
+    """Training of a codec -> its seconds, in order."""
     about: Lines = Field(default_factory=dict)
     """On data and codecs."""
     step_s: float
@@ -124,6 +126,9 @@ class Price(Settings):
         where = next(p for p in (out, *out.parents) if p.exists())
         preset = getattr(own.model, "preset", "")
         took = {name: spell(self.seconds.get(name, 0.0)) for name in PARTS}
+        if self.stages:
+            each = ", ".join(f"{name} {spell(s)}" for name, s in self.stages.items())
+            took["codecs"] = f"{took['codecs']} ({each})"
         told = {
             "model": self.model_line(f"{own.system} {preset}", own.adapter.lora),
             "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
@@ -237,14 +242,9 @@ def priced(
     before = {**known.pop("seconds", {}), "latents": rows * found.sample, "building": found.build}
     before = {"begun": time.time() - began, **before}
     if asked.budget_s:
-        left = asked.budget_s - sum(before.values()) - found.finish
-        learning = left / (1 + found.finish / 2 / max(1.0, config.run.save_every_s))
-        if learning < SHARE * asked.budget_s:
-            need = (asked.budget_s - left) / (1 - SHARE)
-            raise ConfigError(
-                f"a budget of {spell(asked.budget_s)} leaves no time to learn in; give "
-                f"{spell(need)} or more"
-            )
+        aside = sum(before.values()) + found.finish
+        saving = 1 + found.finish / 2 / max(1.0, config.run.save_every_s)
+        learning = left_of(asked.budget_s, aside) / saving
         config = config.model_copy(update={"budget_s": learning})
         learning = min(learning, config.steps * found.step)
         steps = min(config.steps, max(1, round(learning / found.step)))
@@ -266,6 +266,18 @@ def priced(
         threads=threads,
         **known,
     )
+
+
+def left_of(budget_s: float, aside: float, share: float = 1.0) -> float:
+    """Seconds to learn in, of a share of a budget of which so many go aside.  Raises ConfigError
+    where that is less than SHARE of it."""
+    left = share * budget_s - aside
+    if left < SHARE * share * budget_s:
+        raise ConfigError(
+            f"a budget of {spell(budget_s)} leaves no time to learn in; give "
+            f"{spell(aside / share / (1 - SHARE))} or more"
+        )
+    return left
 
 
 @contextmanager

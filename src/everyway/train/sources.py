@@ -144,17 +144,21 @@ Samples = Callable[[range], list[Sample]]
 
 
 def streams(
-    config: TrainConfig, size: int = 64, captioned: bool = False
+    config: TrainConfig,
+    size: int = 64,
+    captioned: bool = False,
+    reads: Callable[[str], object] | None = None,
 ) -> tuple[Samples, Samples]:
     """(samples to learn from, samples to be measured on), fitted to `size` pixels.
 
+    captioned, reads: as of `open_data`.
     Of a folder every tenth picture is for measuring, and the others come in a new order each turn.
     """
     name = config.source.data
     if name in BUILT_IN or name in of_systems():
         learn, test = (open_data(name, seed) for seed in (config.seed, TEST_SEED))
         return (lambda at: [learn.sample(i) for i in at]), (lambda at: [test.sample(i) for i in at])
-    data = open_data(name, config.seed, size, captioned)
+    data = open_data(name, config.seed, size, captioned, reads)
     read = lru_cache(maxsize=KEPT)(data.sample)
     numbers = np.arange(len(data))
     held_out = numbers % 10 == 9

@@ -1,13 +1,15 @@
 """The whole stack from a folder in one command: codecs that can show and say it, and the system.
 
-`planned` measures what is at hand, chooses, and asks the price; `run` does what the price says.
-The same command again goes on: what was chosen stands in the run folder.
+PRESETS says how codecs are made for each preset: fitted in seconds, or trained where codecs=trained
+asks for it.  `planned` measures what is at hand, chooses, and asks the price; `run` does what the
+price says.  The same command again goes on: what was chosen stands in the run folder.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,30 +21,91 @@ from everyway.data.folder import Folder
 from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
-from everyway.systems.unidiffuser import CODEC_FOLDER, SIZES
-from everyway.train import devices, fitted_folder, folder, price, sources
+from everyway.systems.unidiffuser import CODEC_FOLDER
+from everyway.train import devices, fitted_folder, folder, price, sources, trained_folder
 from everyway.train.config import ConfigError, TrainConfig, resolve
-from everyway.train.fitted_folder import FITTED, SAMPLE, Room
+from everyway.train.fitted_folder import FINE, FITTED, PARTS, SAMPLE, Fitted, Room, described
 from everyway.train.folder import TrainingProgress
 from everyway.train.loop import train
 from everyway.train.price import Lines, Price
 from everyway.train.suited import Suited, suited
 from everyway.train.systems import prepared
 
-ROOMS = {
-    "nano": Room(side=64, grids=(4, 8), channels=192, length=32),
-    "mini": Room(side=96, grids=(4, 6, 8), channels=192, length=48),
-    "small": Room(side=128, grids=(8, 16), channels=192, length=77),
-}
-"""What the presets have room for whose codecs are fitted to a folder."""
-SHIPPED = "mini"
-"""Whose codecs are at hand where a preset names none that are there."""
-FOLDER: dict[str, Any] = dict(
-    lr=5e-3, weight_decay=0.0, warmup_samples=6_400, ema_samples=16_000, shift=4.0, to_image=0.42,
-    to_text=0.30, joint=0.18, drop=0.0,
+ON_FEW: dict[str, Any] = dict(
+    lr=5e-3, weight_decay=0.0, warmup_samples=6_400, ema_samples=16_000,
 )  # fmt: skip
 """Of trainings on the codecs of a folder, which are few numbers that say much, above the preset's
 own; all counted in samples."""
+ON_TASKS: dict[str, Any] = dict(shift=4.0, to_image=0.42, to_text=0.30, joint=0.18, drop=0.0)
+"""The same of a UniDiffuser, of its times."""
+BY_STEPS = {"codec-image": 0.25, "encoder": 0.1, "text": 0.15}
+"""Trainings of the codecs of a UniDiffuser, each with its share of a budget, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """How the codecs of a folder are made for a preset.
+
+    room: what it has room for.  fitted: the codecs that it reads, of closed form.
+    trained: the trainings that make them, or some of them, where they are to be trained, in order,
+    each with its share of a budget; none where they are fitted alone.
+    shipped: the model whose codecs are at hand where none are in the folder that the preset names;
+    "" where it has some without a folder.
+    settings: of a training on such codecs, above the preset's own.
+    """
+
+    room: Room
+    fitted: tuple[str, ...] = PARTS
+    trained: Mapping[str, float] = field(default_factory=dict)
+    shipped: str = ""
+    settings: Mapping[str, Any]
+
+
+PRESETS = {
+    "nano": Making(
+        room=Room(side=64, grids=(4, 8), channels=192, length=32),
+        trained=BY_STEPS,
+        settings=ON_FEW | ON_TASKS,
+    ),
+    "mini": Making(
+        room=Room(side=96, grids=(4, 6, 8), channels=192, length=48),
+        trained=BY_STEPS,
+        shipped="mini",
+        settings=ON_FEW | ON_TASKS,
+    ),
+    "small": Making(
+        room=Room(side=128, grids=(8, 16), channels=192, length=77),
+        trained=BY_STEPS,
+        shipped="mini",
+        settings=ON_FEW | ON_TASKS,
+    ),
+    "mini-vq": Making(
+        room=Room(side=96, grids=(4, 8, 16), channels=64, length=48, codes=512),
+        fitted=("text", "image_vq"),
+        trained={"codec-vq": 0.4},
+        shipped="mini-vq",
+        settings=ON_FEW,
+    ),
+    "nano-versatile": Making(
+        room=Room(side=64, grids=(4, 8), channels=192, length=32),
+        fitted=("image", "text"),
+        settings=ON_FEW,
+    ),
+    "mini-versatile": Making(
+        room=Room(side=96, grids=(4, 6, 8), channels=192, length=48),
+        fitted=("image", "text"),
+        settings=ON_FEW,
+    ),
+    "mini-ediffi": Making(
+        room=Room(side=96, grids=(4, 6, 8), channels=192, length=48),
+        settings=ON_FEW,
+    ),
+}
+"""Preset -> how its codecs are made of a folder."""
+FIT, TRAIN = "fitted", "trained"
+"""Values of the setting `codecs` that are no folder: how they are made, whatever is at hand."""
+FOLDERS = ("codecs", "tokens")
+"""Settings that name a folder of codecs."""
 ENDLESS = 1_000_000_000
 """Steps where a budget is the end."""
 BYTES = 40
@@ -57,30 +120,35 @@ Note = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people.
-    seconds: of making them.  bytes: that it takes beyond those of the trial."""
+    seconds: of making them.  stages: of the trainings that make them, as of a Price.  bytes: that
+    it takes beyond those of the trial."""
 
     codecs: str = ""
     folder: str = ""
     about: Lines = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
 
 
 def resolved(
     preset: str, overrides: Mapping[str, Any], out: str | None, budget_s: float | None
 ) -> TrainConfig:
-    """As `config.resolve`, with FOLDER where codecs may be fitted, and as many steps as a budget
-    has time for where neither steps nor samples are set.  ConfigError for data that is not there:
-    no codecs are chosen for it, so that a run folder of it would seem to be of other settings."""
+    """As `config.resolve`, with the settings of PRESETS where codecs may be made, and as many steps
+    as a budget has time for where neither steps nor samples are set.  ConfigError for data that is
+    not there: no codecs are chosen for it, so that a run folder of it would seem to be of other
+    settings; and for codecs that cannot be made as it is asked."""
     given = dict(overrides)
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
     if config.system in SYSTEMS:
         sources.check(config.source.data)
-    if not _fits(config) or _begun(config):
+        _refuse_making(config)
+    making = _making(config)
+    if making is None or _begun(config):
         return config
-    return resolve(preset, {**FOLDER, **given}, out, budget_s)
+    return resolve(preset, {**making.settings, **given}, out, budget_s)
 
 
 def _begun(config: TrainConfig) -> bool:
@@ -95,7 +163,7 @@ def is_planned(config: TrainConfig, read: bool) -> bool:
     begun = (config.folder / folder.STATE).exists()
     if config.system not in SYSTEMS or (begun and price.held(config) is None):
         return False
-    return read or config.budget_s > 0 or _fits(config)
+    return read or config.budget_s > 0 or _making(config) is not None
 
 
 def planned(asked: TrainConfig, began: float | None = None) -> Price:
@@ -118,7 +186,8 @@ def planned(asked: TrainConfig, began: float | None = None) -> Price:
             config = _with_codecs(asked, str(asked.folder / "codecs"))
             tried = _with_codecs(asked, choice.folder)
         folder.compare(config)
-        known = {"codecs": choice.codecs, "about": choice.about, "seconds": choice.seconds}
+        known = {"codecs": choice.codecs, "stages": choice.stages, "about": choice.about}
+        known["seconds"] = choice.seconds
         made = price.priced(asked, config, tried, place, began, choice.bytes, **known)
         return devices.agreed(made)
 
@@ -131,12 +200,15 @@ def run(
     """Does what a price says, from where a former run of it was stopped; answers as `train`."""
     config = plan.settings()
     process = devices.joined(config.run.device)
-    if process.is_main_process:
-        with folder.locked(config.folder):
+    first = process.is_main_process
+    with folder.locked(config.folder) if first else nullcontext():
+        if first:
             plan.save()
             if plan.codecs:
-                _make(plan.codecs, config, note)
-    process.wait_for_everyone()
+                _make(plan, config, note)
+        process.wait_for_everyone()
+        if stopped := trained_folder.run(config, plan.stages, progress, note):
+            return stopped
     return train(config, progress, note)
 
 
@@ -145,110 +217,180 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     this is the process that `writes`."""
     if config.system not in SYSTEMS or not is_data(config.source.data):
         return Choice()
+    making, out = _making(config), place / "codecs"
+    if making and _asked(config) == TRAIN:
+        return _trained(config, making, place, writes)
+    if making and _asked(config) == FIT:
+        return _fitted(config, _trial(config, making), _on_data(config), out, writes)
     system = _at_hand(config)
-    pairs, found = _measured(system, config)
-    whose = config.model.init or (SHIPPED if _needs_shipped(config) else config.model.preset)
-    about: Lines = {"data": [("", pairs)]}
-    if found.psnr_db is not None:
-        about["image"] = [(f"codec of {whose}", found.seen)]
-    if found.exact is not None:
-        about["text"] = [(f"codec of {whose}", found.said)]
+    found = _measured(system, config)
+    about = _on_data(config, "text" in system.raws) | _on_codecs(found, _whose(config))
     serves = found.shows and found.says
     if config.model.init and not serves:
         _refuse_hopeless(config, found)
-    if not _fits(config):
-        if not serves:
-            about["codecs"] = [("", _how_to_mend(config))]
+    if making is None:
+        mend = {} if serves else {"codecs": [("", _how_to_mend(config))]}
+        return Choice(about=about | mend)
+    trial = _trial(config, making)
+    if not serves or _better(trial, found, system):
+        return _fitted(config, trial, about, out, writes)
+    if not _needs_shipped(config, making):
         return Choice(about=about)
-    return _trial(config, system, found, about, place / "codecs", writes)
-
-
-def _trial(
-    config: TrainConfig,
-    system: System,
-    found: Suited,
-    about: Lines,
-    out: Path,
-    writes: bool,
-) -> Choice:
-    """Codecs fitted to some of the data, or those at hand if they serve and show it as well."""
-    began = time.monotonic()
-    made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], SAMPLE)
-    spent = time.monotonic() - began
-    if found.shows and found.says and found.psnr_db >= made["image"].metadata["psnr_db"]:
-        if not _needs_shipped(config):
-            return Choice(about=about)
-        if writes:
-            copy(system, out)
-        return Choice(codecs="shipped", folder=str(out), about=about)
     if writes:
-        fitted_folder.write(made, out)
-    for name, line in fitted_folder.described(made).items():
-        about[name] = [*about.get(name, []), ("new", line)]
+        copy(system, out)
+    return Choice(codecs="shipped", folder=str(out), about=about)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Codecs fitted to some of the data.  seconds: that it took."""
+
+    made: Mapping[str, Fitted]
+    seconds: float
+
+    @property
+    def image(self) -> Fitted:
+        return self.made["image_vq"] if "image_vq" in self.made else self.made["image"]
+
+
+def _trial(config: TrainConfig, making: Making) -> Trial:
+    began = time.monotonic()
+    made = fitted_folder.fit(config.source.data, making.room, SAMPLE, making.fitted)
+    return Trial(made=made, seconds=time.monotonic() - began)
+
+
+def _better(trial: Trial, found: Suited, system: System) -> bool:
+    """Whether fitted codecs show more than those of a system, which were found to serve; plain
+    ones, which have more numbers than pictures need, they need not outdo."""
+    shown = trial.image.metadata["psnr_db"]
+    return shown > found.psnr_db or (not system.codecs and shown >= FINE)
+
+
+def _fitted(config: TrainConfig, trial: Trial, about: Lines, out: Path, writes: bool) -> Choice:
+    """Codecs fitted to the folder, those of the trial to rehearse with."""
+    if writes:
+        fitted_folder.write(trial.made, out)
+    told = {n: [*about.get(n, []), ("new", line)] for n, line in described(trial.made).items()}
     count = len(Folder(config.source.data, captioned=True))
     tried, fitted = min(SAMPLE, count), min(FITTED, count)
-    numbers = 3 * made["image"].settings["side"] ** 2
     return Choice(
-        codecs="fitted",
+        codecs=FIT,
         folder=str(out),
+        about=about | told,
+        seconds={"codecs": trial.seconds * fitted / tried},
+        bytes=(fitted - tried) * 3 * trial.image.settings["side"] ** 2 * BYTES,
+    )
+
+
+def _trained(config: TrainConfig, making: Making, place: Path, writes: bool) -> Choice:
+    """Codecs that were trained for some seconds, and how long each training is to take."""
+    trial = _with_codecs(config, str(place / "codecs"))
+    about, began = _on_data(config), time.monotonic()
+    if writes and (parts := _only_fitted(making)):
+        made = fitted_folder.fit(config.source.data, making.room, SAMPLE, parts)
+        fitted_folder.write(made, place / "codecs")
+        about |= {name: [("new", line)] for name, line in described(made).items()}
+    fitting = time.monotonic() - began
+    stages, spent = trained_folder.rehearsed(trial, making.trained, place)
+    return Choice(
+        codecs=TRAIN,
+        folder=trial.model.codecs,
         about=about,
-        seconds={"codecs": spent * fitted / tried},
-        bytes=(fitted - tried) * numbers * BYTES,
+        seconds={"codecs": fitting + spent},
+        stages=stages,
     )
 
 
 def copy(system: System, out: Path) -> None:
     """The codecs of a system as a folder of codecs."""
-    for name, settings in system.config["codec_config"].items():
-        codec_folder.write(out, name, system.codecs[name], settings, {})
+    own = system.config
+    settings = own.get("codec_config") or {"image": own["codec"], "text": own["text"]}
+    for name, known in settings.items():
+        part = "image_vq" if name in system.tokens else name
+        codec_folder.write(out, part, system.codecs[name], known, {})
 
 
-def _make(kind: str, config: TrainConfig, note: Note) -> None:
-    """The codecs, unless all of them are there."""
-    out = Path(config.model.codecs)
-    if len(codec_folder.metadata(out)) == 3:
+def _make(plan: Price, config: TrainConfig, note: Note) -> None:
+    """The codecs that are not trained, unless all of them are there."""
+    making, out = PRESETS[config.model.preset], Path(config.model.codecs)
+    parts = _only_fitted(making) if plan.codecs == TRAIN else making.fitted
+    if codec_folder.metadata(out).keys() >= {*parts}:
         return
-    if kind == "shipped":
-        copy(_shipped(), out)
+    if plan.codecs == "shipped":
+        copy(_shipped(making), out)
         return
-    made = fitted_folder.fit(config.source.data, ROOMS[config.model.preset], FITTED)
+    made = fitted_folder.fit(config.source.data, making.room, FITTED, parts)
     fitted_folder.write(made, out)
-    for name, line in fitted_folder.described(made).items():
+    for name, line in described(made).items():
         note(f"{name}: {line}")
 
 
-def _fits(config: TrainConfig) -> bool:
-    """Whether codecs may be fitted: to a folder, for a preset that has none of the user's own."""
+def _only_fitted(making: Making) -> tuple[str, ...]:
+    """The codecs that no training makes."""
+    made = {trained_folder.MADE[training] for training in making.trained}
+    return tuple(part for part in making.fitted if part not in made)
+
+
+def _making(config: TrainConfig) -> Making | None:
+    """How codecs may be made: of a folder, for a preset that has none of the user's own."""
     own = config.model
-    named = getattr(own, "codecs", "") not in ("", CODEC_FOLDER)
-    small = config.system == "unidiffuser" and own.preset in SIZES
-    return small and is_data(config.source.data) and not own.init and not named
+    if config.system not in SYSTEMS or own.init or not is_data(config.source.data):
+        return None
+    named = {getattr(own, name, "") for name in FOLDERS}
+    return PRESETS.get(own.preset) if named <= {"", CODEC_FOLDER, FIT, TRAIN} else None
 
 
-def _needs_shipped(config: TrainConfig) -> bool:
-    """Whether a preset reads trained codecs, and none are where it looks for them."""
-    own = config.model
-    return _fits(config) and own.preset != "nano" and not Path(own.codecs, "text.json").exists()
+def _asked(config: TrainConfig) -> str:
+    return getattr(config.model, "codecs", "")
 
 
-def _shipped() -> System:
+def _refuse_making(config: TrainConfig) -> None:
+    """ConfigError for codecs that cannot be made as it is asked."""
+    wanted = _asked(config)
+    if wanted not in (FIT, TRAIN):
+        return
+    can = [name for name, making in PRESETS.items() if making.trained or wanted == FIT]
+    if config.model.preset not in can:
+        raise ConfigError(f"codecs={wanted} is for {', '.join(can)}; leave it out")
+    if not is_data(config.source.data):
+        raise ConfigError(f"codecs={wanted} is of data of your own; give --data FOLDER")
+
+
+def _needs_shipped(config: TrainConfig, making: Making) -> bool:
+    """Whether a preset reads codecs of a folder, and none are where it looks for them."""
+    where = getattr(config.model, "tokens", config.model.codecs)
+    return bool(making.shipped) and not Path(where, f"{making.fitted[-1]}.json").exists()
+
+
+def _shipped(making: Making) -> System:
     from everyway.generate import load
 
-    return load(SHIPPED, device="cpu", dtype="fp32").system
+    return load(making.shipped, device="cpu", dtype="fp32").system
 
 
 def _at_hand(config: TrainConfig) -> System:
-    return _shipped() if _needs_shipped(config) else prepared(config)
+    making = _making(config)
+    needed = making is not None and _needs_shipped(config, making)
+    return _shipped(making) if needed else prepared(config)
 
 
-def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
-    """A line on the data, and how the codecs of a system serve it."""
-    texts = "text" in system.raws
+def _measured(system: System, config: TrainConfig) -> Suited:
+    """How the codecs of a system serve the data, pictures as large as there would be room for."""
+    texts, making, side = "text" in system.raws, _making(config), sources.image_size(system)
+    if making:
+        side = max(side, fitted_folder.side_of(config.source.data, making.room))
     unpaired = config.source.unpaired > 0
-    data = Folder(config.source.data, sources.image_size(system), texts, unpaired=unpaired)
+    data = Folder(config.source.data, side, captioned=texts, unpaired=unpaired)
     count = min(LOOKED_AT, len(data))
     samples = [sources.sample_at(data, k, count) for k in range(count)]
     captions = [c for s in samples for c in s.captions[:1]] if texts else []
+    return suited(system, samples, captions)
+
+
+def _on_data(config: TrainConfig, captioned: bool = True) -> Lines:
+    """A line on the data."""
+    unpaired = config.source.unpaired > 0
+    data = Folder(config.source.data, captioned=captioned, unpaired=unpaired)
     said = sum(len(data.captions(k)) for k in range(len(data)))
     line = f"{len(data):,} pictures, their middles, with {said:,} captions"
     looked_at, cut = data.cut(LOOKED_AT)
@@ -258,7 +400,21 @@ def _measured(system: System, config: TrainConfig) -> tuple[str, Suited]:
         line = f"{line}; alone {len(data.pictures):,} pictures and {len(data.texts):,} captions"
     if left := data.total - len(data) - len(data.pictures):
         line = f"{line}; {left:,} are left out (everyway data check says why)"
-    return line, suited(system, samples, captions)
+    return {"data": [("", line)]}
+
+
+def _on_codecs(found: Suited, whose: str) -> Lines:
+    """Lines on how the codecs of a model serve the data."""
+    shown = {} if found.psnr_db is None else {"image": [(f"codec of {whose}", found.seen)]}
+    return shown | ({} if found.exact is None else {"text": [(f"codec of {whose}", found.said)]})
+
+
+def _whose(config: TrainConfig) -> str:
+    """The model or preset whose codecs are at hand."""
+    making = _making(config)
+    if making and _needs_shipped(config, making):
+        return making.shipped
+    return config.model.init or config.model.preset
 
 
 def _refuse_hopeless(config: TrainConfig, found: Suited) -> None:
@@ -279,5 +435,6 @@ def _how_to_mend(config: TrainConfig) -> str:
 
 
 def _with_codecs(config: TrainConfig, path: str) -> TrainConfig:
-    model = config.model.model_copy(update={"codecs": path})
-    return config.model_copy(update={"model": model})
+    model = config.model
+    own = {name: path for name in FOLDERS if name in type(model).model_fields}
+    return config.model_copy(update={"model": model.model_copy(update=own)})

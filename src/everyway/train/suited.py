@@ -17,6 +17,7 @@ from everyway.data.reading import read
 from everyway.data.sample import Sample, to_tensor
 from everyway.errors import UsageError
 from everyway.system import System
+from everyway.systems import system_module
 
 SHOWS, SAYS = 24.0, 0.98
 """The dB of pictures, and the share of captions that come back, from which codecs serve."""
@@ -66,11 +67,17 @@ class Suited:
 
 @torch.no_grad()
 def suited(system: System, samples: Sequence[Sample], captions: Sequence[str]) -> Suited:
-    """The codecs of a system on pictures of the size that it reads, and on captions."""
+    """The codecs of a system on pictures, which it reads in its own size, and on captions, which
+    a system that only draws has to read as they are."""
     found: dict[str, Any] = {}
     codecs = {m.source: m.codec for m in system.modalities.values() if m.decodes}
+    for condition in system.conditions.values():
+        if condition.source == "text" and hasattr(condition.codec, "decode"):
+            codecs.setdefault("text", condition.codec)
     if "image" in codecs and samples:
-        found["psnr_db"] = _shown(codecs["image"], to_tensor([s.image for s in samples]))
+        side = system_module(system.name).image_size(system.config)
+        pictures = to_tensor([s.image for s in samples])
+        found["psnr_db"] = _shown(codecs["image"], pictures, side)
     if "text" in codecs and captions:
         right = [_comes_back(codecs["text"], caption) for caption in captions]
         found |= {"exact": sum(right) / len(right), "captions": len(right)}
@@ -78,9 +85,10 @@ def suited(system: System, samples: Sequence[Sample], captions: Sequence[str]) -
     return Suited(**found)
 
 
-def _shown(codec: Codec, pictures: Tensor) -> float:
+def _shown(codec: Codec, pictures: Tensor, side: int) -> float:
     """dB, in the size of the pictures."""
-    made = [codec.decode(codec.encode(part)) for part in pictures.split(16)]
+    read = F.interpolate(pictures, (side, side), mode="area")
+    made = [codec.decode(codec.encode(part)) for part in read.split(16)]
     made = F.interpolate(torch.cat(made), pictures.shape[-2:], mode="bilinear")
     return float(psnr(made, pictures))
 

@@ -15,7 +15,9 @@ from torch import Tensor
 from everyway.checkpoints import codec_folder
 from everyway.codecs.image_vae import ImageVAE
 from everyway.codecs.text_latent import SMALL_DECODER, TextLatent, exact_share
+from everyway.codecs.text_tokens import Tokens
 from everyway.data.emoji import OBJECTS
+from everyway.data.folder import Folder
 from everyway.data.sample import Sample
 from everyway.settings import Settings
 from everyway.train import sources
@@ -41,7 +43,8 @@ TEXT_NOISE = 0.5  # the text decoder reads through noise of sigma uniform in [0,
 class Training(Settings):
     """codecs: the folder of the tokenizer and the image codec, and of what is written.
 
-    scenes: from which it is taken what words look like.  decoder: as of `codec-image`.
+    scenes: from which it is taken what words look like, of a folder each once at most.  decoder:
+    as of `codec-image`.
     """
 
     codecs: str = "runs/codecs"
@@ -59,8 +62,9 @@ class TextLearner(CodecLearner):
     name = "text"
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config, captioned=True)
-        self.spec = tokenizer(config)
+        spec = tokenizer(config)
+        super().__init__(config, tokens=Tokens(spec, LENGTH))
+        self.spec = spec
         self.text = TextLatent(**self.settings()).requires_grad_(False)
         if config.model.decoder:
             codec_folder.fill(Path(config.model.codecs), "text", self.text)
@@ -110,9 +114,12 @@ class TextLearner(CodecLearner):
         folder, size = Path(self.config.model.codecs), len(self.text.tokens)
         image = ImageVAE(**codec_folder.settings(folder, "image")).eval()
         codec_folder.fill(folder, "image", image)
-        rows = self._rows(image, lambda i: self.seen(range(i, i + 1))[0], self.config.model.scenes)
-        effects, counts = effects_of_words(rows, size, SCENES_RIDGE)
+        count = self.config.model.scenes
         data = sources.open_data(self.config.source.data, self.config.seed)
+        if isinstance(data, Folder):
+            count = min(count, len(data))
+        rows = self._rows(image, lambda i: self.seen(range(i, i + 1))[0], count)
+        effects, counts = effects_of_words(rows, size, SCENES_RIDGE)
         if hasattr(data, "portrait"):
             rows = self._rows(image, data.portrait, PORTRAITS * len(OBJECTS))
             alone, _ = effects_of_words(rows, size, PORTRAITS_RIDGE)

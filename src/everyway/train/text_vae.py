@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from everyway.codecs.text_latent import exact_share
+from everyway.codecs.text_tokens import Tokens
 from everyway.codecs.text_vae import SequenceText, TextVAE, VectorText
 from everyway.settings import Settings
 from everyway.train import sources
@@ -53,8 +54,9 @@ class TextVAELearner(CodecLearner):
     name = "text"
 
     def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config, captioned=True)
-        self.spec = tokenizer(config)
+        spec = tokenizer(config)
+        super().__init__(config, tokens=Tokens(spec, LONGEST))
+        self.spec = spec
         kind = VectorText if config.model.length == 1 else SequenceText
         self.text: TextVAE = kind(**self._sizes())
 

@@ -1,0 +1,65 @@
+"""Codecs trained on a folder of pictures with captions, one training after the other.
+
+Each is an ordinary training of `train.config.CODECS` in a folder of its own, RUN/codec-image for
+instance, which goes on where it was stopped; what it makes lies in the folder of codecs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from everyway.checkpoints import codec_folder
+from everyway.train import price
+from everyway.train.config import TrainConfig, resolve
+from everyway.train.folder import TrainingProgress
+from everyway.train.loop import train
+
+MADE = {training: part for part, training in codec_folder.MADE_BY.items()}
+"""Training -> the codec that it makes."""
+
+
+def stage(config: TrainConfig, training: str, seconds: float = 0.0) -> TrainConfig:
+    """The training of a codec that the system of `config` reads.  seconds: its budget; 0 is its
+    own."""
+    own = {"data": config.source.data, "codecs": config.model.codecs, "device": config.run.device}
+    return resolve(training, own, str(config.folder / training), seconds or None)
+
+
+def rehearsed(
+    config: TrainConfig, shares: Mapping[str, float], place: Path
+) -> tuple[dict[str, float], float]:
+    """(training -> seconds that it is to learn for, seconds of all of it), found by some steps of
+    each in the folder `place`; the codecs that these make serve to rehearse the system with.
+
+    shares: of the budget, which hold what a training takes beside learning.
+    Raises ConfigError where that leaves no time to learn in.
+    """
+    stages, spent = {}, 0.0
+    for training, share in shares.items():
+        own = stage(config, training)
+        found = price.rehearsed(own, place / training)
+        aside, seconds = found.build + found.finish, own.budget_s
+        if config.budget_s:
+            seconds = price.left_of(config.budget_s, aside, share)
+        stages[training] = seconds
+        spent += seconds + aside
+    return stages, spent
+
+
+def run(
+    config: TrainConfig,
+    stages: Mapping[str, float],
+    progress: Callable[[TrainingProgress], None] | None,
+    note: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Trains what is not there yet; the summary of a training that was stopped, if one was."""
+    for training, seconds in stages.items():
+        if MADE[training] in codec_folder.metadata(Path(config.model.codecs)):
+            continue
+        note(f"{training}: {price.spell(seconds)}")
+        done = train(stage(config, training, seconds), progress, note)
+        if done["stopped"]:
+            return done
+    return None
