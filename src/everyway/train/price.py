@@ -29,6 +29,7 @@ from everyway.data.faults import reason
 from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.system import System
+from everyway.systems import SYSTEMS
 from everyway.train import sources
 from everyway.train.config import ConfigError, TrainConfig, differences, parsed
 from everyway.train.devices import PartialState, agreed
@@ -315,8 +316,7 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     """Some steps of a training, in the folder `out`, as the first process measures them."""
     small = _few(config, out)
-    system = prepared(small)
-    sample, few = _encoding(system, small)
+    encoded = _encoded(small, config)
     times = [_now()]
     train(small, lambda progress: times.append(_now()))
     times.append(_now())
@@ -327,18 +327,17 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
     step, processor = ((b - a) / (len(warm) - 1) for a, b in zip(warm[0], warm[-1]))
     latents = [f for folder in out.glob("latents-*") for f in folder.iterdir()]
     rest = [f for f in out.rglob("*") if f.is_file() and f not in latents]
-    own = [p for network in system.networks.values() for p in network.parameters()]
     made = Rehearsal(
         step=step,
         processor=processor,
-        sample=sample,
-        build=max(0.0, steps[0][0] - begun[0] - step - few * sample),
+        sample=encoded.sample,
+        build=max(0.0, steps[0][0] - begun[0] - step - encoded.few * encoded.sample),
         finish=ended[0] - steps[-1][0],
         bytes=sum(f.stat().st_size for f in rest),
-        row_bytes=sum(f.stat().st_size for f in latents) / few,
-        rows=_rows(system, config),
-        parameters=sum(p.numel() for p in own),
-        trained=sum(p.numel() for p in own if p.requires_grad),
+        row_bytes=sum(f.stat().st_size for f in latents) / encoded.few,
+        rows=encoded.rows,
+        parameters=encoded.parameters,
+        trained=encoded.trained,
     )
     return agreed(made)
 
@@ -364,15 +363,37 @@ def _now() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def _encoding(system: System, config: TrainConfig) -> tuple[float, int]:
-    """(seconds a sample, how many samples there are)."""
-    count = _rows(system, config)
-    if config.source.compose:
-        return 0.0, count
-    chosen = sources.chosen(system, config, sources.data_of(system, config))
-    began = time.monotonic()
-    sources.encode(system, [chosen.sample(row) for row in range(count)])
-    return (time.monotonic() - began) / count, count
+@dataclass(frozen=True, kw_only=True)
+class _Encoded:
+    """sample: seconds that one of `few` samples took; rows: how many the training has of them.
+    parameters, trained: of the networks, and how many of these learn."""
+
+    sample: float = 0.0
+    few: int = 1
+    rows: int = 0
+    parameters: int = 0
+    trained: int = 0
+
+
+def _encoded(small: TrainConfig, config: TrainConfig) -> _Encoded:
+    """The samples of a rehearsal, as a system encodes them; the training of a codec has none."""
+    if config.system not in SYSTEMS:
+        return _Encoded()
+    system = prepared(small)
+    few, seconds = _rows(system, small), 0.0
+    if not small.source.compose:
+        chosen = sources.chosen(system, small, sources.data_of(system, small))
+        began = time.monotonic()
+        sources.encode(system, [chosen.sample(row) for row in range(few)])
+        seconds = time.monotonic() - began
+    own = [p for network in system.networks.values() for p in network.parameters()]
+    return _Encoded(
+        sample=seconds / few,
+        few=few,
+        rows=_rows(system, config),
+        parameters=sum(p.numel() for p in own),
+        trained=sum(p.numel() for p in own if p.requires_grad),
+    )
 
 
 def _rows(system: System, config: TrainConfig) -> int:
