@@ -239,8 +239,11 @@ def _of_thumbnails(embed: Fitted) -> str:
 
 
 def _of_words(text: Fitted) -> str:
-    said = text.metadata
-    words = f"{said['words']} {said['unit']}, {text.settings['length'] - 1} a caption at most"
+    said, most = text.metadata, text.settings["length"] - 1
+    count, unit, phrases = said["words"], said["unit"], said["phrases"]
+    words = f"{count} {unit}, {most} a caption at most"
+    if phrases:
+        words = f"{count} {unit} and {phrases} phrases, {most} a caption at most"
     if not said["too_long"]:
         return words
     return f"{words}; {said['too_long']} captions are longer and left out"
