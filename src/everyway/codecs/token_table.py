@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -148,8 +148,7 @@ class TokenTable(nn.Module):
         return self.table[ids.to(self.table.device)]
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V): how likely each token is at each place of a sentence of `bigrams`, if it is
-        as likely as softmax(scores) (B, L, V) by itself."""
+        """(B, L, V): those of its `bigrams`, scores (B, L, V)."""
         return self.bigrams.marginals(scores)
 
     def decode(self, state: Tensor) -> list[str]:
@@ -159,6 +158,11 @@ class TokenTable(nn.Module):
     def nearest(self, state: Tensor) -> Tensor:
         """(B, length) ids."""
         return torch.cdist(state.to(self.table), self.table).argmin(-1)
+
+    def count(self, texts: Iterable[str]) -> int:
+        """Takes in which token follows which in texts; returns how many `pairs` they have."""
+        self.bigrams = Bigrams.counted(self.tokens, [self.phrased(text) for text in texts])
+        return len(self.bigrams.counts)
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:

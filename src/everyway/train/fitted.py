@@ -53,7 +53,7 @@ class Fit:
     """cells: settings of the `CellPCA`.  length: of the text latent.
 
     lexicon: of the `TokenTable`, which reads any wording as the plain one; None where wordings are
-    learned.
+    learned.  bigrams: whether it counts which word follows which in what it reads.
     tokens: of a `CellVQ`, where the different cells are few.
     context: of the `PatchContext` that sees pictures, where that is no cells.
     """
@@ -61,6 +61,7 @@ class Fit:
     cells: dict[str, int]
     length: int
     lexicon: Lexicon | None = None
+    bigrams: bool = False
     tokens: dict[str, int] | None = None
     context: dict[str, int] | None = None
 
@@ -71,7 +72,9 @@ class Fit:
 
 
 FITS = {
-    "lattice": Fit(cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, tokens=TOKENS),
+    "lattice": Fit(
+        cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, bigrams=True, tokens=TOKENS
+    ),
     "lattice-styled": Fit(
         cells={"cell": 32, "channels": 192}, length=12, lexicon=LEXICON, context={"patch": 8}
     ),
@@ -97,6 +100,8 @@ def fit_codecs(out: Path, scenes: int = 12_000, name: str = "lattice") -> dict[s
     settings = {"tokenizer": spec, **fit.text}
     image, embed = CellPCA(**fit.cells), ThumbnailPCA(**THUMBNAILS)
     text = TokenTable(**settings)
+    if fit.bigrams:
+        settings["pairs"] = text.count(c for i in range(scenes) for c in data.described(i)[1])
     some = _pictures(data, range(min(scenes, 3000)))
     image.fit(some)
     embed.fit(some)

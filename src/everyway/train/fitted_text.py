@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from everyway.codecs.bigrams import Bigrams
 from everyway.codecs.text_tokens import (
     SPECIAL,
     Tokens,
@@ -71,11 +70,9 @@ def fit(
             f"reads {length - 1}; shorten them"
         )
     settings = {"tokenizer": tokens.tokenizer.to_str(), "length": length, "dim": DIM}
-    read = [text for text in said if len(tokens.tokenizer.encode(text).ids) < length]
-    bigrams = Bigrams.counted(Tokens(settings["tokenizer"], length), read)
-    settings["pairs"] = len(bigrams.counts)
     codec = TokenTable(**settings)
-    codec.bigrams.load_state_dict(bigrams.state_dict())
+    short = (text for text in said if len(tokens.tokenizer.encode(text).ids) < length)
+    settings["pairs"] = codec.count(short)
     codec.fit(_codes(codec.tokens, words, shown, latents))
     metadata = {
         "words": len(words) - len(SPECIAL),
