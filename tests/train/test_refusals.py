@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import everyway
 from everyway import objective
 from everyway.checkpoints import card, store
-from everyway.train import folder, loop, train
+from everyway.train import folder, loop, sources, stack, train
 from everyway.train.config import ConfigError, TrainConfig, resolve
 from everyway.train.ema import EMA
 from everyway.train.learner import Learner
@@ -350,3 +351,15 @@ def test_an_importance_of_losses_that_are_not_finite():
     with pytest.raises(StateError, match="diverged by step 1"):
         learner.learn(0, {"image": torch.tensor([1.0, torch.nan, 1.0, 1.0])})
     assert torch.isfinite(learner.memory[HISTORY]).all()
+
+
+def test_a_folder_with_the_name_of_a_built_in_set(tmp_path, monkeypatch) -> None:
+    """It is the set, whole, for what is measured and for what is learned; who names it is asked."""
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").mkdir()
+    Image.new("RGB", (16, 16)).save("shapes/a.png")
+    Path("shapes/a.txt").write_text("a square")
+    assert not sources.is_own("shapes") and sources.is_own("./shapes")
+    assert stack.resolved("nano", {}, "run", None).model.codecs == resolve("nano", {}).model.codecs
+    assert "give ./shapes" in refused(sources.refuse_two_meanings, "shapes")
+    sources.refuse_two_meanings("./shapes")

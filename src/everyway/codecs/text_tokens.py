@@ -19,6 +19,17 @@ PRIVATE = 0xF0000
 PHRASES = 1000
 """Most that `frequent_phrases` finds, the most frequent."""
 
+NO_SPACE = "|".join(
+    [
+        r"(?<=\w) (?=['’/-] \w)",  # isn't, t-shirt
+        r"(?<=\w ['’/-]) (?=\w)",
+        r"(?<=\d\.) (?=\d)",  # 0.5
+        r"(?<=\w) (?=[:;%)\]}])",
+        r"(?<=[(\[{]) (?=\w)",
+    ]
+)
+"""Where words and marks stand together in a text, as a regular expression."""
+
 
 class PromptError(UsageError):
     """A text that a model cannot read; the message says how to mend it."""
@@ -68,7 +79,7 @@ class Tokens:
         return list(dict.fromkeys(word for word in odd if re.search(r"\w", word)))
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Raises PromptError for an empty text, a too long one, and one with no known character."""
+        """Raises PromptError for a text that is empty, too long, or wholly unknown."""
         out = torch.full((len(texts), self.length), self.pad, dtype=torch.long)
         for row, text in zip(out, texts, strict=True):
             ids = self.tokenizer.encode(text).ids
@@ -81,7 +92,7 @@ class Tokens:
                     f"{self.length - 1}; shorten it"
                 )
             if not self.tokenizer.decode(known).strip():
-                raise PromptError(f"this model knows no character of {text[:40]!r}")
+                raise PromptError(f"this model can read nothing of {text[:40]!r}")
             row[: len(ids)] = torch.tensor(ids)
             row[len(ids)] = self.end
         return out
@@ -161,7 +172,13 @@ def _words(phrases: Sequence[str] = ()) -> Tokenizer:
         longest = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
         pieces = "|".join([*map(_as_written, longest), r"\w+", r"[^\w\s]+"])
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
-    tokenizer.decoder = decoders.WordPiece(cleanup=True)  # no space before a comma
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(cleanup=True),  # no space before a comma
+            decoders.Fuse(),
+            decoders.Replace(Regex(NO_SPACE), ""),
+        ]
+    )
     return tokenizer
 
 

@@ -15,7 +15,6 @@ from everyway.checkpoints import codec_folder
 from everyway.checkpoints.store import write_text
 from everyway.codecs.text_tokens import Tokens, train_tokens
 from everyway.data.folder import Folder
-from everyway.data.listing import is_data
 from everyway.layouts import convert
 from everyway.train import data_changes, sources
 from everyway.train.config import TrainConfig
@@ -47,7 +46,7 @@ class CodecLearner(Learner):
         reads = (lambda caption: tokens.encode([caption])) if tokens else None
         captioned = tokens is not None
         self.seen, self.unseen = sources.streams(config, size, captioned, reads)
-        if is_data(name := config.source.data) and PartialState().is_main_process:
+        if sources.is_own(name := config.source.data) and PartialState().is_main_process:
             data_changes.tell(config.folder, Folder(name, captioned=captioned), _log.warning)
 
     @property

@@ -26,7 +26,6 @@ from pydantic import Field, ValidationError
 from everyway.checkpoints.card import hardware
 from everyway.checkpoints.store import write_text
 from everyway.data.faults import reason
-from everyway.data.listing import is_data
 from everyway.settings import Settings
 from everyway.system import System
 from everyway.systems import SYSTEMS
@@ -258,7 +257,7 @@ def priced(
         step_s=found.step,
         processor_s=found.processor,
         steps=steps,
-        rows=rows if is_data(config.source.data) else 0,
+        rows=rows if sources.is_own(config.source.data) else 0,
         parameters=found.parameters,
         trained=found.trained,
         seconds={**before, "training": learning, "saving": savings},

@@ -105,10 +105,29 @@ def open_data(
 
 def check(name: str) -> None:
     """ConfigError where there is no such data."""
-    if name in BUILT_IN or is_data(name) or name in (own := of_systems()):
+    if is_built_in(name) or is_data(name):
         return
-    known = ", ".join((*BUILT_IN, *own))
+    known = ", ".join((*BUILT_IN, *of_systems()))
     raise ConfigError(f"data {name!r} is unknown; choose {known}, or give a folder")
+
+
+def is_built_in(name: str) -> bool:
+    """Whether it is the name of a set that is made here, whatever folder has that name, too."""
+    return name in BUILT_IN or name in of_systems()
+
+
+def refuse_two_meanings(name: str) -> None:
+    """ConfigError where both a set that is made here and a folder have the name that was given."""
+    if is_built_in(name) and is_data(name):
+        raise ConfigError(
+            f"data {name!r} is a built-in set, and a folder here has that name; give ./{name} for "
+            "the folder, or rename it for the set"
+        )
+
+
+def is_own(name: str) -> bool:
+    """Whether it is data of one's own, as `open_data` opens it."""
+    return not is_built_in(name) and is_data(name)
 
 
 def of_systems() -> dict[str, Callable[[int], Any]]:
@@ -155,7 +174,7 @@ def streams(
     Of a folder every tenth picture is for measuring, and the others come in a new order each turn.
     """
     name = config.source.data
-    if name in BUILT_IN or name in of_systems():
+    if is_built_in(name):
         learn, test = (open_data(name, seed) for seed in (config.seed, TEST_SEED))
         return (lambda at: [learn.sample(i) for i in at]), (lambda at: [test.sample(i) for i in at])
     data = open_data(name, config.seed, size, captioned, reads)

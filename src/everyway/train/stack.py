@@ -18,7 +18,6 @@ import torch
 
 from everyway.checkpoints import codec_folder
 from everyway.data.folder import Folder
-from everyway.data.listing import is_data
 from everyway.system import System
 from everyway.systems import SYSTEMS
 from everyway.systems.unidiffuser import CODEC_FOLDER
@@ -215,7 +214,7 @@ def run(
 def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
     """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
     this is the process that `writes`."""
-    if config.system not in SYSTEMS or not is_data(config.source.data):
+    if config.system not in SYSTEMS or not sources.is_own(config.source.data):
         return Choice()
     making, out = _making(config), place / "codecs"
     if making and _asked(config) == TRAIN:
@@ -334,7 +333,7 @@ def _only_fitted(making: Making) -> tuple[str, ...]:
 def _making(config: TrainConfig) -> Making | None:
     """How codecs may be made: of a folder, for a preset that has none of the user's own."""
     own = config.model
-    if config.system not in SYSTEMS or own.init or not is_data(config.source.data):
+    if config.system not in SYSTEMS or own.init or not sources.is_own(config.source.data):
         return None
     named = {getattr(own, name, "") for name in FOLDERS}
     return PRESETS.get(own.preset) if named <= {"", CODEC_FOLDER, FIT, TRAIN} else None
@@ -352,7 +351,7 @@ def _refuse_making(config: TrainConfig) -> None:
     can = [name for name, making in PRESETS.items() if making.trained or wanted == FIT]
     if config.model.preset not in can:
         raise ConfigError(f"codecs={wanted} is for {', '.join(can)}; leave it out")
-    if not is_data(config.source.data):
+    if not sources.is_own(config.source.data):
         raise ConfigError(f"codecs={wanted} is of data of your own; give --data FOLDER")
 
 

@@ -55,8 +55,9 @@ def _settings() -> str:
 def run(args: argparse.Namespace) -> int:
     overrides = settings(args.set)
     overrides |= {name: said for name in ("data", "teacher") if (said := getattr(args, name))}
-    from everyway.train import stack
+    from everyway.train import sources, stack
 
+    sources.refuse_two_meanings(overrides.get("data", ""))
     config = stack.resolved(args.preset, overrides, args.out, args.budget)
     return trained(config, args.quiet, args.dry_run)
 
