@@ -24,8 +24,8 @@ NO_SPACE = "|".join(
         r"(?<=\w) (?=['’/-] \w)",  # isn't, t-shirt
         r"(?<=\w ['’/-]) (?=\w)",
         r"(?<=\d\.) (?=\d)",  # 0.5
-        r"(?<=\w) (?=[:;%)\]}])",
-        r"(?<=[(\[{]) (?=\w)",
+        r"(?<=\w) (?=[:;%)])",
+        r"(?<=\() (?=\w)",
     ]
 )
 """Where words and marks stand together in a text, as a regular expression."""
