@@ -23,8 +23,8 @@ from everyway.data.reading import parse, read
 from everyway.data.sample import Scene, SceneObject
 
 QUALIFYING = 0.95
-"""How strongly the size of an object is painted, whose name has 1.  Nearly all attention goes to the
-highest score: at 1 sizes took it from names, at 0 all objects became large (docs/LOG.md)."""
+"""How strongly the size of an object is painted, whose name has 1.  Nearly all attention goes to
+the highest score: at 1 sizes took it from names, at 0 all objects became large (docs/LOG.md)."""
 
 
 class TokenTable(nn.Module):
