@@ -324,9 +324,9 @@ def _readers(system: System) -> Iterator[Any]:
 def remarks(
     text: str | None, system: System, where: Mapping[str, Point] | None = None
 ) -> Iterator[str]:
-    """What of a text the codecs that can tell will not read, and how it is completed, a line each.
+    """What the codecs of a system do not read of a text, and how they complete it, a line each.
 
-    where: phrase -> the middle of where it is painted.  Raises ValueError for a text of which they
+    where: phrase -> the middle of where it is painted.  Raises UsageError for a text of which they
     read nothing.
     """
     for codec in (m.codec for m in _readers(system) if text):

@@ -236,8 +236,9 @@ def save(
 ) -> None:
     """A model folder of ours with its card.
 
-    formats: of the files that the weights were read from: those that were widened to compute with
-    are written as they were.  dtype: of all floats instead.
+    formats: those of the files that the weights were read from.  Weights that were widened to
+    compute with are written in them again.  dtype: one for all floats instead.
+    Raises ModelError for a model whose experts lie in their files, and StoreError.
     """
     if system.placement and system.placement.files:
         raise ModelError("its experts lie in their files; load it without memory='disk' to save it")
@@ -254,14 +255,14 @@ def save_merged(
     loras: Sequence[tuple[LoRA, float]],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """A model folder of a model with LoRAs in its weights, each times its weight; its card says so.
+    """Writes a model folder of `base` with LoRAs in its weights; its card names them.
 
-    dtype: of the weights; None keeps those that no LoRA changed as they were read, and the others
-    in float32.
-    Raises LoRAError for a LoRA of another model.
+    loras: each with its weight.  dtype: of the weights; None writes those that no LoRA changed as
+    they were read, and the others in float32.
+    Raises LoRAError for a LoRA of another model, and otherwise as `save` does.
     """
-    for own, _ in loras:
-        own.check_base(base.name, base.hash)
+    for lora, _ in loras:
+        lora.check_base(base.name, base.hash)
     network = merged(base.system.network, loras)
     system = replace(base.system, network=network, deltas={}, config=whole(base.system.config))
     own = {k: v for k, v in base.metadata.items() if k not in ("scores", "losses")}
@@ -276,12 +277,12 @@ def save_merged(
 
 
 def _merged_row(lora: LoRA, weight: float) -> dict[str, Any]:
-    """What a model says of a LoRA in it."""
+    """What the metadata of a model says of a LoRA in it."""
     path, facts = Path(lora.name), lora.facts.model_dump()
     name = path.resolve().parent.name if path.name == LORA_FILE else path.stem
     known = ("data", "steps", "batch", "samples", "seconds", "hardware", "licence")
-    told = {key: facts[key] for key in known if key in facts}
-    return {"lora": name, "weight": weight, "sha256": lora.digest, **told}
+    training = {key: facts[key] for key in known if key in facts}
+    return {"lora": name, "weight": weight, "sha256": lora.digest, **training}
 
 
 def _as_read(

@@ -41,7 +41,7 @@ class LoRAError(UsageError):
 
 
 class Facts(BaseModel):
-    """What a file says of itself; it may say more.
+    """The metadata of a file, which may have more than this.
 
     base, base_hash: the model that it was trained on, by name and by `Model.hash`.
     """
@@ -56,7 +56,8 @@ class Facts(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoRA:
-    """One file.  name: it is called.  digest: sha256 of it.  tensors: by their names in it."""
+    """A LoRA file.  name: its path, or what it is called in errors.  digest: its sha256.  tensors:
+    by their names in it."""
 
     name: str
     digest: str
@@ -118,8 +119,9 @@ def add(network: nn.Module, rank: int, alpha: float, layers: Sequence[str], seed
 
 
 def adapted(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Module:
-    """A network of the same weights, which it shares, with these LoRAs, each times its weight.
+    """A network that shares the weights of `network`, with these LoRAs beside them.
 
+    loras: each with its weight, by which what it adds is multiplied.
     Raises LoRAError for one that does not fit.
     """
     held = chain(network.parameters(), network.buffers())
@@ -137,13 +139,15 @@ def adapted(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Modul
 
 
 def merged(network: nn.Module, loras: Sequence[tuple[LoRA, float]]) -> nn.Module:
-    """A network with weights of its own, W + weight * alpha / rank * B A, that answers as `adapted`
-    does but for rounding.  Raises LoRAError for one that does not fit.
+    """A network with these LoRAs in its weights: W + weight * alpha / rank * B A, summed over them.
+
+    Its outputs are those of `adapted` but for rounding.  The weights of `network` stay as they are.
+    Raises LoRAError for a LoRA that does not fit.
     """
     made = adapted(copy.deepcopy(network), loras)
-    kind = _peft().tuners.lora.LoraLayer
+    lora_layer = _peft().tuners.lora.LoraLayer
     for name, layer in [*made.named_modules()]:
-        if isinstance(layer, kind):
+        if isinstance(layer, lora_layer):
             layer.merge()
             parent, _, leaf = name.rpartition(".")
             setattr(made.get_submodule(parent), leaf, layer.get_base_layer())
@@ -205,7 +209,8 @@ def write(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -
 
 
 def lora_of(content: bytes, name: str) -> LoRA:
-    """What is in a file.  name: it is called, in errors.  Raises LoRAError for another file."""
+    """The LoRA in the content of a file.  name: what it is called in errors.  Raises LoRAError for
+    a file that is none."""
     facts = facts_of(content, name)
     try:
         tensors = load(content)
@@ -227,9 +232,9 @@ def steps_of(path: Path) -> int:
 
 
 def facts_of(content: bytes, name: str) -> Facts:
-    """What a file says of itself, of whose tensors nothing is read.
+    """The metadata of a file, without reading its tensors.
 
-    Raises LoRAError for one that says nothing.
+    Raises LoRAError for a file that is no LoRA of ours.
     """
     try:
         length = int.from_bytes(content[:8], "little")

@@ -432,9 +432,9 @@ class System:
 
         rows_a_call: 1 gives every sample of every query its own fixed-shape call, which makes
         sample k bit-equal whatever the batch it came in; 0 makes queries of equal shapes, such as
-        conditional and unconditional ones, one call.  None is 0 on a GPU; on a CPU, where one row
-        of a float32 product differs in its last bits from that row in a larger batch, it is one
-        call of each query with the bits of 1 (`nets.batch_invariance`).
+        conditional and unconditional ones, one call.  None is 0 on a GPU.  On a CPU, where a row
+        of a float32 product has other last bits in a larger batch, None is one call for each
+        query, with the bits that 1 gives (`nets.batch_invariance`).
         """
         if rows_a_call is None and self.device.type != "cpu":
             rows_a_call = 0

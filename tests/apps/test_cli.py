@@ -235,7 +235,7 @@ def test_ctrl_c_is_130_and_keeps_what_was_finished(run, tmp_path, monkeypatch):
 def test_data_is_written_and_checked(run, tmp_path):
     assert run("data", "shapes", "--out", "s", "-n", 3)[0] == 0
     code, out, _ = run("data", "check", "s", "--out", "report")
-    assert code == 0 and out.startswith("3 pictures") and (tmp_path / "report").exists()
+    assert code == 0 and out.startswith("pictures: 3,") and (tmp_path / "report").exists()
     next((tmp_path / "s").glob("*.png")).write_bytes(b"")
     code, out, _ = run("data", "check", "s")
     assert code == 1 and "cannot be read" in out

@@ -225,7 +225,7 @@ def test_codecs_that_cannot_be_made_as_asked_are_refused(folder, tmp_path):
         stack.resolved(
             "nano-versatile", {"data": str(folder), "codecs": "trained"}, str(tmp_path), None
         )
-    with pytest.raises(ConfigError, match="codecs=fitted is of data of your own; give --data"):
+    with pytest.raises(ConfigError, match="codecs=fitted needs pictures of your own; give --data"):
         stack.resolved("mini", {"codecs": "fitted"}, str(tmp_path), None)
 
 

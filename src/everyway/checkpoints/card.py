@@ -118,15 +118,15 @@ def _begun_from(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _merged(row: Mapping[str, Any]) -> str:
-    """Of a LoRA that is in the weights."""
+    """A paragraph on a LoRA that was merged into the weights."""
     data = row.get("data", "data that is not stated")
-    told = [f"{row['steps']:,} steps"] if "steps" in row else []
-    told += [f"licence: {row['licence']}"] if "licence" in row else []
-    told += [f"sha256 {row['sha256'][:12]}"]
+    known = [f"{row['steps']:,} steps"] if "steps" in row else []
+    known += [f"licence: {row['licence']}"] if "licence" in row else []
+    known += [f"sha256 {row['sha256'][:12]}"]
     learned = ABOUT.get(data, data if "data" not in row else "a folder of pictures")
     return (
         f"\nMerged into its weights: the LoRA `{row['lora']}`, times {row['weight']:g}, that "
-        f"learned from {learned} ({', '.join(told)})."
+        f"learned from {learned} ({', '.join(known)})."
     )
 
 

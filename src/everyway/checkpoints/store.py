@@ -66,7 +66,8 @@ class Run(TypedDict):
 
 
 class Merged(TypedDict):
-    """A LoRA in the weights, and how strong; of its training what is known."""
+    """A LoRA that was merged into the weights: its name, weight and digest, and what is known of
+    its training."""
 
     lora: str
     weight: float

@@ -1,8 +1,11 @@
-"""Which token follows which in captions, and what that says of tokens that are uncertain.
+"""Bigrams of captions: which token follows which, and what that says of tokens that are uncertain.
 
-Shapes: L tokens of a sentence, V vocabulary, P different pairs of tokens.
-Sources: Witten and Bell, "The Zero-Frequency Problem", 1991 (what is left for pairs that were never
-seen); Rabiner, "A Tutorial on Hidden Markov Models", 1989 (forward and backward).
+The tokens of a sentence are the hidden states of a Markov chain; what a network says of each place
+is the observation there.
+
+Shapes: B sentences, L tokens of a sentence, V vocabulary, P different pairs of tokens.
+Sources: Witten and Bell, "The Zero-Frequency Problem", 1991 (how much probability pairs get that
+were never seen); Rabiner, "A Tutorial on Hidden Markov Models", 1989 (forward-backward algorithm).
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from torch import Tensor, nn
 from everyway.codecs.text_tokens import Tokens
 
 LEAST = 1e-12
-"""How likely every token is at every place, so that no sentence is impossible."""
+"""How likely every token is at least at every place, so that no sentence is impossible."""
 
 
 class Bigrams(nn.Module):
-    """Of captions: a sentence begins at a start, and padding follows its end mark.
+    """How often each token followed which in captions.
 
-    tokens: their tokenizer.  pairs: P, of tokens that were seen one after the other.
+    A sentence begins after a start, whose number is V; after its end mark there is only padding.
+
+    tokens: the tokenizer of the captions.  pairs: P, how many different pairs were seen.
     """
 
     def __init__(self, tokens: Tokens, pairs: int) -> None:
@@ -33,7 +38,7 @@ class Bigrams(nn.Module):
 
     @staticmethod
     def counted(tokens: Tokens, texts: Sequence[str]) -> Bigrams:
-        """Of texts that are not too long for `tokens`."""
+        """Those of some texts.  Raises PromptError for a text that `tokens` cannot read."""
         ids = tokens.encode(texts)
         before = torch.cat([torch.full_like(ids[:, :1], len(tokens)), ids[:, :-1]], 1)
         seen = torch.stack([before, ids])[:, ids != tokens.pad]
@@ -44,17 +49,23 @@ class Bigrams(nn.Module):
         return made
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V) float64: how likely each token is at each place of a sentence, if
-        it is as likely as softmax(scores) (B, L, V) by itself.
+        """(B, L, V) float64: how likely each token is at each place, given all places of its
+        sentence and the bigrams.
 
-        Sentence by sentence, for the bits that each has alone.
+        scores: (B, L, V), logits of the tokens of each place by itself.
+        Computed sentence by sentence, so that the bits of one do not depend on the batch.
         """
         likely = scores.double().softmax(-1) + LEAST
         follow = self.transitions()
         return torch.stack([follow.marginals(own) for own in likely])
 
     def transitions(self) -> Transitions:
-        """The probabilities of what follows what."""
+        """The probabilities of what follows what.
+
+        A token that was followed n times, by d different tokens, leaves d / (n + d) to tokens in
+        general (Witten and Bell).  One that was never followed leaves all, an end mark and padding
+        nothing.
+        """
         before, after = self.pairs.long()
         seen = self.counts.double()
         followed = seen.new_zeros(self.start + 1).index_add(0, before, seen)
@@ -75,8 +86,12 @@ class Bigrams(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transitions:
-    """Of tokens, V being the start: `share` (P,) from `before` to `after`, and the
-    `rest` (V + 1,) of each to tokens in general, as they are `alone` (V,)."""
+    """p(b | a) = share of the pair (a, b), if it was seen, + rest[a] alone[b].
+
+    before, after: the tokens of each pair, (P + 2,) with those of end mark and padding.
+    share: (P + 2,).  rest: (V + 1,), the last of them of the start.  alone: (V,), how frequent each
+    token is.
+    """
 
     before: Tensor
     after: Tensor
@@ -85,7 +100,8 @@ class Transitions:
     alone: Tensor
 
     def marginals(self, likely: Tensor) -> Tensor:
-        """Forward and backward, likely (L, V) -> (L, V)."""
+        """The forward-backward algorithm: likely (L, V), how likely each token is at each place by
+        itself -> (L, V), how likely it is in its sentence."""
         state = torch.zeros_like(self.rest)
         state[-1] = 1.0  # the start
         ahead = []
@@ -102,12 +118,12 @@ class Transitions:
         return torch.stack(out[::-1])
 
     def _to_next(self, state: Tensor) -> Tensor:
-        """How likely each token is (V + 1,), after such a one."""
+        """state (V + 1,), how likely each token is -> (V + 1,), how likely each is to be next."""
         out = torch.zeros_like(state).index_add(0, self.after, state[self.before] * self.share)
         out[:-1] += (state @ self.rest) * self.alone
         return out
 
     def _from_next(self, likely: Tensor) -> Tensor:
-        """How likely what comes next is (V,), after each token (V + 1,)."""
+        """likely (V,) of the next place -> (V + 1,), how likely it is after each token."""
         out = self.rest * (self.alone @ likely)
         return out.index_add(0, self.before, self.share * likely[self.after])

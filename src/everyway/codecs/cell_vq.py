@@ -1,5 +1,5 @@
-"""Image tokens without training: a code for every different cell of pictures of few parts, or codes
-at the means of clusters of cells."""
+"""Image tokens without training: a code for every different cell of pictures of few parts, or the
+mean of each cluster of cells."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from everyway.codecs.image_vq import MovingCodes, grid, nearest, rows
 from everyway.codecs.pca import CellPCA
 
 ROUNDS, SEED = 12, 21
-"""Of k-means, and of what it begins with."""
+"""Rounds of k-means, and the seed of its first means."""
 CLUSTERED = 50
-"""Cells of each picture that are clustered."""
+"""How many cells are clustered for each picture, on average."""
 
 
 class CellVQ(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> tokens (B, L) int64, one a cell, row by row.
 
-    A token is the nearest of `codes` in the latents of a `CellPCA`, which reads side and power.
+    A token is the number of the nearest of the `codes`, which are latents of a `CellPCA`.
+
+    codes: how many.  cell, channels, side, power: as of `CellPCA`.
     """
 
     codes: Tensor
@@ -44,8 +46,8 @@ class CellVQ(nn.Module):
 
     @torch.no_grad()
     def cluster(self, pictures: Tensor) -> None:
-        """Take the main axes of the cells of pictures (N, 3, H, W), and for the codes the means of
-        their clusters: k-means, which is `MovingCodes` without a memory."""
+        """Takes the principal components of the cells of pictures (N, 3, H, W), and as codes the
+        means of their clusters by k-means, which is `MovingCodes` without a memory."""
         generator = torch.Generator().manual_seed(SEED)
         self.cells.fit(pictures)
         latents = rows(self.cells.encode(pictures))

@@ -197,7 +197,10 @@ def nearest(z: Tensor, codes: Tensor) -> Tensor:
 
 
 def use_of(codes: Tensor, classes: int) -> dict[str, float]:
-    """codes_used: the share of `classes` codes that are among these; perplexity: exp(entropy)."""
+    """How evenly codes (any shape) of `classes` are used.
+
+    codes_used: the share of the classes that occur.  perplexity: exp(entropy), `classes` at most.
+    """
     often = torch.bincount(codes.flatten(), minlength=classes).double()
     share = often / often.sum()
     return {

@@ -6,16 +6,22 @@ space has no artefacts and costs one matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+LATTICE = 96
+"""Side in pixels of the pictures of the shipped models, whose codecs take any."""
 
 
 class PCA(nn.Module):
     """Vectors (..., inputs) <-> (..., channels), the main axes of what it was fitted to.
 
-    power: how much of each axis' standard deviation is divided out: 1 whitens; below 1 the
-    axes that tell more stay larger, and a mean square over them counts them more.
+    power: how much of each axis' standard deviation is divided out.  1 whitens; below 1 the axes of
+    more variance stay larger, and a mean square over them counts them more.
     """
 
     def __init__(self, inputs: int, channels: int, power: float = 1.0) -> None:
@@ -46,10 +52,16 @@ class PCA(nn.Module):
         return (z * self.scale.float()) @ self.axes.float() + self.mean.float()
 
 
+def cells_a_side(settings: Mapping[str, Any]) -> int:
+    """How many cells a side pictures have, by the settings of a `CellPCA` or `CellVQ`."""
+    return (settings.get("side") or LATTICE) // settings["cell"]
+
+
 class CellPCA(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / cell, W / cell).
 
-    side: of the pictures in pixels, which are made so small first; 0 takes them as they are.
+    cell: its side in pixels.  channels: numbers of a cell.
+    side: to which pictures are resized first, in pixels; 0 takes them as they are.
     power: as of `PCA`; at 0 distances of latents are those of pixels.
     """
 
@@ -65,7 +77,7 @@ class CellPCA(nn.Module):
         return F.pixel_unshuffle(self.resized(images), self.cell).movedim(1, -1)
 
     def resized(self, images: Tensor) -> Tensor:
-        """(B, 3, side, side)."""
+        """Pictures (B, 3, H, W) -> (B, 3, side, side), or as they are if `side` is 0."""
         if not self.side:
             return images.float()
         return F.interpolate(images.float(), size=(self.side, self.side), mode="area")

@@ -15,9 +15,9 @@ from everyway.errors import UsageError
 PAD, END, UNKNOWN = "[pad]", "[end]", "[unk]"
 SPECIAL = (PAD, END, UNKNOWN)  # ids 0, 1, 2
 PRIVATE = 0xF0000
-"""Where characters begin that nothing is written with."""
+"""The first character of a private use area of Unicode, whose characters no text has."""
 PHRASES = 1000
-"""Most that `frequent_phrases` finds, the most frequent."""
+"""How many `frequent_phrases` finds at most; of more, the most frequent."""
 
 NO_SPACE = "|".join(
     [
@@ -36,7 +36,7 @@ class PromptError(UsageError):
 
 
 def tokenizer_of(spec: str) -> Tokenizer:
-    """The tokenizer of a JSON; ValueError where it is none."""
+    """The tokenizer of a JSON.  Raises UsageError for what is none."""
     try:
         return Tokenizer.from_str(spec)
     except Exception as error:  # tokenizers raises nothing more precise
@@ -44,7 +44,7 @@ def tokenizer_of(spec: str) -> Tokenizer:
 
 
 def phrase_tokens(tokenizer: Tokenizer, text: str, phrase: str) -> list[int]:
-    """The numbers of a text's tokens that a phrase is told by, wherever it stands in it.
+    """The places of the tokens of a phrase among those of a text, wherever it stands in it.
 
     Case and the width of white space do not matter; "cat" is not in "caterpillar", but a Korean
     particle may follow a word.
@@ -123,10 +123,10 @@ class Tokens:
 
 
 def word_tokens(texts: Iterable[str], phrases: Sequence[str] = ()) -> str:
-    """The JSON of a tokenizer with every word and mark of `texts` as a token, and no other.
+    """The JSON of a tokenizer whose tokens are the words and punctuation marks of `texts`.
 
-    phrases: a token each, where it is read in the texts: of several that begin at one place, the
-    longest is.
+    phrases: each is a token, too, if it occurs in the texts; where several begin at one place, the
+    longest is read.
     """
     texts, words = list(texts), _words()
     _train(words, texts)
@@ -140,16 +140,17 @@ def word_tokens(texts: Iterable[str], phrases: Sequence[str] = ()) -> str:
 
 
 def frequent_phrases(texts: Iterable[str], least: int) -> list[str]:
-    """What stands together `least` times or more in texts, such as "on the left" and ", blue".
+    """Words that stand together `least` times or more in texts, such as "on the left", in
+    alphabetical order.
 
-    They are the merges of byte-pair encoding, with whole words in the place of letters.
+    They are the merges of byte-pair encoding, with words and marks in the place of letters.
     Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2015,
     arXiv 1508.07909.
     """
     reader, letters = _words(), dict[str, str]()
 
     def spelt(text: str) -> str:
-        """A letter a word."""
+        """A text with one letter for each word."""
         own = reader.pre_tokenizer.pre_tokenize_str(reader.normalizer.normalize_str(text))
         return "".join(letters.setdefault(word, chr(PRIVATE + len(letters))) for word, _ in own)
 
@@ -164,7 +165,7 @@ def frequent_phrases(texts: Iterable[str], least: int) -> list[str]:
 
 
 def _words(phrases: Sequence[str] = ()) -> Tokenizer:
-    """Of words, marks and phrases; none is known yet."""
+    """A tokenizer that reads words, punctuation marks and phrases, without any token yet."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = _normaliser()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -183,13 +184,13 @@ def _words(phrases: Sequence[str] = ()) -> Tokenizer:
 
 
 def _train(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Everything that stands in texts becomes a token."""
+    """Makes a token of everything that a tokenizer reads in texts."""
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
 
 
 def _as_written(phrase: str) -> str:
-    """The regular expression of a phrase that no word goes on beyond."""
+    """The regular expression of a phrase, whose ends are ends of words."""
     ends = (r"\b" if re.match(r"\w", end) else "" for end in (phrase[0], phrase[-1]))
     return re.escape(phrase).join(ends)
 

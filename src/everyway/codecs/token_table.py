@@ -1,7 +1,7 @@
-"""A text latent without a network: a vector a token, read back as the nearest one.
+"""A text latent without a network: one vector for each token, read back as the nearest one.
 
-What each vector says is fitted by `train.looks`: what pictures look like that the token is said of,
-and the token's language.
+Vectors are fitted by `train.looks`: they say what the pictures look like whose captions have the
+token, and the token's language.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from everyway.data.reading import parse, read
 from everyway.data.sample import Scene, SceneObject
 
 QUALIFYING = 0.95
-"""How much a size tells of an object, beside its name.  Where attention is all but hard the larger
-score has everything: at 1 sizes took it from names, at 0 all objects became large (docs/LOG.md)."""
+"""How strongly the size of an object is painted, whose name has 1.  Nearly all attention goes to
+the highest score: at 1 sizes took it from names, at 0 all objects became large (docs/LOG.md)."""
 
 
 class TokenTable(nn.Module):
     """Sentences <-> (B, length, dim); padding is the zero vector.
 
     tokenizer: the JSON of a tokenizer, as for `Tokens`.
-    lexicon: the plain data of a `Lexicon`, where only its scenes can be told: a text in any words
-    is then read as the plain caption that states the same.
-    spoken: with a lexicon, the language of that caption, whatever that of the text; "" is its own.
-    pairs: how many of its `bigrams` were seen; 0 where none are counted.
+    length: of a text in tokens, its end mark among them.  dim: of a vector.
+    lexicon: the plain data of a `Lexicon`, for a codec that knows its scenes alone: a text in any
+    words is then read as the plain caption that states the same.
+    spoken: with a lexicon, the language of that caption; "" is that of the text.
+    pairs: how many different pairs its `bigrams` have; 0 for a codec without bigrams.
     """
 
     def __init__(
@@ -87,12 +88,11 @@ class TokenTable(nn.Module):
         return plain(completed(stated, own), self.lexicon, self.spoken or language(text))
 
     def places(self, text: str, phrase: str) -> Tensor:
-        """(length,) in [0, 1]: how much each of the tokens that `encode` has tells a phrase of the
-        text, or all of it.
+        """(length,) in [0, 1]: how much each token of `encode(text)` belongs to a phrase of it.
 
-        Of a phrase that names objects of the lexicon, in any words, that is 1 of their names and
-        QUALIFYING of their sizes: a vector is the same wherever its token stands, so that "large"
-        alone is nobody's.
+        phrase: part of the text, or all of it.  If it names objects of the lexicon, in any words,
+        their names have 1 and their sizes QUALIFYING: a vector is the same wherever its token
+        stands, so "large" by itself would not say of which object.
         """
         caption = self.phrased(text)
         meant = parse(phrase, self.lexicon) if self.lexicon and phrase != text else None
@@ -148,7 +148,7 @@ class TokenTable(nn.Module):
         return self.table[ids.to(self.table.device)]
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V): those of its `bigrams`, scores (B, L, V)."""
+        """(B, L, V) of scores (B, L, V), by its `bigrams` (`Bigrams.marginals`)."""
         return self.bigrams.marginals(scores)
 
     def decode(self, state: Tensor) -> list[str]:
@@ -160,12 +160,15 @@ class TokenTable(nn.Module):
         return torch.cdist(state.to(self.table), self.table).argmin(-1)
 
     def count(self, texts: Iterable[str]) -> int:
-        """Takes in which token follows which in texts; returns how many `pairs` they have."""
+        """Counts the bigrams of texts; returns how many different `pairs` these have.
+
+        Raises PromptError for texts that cannot be read.
+        """
         self.bigrams = Bigrams.counted(self.tokens, [self.phrased(text) for text in texts])
         return len(self.bigrams.counts)
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
-        """Take vectors (vocabulary, dim); that of padding becomes zero."""
+        """Takes vectors (vocabulary, dim); that of padding becomes zero."""
         self.table.copy_(vectors)
         self.table[self.tokens.pad] = 0.0

@@ -18,9 +18,9 @@ from everyway.data.pairs import Pair, pairs_of
 from everyway.data.pictures import loses_much
 
 SHOWN = 8
-"""Names, sizes or classes of one kind on one line."""
+"""How many names, sizes or classes a line shows."""
 LINES = 100
-"""Lines of one kind."""
+"""How many lines are shown of one kind."""
 LONG = 320
 """Characters of a caption that few text encoders read to its end: CLIP's has 77 tokens."""
 
@@ -203,7 +203,7 @@ def _short(lines: Sequence[str]) -> Iterator[str]:
 
 
 def _grouped(named: Iterable[Named]) -> Iterator[tuple[str, str]]:
-    """(a reason, the names that it is of)."""
+    """(reason, its names in one line) of each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, why in named:
         by_reason.setdefault(why, []).append(name)

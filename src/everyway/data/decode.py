@@ -59,8 +59,8 @@ def read_picture(file: Path | BinaryIO | Image.Image, ground: str = "white") -> 
 
 
 def read_size(file: BinaryIO) -> tuple[int, int]:
-    """(width, height) in pixels as stored, of which nothing is decoded.  Errors as of
-    `read_picture`."""
+    """(width, height) in pixels as stored, without decoding.  Raises OSError as `read_picture`
+    does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -27,7 +27,7 @@ from everyway.data.sample import Sample
 
 METADATA = TABLES[0]
 KNOWN = 8
-"""Classes of a model that an error names."""
+"""How many classes of a model an error names."""
 _log = logging.getLogger(__name__)
 
 
@@ -84,7 +84,7 @@ class Folder:
         return len(self.pairs)
 
     def take_classes(self, names: Sequence[str]) -> None:
-        """Labels are places among these names, a model's, from now on.
+        """From now on labels are numbers of these names, the classes of a model.
 
         Raises FolderError for a class that is not among them.
         """
@@ -103,16 +103,16 @@ class Folder:
         What is left out plays no part.
         """
         digest = hashlib.sha256()
-        for _, own in self._told():
+        for _, own in self._known():
             digest.update(own)
         return digest.hexdigest()
 
     def stamps(self) -> dict[str, str]:
-        """By name, what changes as `stamp` does for one picture, or one caption without any."""
-        return {name: hashlib.sha256(own).hexdigest()[:12] for name, own in self._told()}
+        """Name -> what changes as `stamp` does, for each picture, or caption without one."""
+        return {name: hashlib.sha256(own).hexdigest()[:12] for name, own in self._known()}
 
-    def _told(self) -> Iterator[tuple[str, bytes]]:
-        """Name -> what is known of each sample whose picture is not read."""
+    def _known(self) -> Iterator[tuple[str, bytes]]:
+        """(name, what is known without reading the picture) of each sample."""
         for pair in (*self.pairs, *self.pictures):
             own = (pair.name, *pair.picture.stamp, pair.captions, pair.label)
             yield pair.name, repr(own).encode()
@@ -134,8 +134,10 @@ class Folder:
         return line
 
     def cut(self, most: int) -> tuple[int, int]:
-        """(how many of the pictures, spread evenly, were looked at, how many of these lose much to
-        the square in their middle); at most `most` are opened, and none is decoded."""
+        """(how many pictures were looked at, how many of these lose much to the square crop).
+
+        most: how many are looked at, at most, spread evenly; none of them is decoded.
+        """
         count = min(most, len(self))
         pairs = (self.pairs[int(k * len(self) / count)] for k in range(count))
         sizes = [size for pair in pairs if (size := _size(pair))]

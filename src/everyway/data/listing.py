@@ -127,8 +127,8 @@ class Listing:
         return folders[0] if folders else None
 
     def split_of(self, name: str) -> str | None:
-        """The folder right inside that a file lies in, where it is called as a split and read as a
-        class, since there are others."""
+        """The first folder of a file's name, if it has the name of a split but is read as a class,
+        since there are folders of other names beside it; else None."""
         folder = name.partition("/")[0]
         return folder if "/" in name and not self.splits and folder.lower() in SPLITS else None
 

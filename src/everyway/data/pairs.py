@@ -223,7 +223,8 @@ def _refusal(reads: Callable[[str], object], caption: str) -> str:
 
 
 def _rows(out: Pairs, columns: Columns, root: str) -> dict[str, Row]:
-    """Place of a picture -> its rows, of all tables.  root: where places start from."""
+    """Place of a picture -> its rows, of all tables.  root: the folder that places are relative
+    to."""
     rows: dict[str, Row] = {}
     for name, held in out.listing.rows.items():
         row = rows.setdefault(name, Row())
@@ -259,7 +260,7 @@ def _rows(out: Pairs, columns: Columns, root: str) -> dict[str, Row]:
 
 
 def json_row(text: str | bytes) -> dict[str, Any]:
-    """A comma behind it, as of a row that was taken out of a list, is passed over.
+    """A row of metadata.jsonl; a comma at its end, as in a list, is ignored.
 
     Raises UnicodeDecodeError, or FolderError with the reason alone.
     """
@@ -288,7 +289,8 @@ def _place(name: str, folder: str = "") -> str:
 
 
 def _lines(file: File) -> Iterator[bytes]:
-    """Raises FolderError for one that has no end, and for UTF-16, as spreadsheets write it."""
+    """The lines of a table.  Raises FolderError for a line without an end, and for UTF-16, as
+    spreadsheets write it."""
     with file.open() as stream:
         line = stream.readline(MOST_TEXT).removeprefix(codecs.BOM_UTF8)
         if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -309,7 +311,7 @@ def _jsonl(file: File) -> Iterator[tuple[int, bytes]]:
 
 
 def _csv(file: File) -> Iterator[tuple[int, dict]]:
-    """With commas between fields, or what the first line has instead, as some spreadsheets do.
+    """The rows of a CSV, with commas between fields, or semicolons or tabs as in the first line.
 
     Bytes that are no UTF-8 become halves of characters, which no text has.
     """

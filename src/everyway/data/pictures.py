@@ -14,8 +14,7 @@ def square(
 
 
 MUCH = 0.25
-"""Of a picture's area: more of it is told, where the crop takes it.  A photograph of 4:3 is not
-told of, one of 3:2 is."""
+"""The part of a picture's area beyond which a crop is reported: for 3:2, but not for 4:3."""
 
 
 def loses_much(width: int, height: int) -> bool:

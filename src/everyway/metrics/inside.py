@@ -105,7 +105,7 @@ def attention_by_noise(
     The mean over samples, layers, heads and places.  What is left is, in joint attention, to the
     picture itself and to times; in cross-attention to other contexts.  Without guidance, whose
     unconditional branch has no text.  Raises UsageError for a network that cannot tell.
-    ends: asked after every step, whether it is the last.
+    ends: called after every step; True ends the run there.
     """
     task, spans = system.tasks["text-to-image"], getattr(system.network, "spans", None)
     if spans is None:

@@ -1,11 +1,12 @@
 """One call of a network for a whole batch, in which each sample has the bits that it has alone.
 
-A small network on a CPU spends much of its time on being called, which a batch need do only once.
-But a product of few rows is made by another kernel than one of many, and has other last bits.
-Which products these are depends on shapes, on where in memory numbers lie, and on the processor,
-never on values.  So each is tried once, with random numbers; those that are not batch-invariant
-are made sample by sample, everything else whole.  The first call of a network for such a batch is
-made sample by sample too, and batches follow only where every bit is the same.
+A small network on a CPU spends much of its time on the overhead of a call, which a batch has only
+once.  But a matrix product of few rows is computed by another kernel than one of many, and may have
+other last bits.  Whether it has depends on shapes, on alignment in memory and on the processor,
+never on values.  So each product is tried once, with random numbers; those that are not
+batch-invariant are computed sample by sample, everything else for the whole batch.  The first call
+for a batch of some shapes is also made sample by sample, and later ones for the whole batch only if
+every bit was the same.
 """
 
 from __future__ import annotations
@@ -32,25 +33,26 @@ PRODUCTS: dict[Callable[..., Tensor], int] = {
     Tensor.matmul: 2,
     Tensor.__matmul__: 2,
 }
-"""Function -> how many of its first arguments are of samples; the others are weights."""
+"""Function -> how many of its first arguments may have a batch axis; the others are weights."""
 CURVES = {F.gelu, F.silu, F.softplus, F.mish, Tensor.sin, Tensor.cos, Tensor.log, Tensor.pow}
 CURVES |= {torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, Tensor.__pow__}
-"""Functions of each number, made in groups; the last numbers of a tensor, which fill no group, are
-made by other code, whose last bit differs now and then: too seldom for a trial."""
+"""Elementwise functions, computed a vector register at a time.  The last numbers of a tensor, which
+do not fill one, are computed by other code, whose last bit differs too seldom for a trial."""
 GROUP = 64
-"""Numbers of a group, at most."""
+"""A multiple of the numbers that fill a vector register, on every processor."""
 ALIGNED = 64
-"""Bytes at a multiple of which every new tensor begins."""
+"""Every new tensor begins at a multiple of so many bytes."""
 DRAWN = 1000
-"""Numbers that a trial compares, at least."""
+"""How many numbers a trial compares, at least."""
 LONG = 0.05
-"""Seconds of a sample's call above which a batch would save next to nothing, and cost memory."""
+"""If a sample's call takes more seconds, a batch would save next to nothing, and cost memory."""
 _SOUND: WeakKeyDictionary[nn.Module, dict[Hashable, bool]] = WeakKeyDictionary()
-"""Network -> what stands for the shapes of a batch -> whether it may be called whole."""
+"""Network -> `_shapes` of a batch -> whether one call for such a batch has the right bits."""
 
 
 def batch_invariant(network: nn.Module, query: Query) -> Bundle:
-    """The raw outputs of a network; those of sample k are bit-equal whatever the batch."""
+    """The raw outputs of a network for a query of B samples; the bits of each are those that it has
+    alone."""
     if query.batch == 1:
         return _asked(network, query)
     sound, shapes = _SOUND.setdefault(network, {}), _shapes(network, query)
@@ -65,7 +67,7 @@ def batch_invariant(network: nn.Module, query: Query) -> Bundle:
 
 
 def by_rows(network: nn.Module, query: Query, size: int) -> Bundle:
-    """The raw outputs of a network that is called with `size` samples at a time."""
+    """The raw outputs of a network for a query, called with `size` samples at a time."""
     cuts = [slice(k, k + size) for k in range(0, query.batch, size)]
     return joined([_asked(network, _part(query, cut)) for cut in cuts])
 
@@ -75,9 +77,9 @@ def _part(query: Query, cut: slice) -> Query:
 
 
 def lone(x: Tensor, cut: slice) -> Tensor:
-    """Some samples of x, at an address like that of x, as they have when they are alone.
+    """Samples `cut` of x (B, ...), aligned in memory as x is, and as they are when alone.
 
-    Kernels make numbers that lie across the borders of ALIGNED bytes in another order.
+    Kernels sum in another order where numbers are aligned otherwise.
     """
     own, shift = x[cut], x.data_ptr() % ALIGNED
     if own.data_ptr() % ALIGNED == shift:
@@ -88,7 +90,8 @@ def lone(x: Tensor, cut: slice) -> Tensor:
 
 
 class Apart(TorchFunctionMode):
-    """Makes those products sample by sample that are not batch-invariant, of `batch` samples."""
+    """A mode in which products and elementwise functions of `batch` samples that are not
+    batch-invariant are computed sample by sample."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -106,19 +109,20 @@ class Apart(TorchFunctionMode):
 
 
 class Look(NamedTuple):
-    """What a kernel is chosen by, and makes numbers in an order by."""
+    """What decides by which kernel, and in which order, a tensor is summed."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
     shift: int
-    """Bytes by which its address is above a multiple of ALIGNED."""
+    """Bytes from the last multiple of ALIGNED to its address."""
 
     @staticmethod
     def of(x: Tensor) -> Look:
         return Look(x.shape, x.stride(), x.dtype, x.data_ptr() % ALIGNED)
 
     def random(self, generator: torch.Generator) -> Tensor:
+        """A tensor that looks so, of standard normal numbers."""
         shift = self.shift // self.dtype.itemsize
         numbers = torch.randn(shift + _extent(self.shape, self.stride), generator=generator)
         return numbers.to(self.dtype).as_strided(self.shape, self.stride, shift)
@@ -126,9 +130,10 @@ class Look(NamedTuple):
 
 @lru_cache(maxsize=10_000)
 def invariant(func: Callable[..., Tensor], looks: Sequence[Any], threads: int) -> bool:
-    """Whether a product of tensors that look so has the bits that it has sample by sample.
+    """Whether a product has for a whole batch the bits that it has sample by sample.
 
-    looks: its arguments, with a Look in place of each tensor.  threads: that compute.
+    looks: its arguments, with a Look in place of each tensor.  threads: how many compute, on which
+    the answer depends.
     """
     generator, compared = torch.Generator().manual_seed(0), 0
     while compared < DRAWN:
@@ -152,7 +157,7 @@ def _by_sample(func: Callable[..., Tensor], args: Sequence[Any], **settings: Any
 
 
 def _joined(made: Sequence[Tensor]) -> Tensor:
-    """All samples (1, ...), the numbers of each in the order in which they lie alone."""
+    """Samples, each (1, ...), as a batch whose strides within a sample are those of one alone."""
     one = made[0]
     if one.is_contiguous():
         return torch.cat([*made])
@@ -162,12 +167,13 @@ def _joined(made: Sequence[Tensor]) -> Tensor:
 
 
 def _in_groups(x: Tensor) -> bool:
-    """Whether every sample is made of whole groups; several threads cut tensors anywhere."""
+    """Whether every sample is made of whole groups.  Never with several threads, which divide
+    tensors anywhere."""
     return torch.get_num_threads() == 1 and x.is_contiguous() and x[0].numel() % GROUP == 0
 
 
 def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
-    """How far apart the first and the last number lie, and one."""
+    """How many numbers a tensor spans in memory, from its first to its last."""
     return 1 + sum((n - 1) * step for n, step in zip(shape, stride))
 
 
@@ -185,7 +191,8 @@ def _same(one: Bundle, other: Bundle) -> bool:
 
 
 def _shapes(network: nn.Module, query: Query) -> Hashable:
-    """Of all that a network is given, with which parts of it a batch is split among."""
+    """What decides whether a batch may be one call: shapes and dtypes of all that the network is
+    given, which experts it chooses, and the number of threads."""
     leaves, tree = tree_flatten(query)
     looks = [(x.shape, x.dtype) if isinstance(x, Tensor) else type(x) for x in leaves]
     chosen = getattr(network, "chosen", lambda times: ())

@@ -1,9 +1,10 @@
-"""Categorical prediction: a network tells how likely each token is, the clean state is their mean.
+"""Categorical prediction: a network says how likely each token is at each place of a text latent.
+The clean estimate is the mean of the tokens' vectors by these probabilities.
 
-A text latent of a vector a token is one of finitely many points.  Cross-entropy asks a network
-which, where the square error asks for their mean alone.  What it tells, place by place, is made
-sentences of by what captions say after what: while there is noise, places that are denoised side by
-side otherwise choose words of different sentences (docs/LOG.md).
+Every place of such a latent is one of finitely many vectors.  Cross-entropy teaches a network which
+one it is, the square error only their mean.  The probabilities of single places are then combined
+with bigrams of the captions, since places that are denoised side by side otherwise choose words of
+different sentences while there is much noise (docs/LOG.md).
 
 Shapes: B sentences, L tokens, D width, V vocabulary.
 Source: Dieleman et al., "Continuous diffusion for categorical data", 2022, arXiv 2211.15089.
@@ -23,7 +24,7 @@ from everyway.process.gaussian import GaussianProcess, Parameterisation
 from everyway.process.schedules import Schedule
 
 NEAR = 16.0
-"""Scores are products of the network's output with vectors of tokens, times NEAR / D."""
+"""A score is -|output - vector|^2 / 2 times NEAR / D, up to what all tokens have in common."""
 
 
 class Vocabulary(Protocol):
@@ -32,19 +33,20 @@ class Vocabulary(Protocol):
     table: Tensor
 
     def marginals(self, scores: Tensor) -> Tensor:
-        """(B, L, V): how likely each token is at each place of a sentence, if it is as likely as
-        softmax(scores) (B, L, V) by itself."""
+        """(B, L, V): how likely each token is at each place of its sentence.  scores: (B, L, V),
+        logits of the tokens of each place by itself."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Categorical:
-    """The network's output (B, L, D) is nearest to the vectors of the likeliest tokens.
+    """A parameterisation: the nearer the network's output (B, L, D) is to the vector of a token,
+    the likelier is that token.
 
-    shown: what says how a network is shown a state.
+    vocabulary: the tokens.  shown: the parameterisation by which the network is shown a state.
     """
 
-    noise_from: ClassVar[float] = 0.1  # as of a network that predicts the clean state
+    noise_from: ClassVar[float] = 0.1  # as of `Clean`
     vocabulary: Vocabulary
     shown: Parameterisation
 
@@ -58,18 +60,24 @@ class Categorical:
         return torch.ones_like(alpha)
 
     def scores(self, raw: Tensor) -> Tensor:
-        """(..., L, V), logits of the tokens."""
+        """raw (..., L, D) -> (..., L, V), logits of the tokens of each place by itself."""
         table = self.vocabulary.table.to(raw)
         return (raw @ table.mT - table.square().sum(1) / 2) * (NEAR / table.shape[1])
 
     def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Products are made sentence by sentence, for the bits that each has alone."""
+        """(B, L, D) of raw (B, L, D); x_t, alpha and sigma are not needed.
+
+        Computed sentence by sentence, so that the bits of one do not depend on the batch.
+        """
         likely = self.vocabulary.marginals(torch.stack([self.scores(own) for own in raw]))
         table = self.vocabulary.table.to(likely)
         return torch.stack([own @ table for own in likely]).to(raw.dtype)
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """(B,), the mean cross-entropy of a token in units of log V."""
+        """(B,), the mean cross-entropy of a sentence's tokens, 1 where all V are equally likely.
+
+        x0: (B, L, D), vectors of the tokens.
+        """
         table = self.vocabulary.table.to(x0)
         tokens = torch.cdist(x0, table).argmin(-1)
         lost = F.cross_entropy(self.scores(raw.float()).mT, tokens, reduction="none")
@@ -77,7 +85,10 @@ class Categorical:
 
 
 def categorical(process: GaussianProcess, codec: Any) -> GaussianProcess:
-    """The process of a text whose codec counts what follows what; of any other it is as it was."""
+    """A process that predicts tokens, if the codec has bigrams; else the process as it is.
+
+    codec: of the modality, a `Vocabulary` if it has bigrams.
+    """
     if getattr(codec, "bigrams", None) is None:
         return process
     made = Categorical(vocabulary=codec, shown=process.parameterisation)

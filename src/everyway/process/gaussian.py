@@ -18,44 +18,53 @@ from everyway.process.schedules import Schedule
 
 
 class Parameterisation(Protocol):
-    """What the network predicts.  alpha and sigma broadcast against the states (B, ...).
+    """What the network predicts.  raw: its output.  raw, x_t, x0 and draw, the noise, are
+    (B, ...); alpha and sigma broadcast against them.
 
-    noise_from: the least time at which a clean estimate tells the noise, (x_t - alpha x_0) / sigma.
+    noise_from: the least time from which (x_t - alpha x_0) / sigma of a clean estimate x_0 is a
+    good estimate of the noise.
     """
 
     noise_from: ClassVar[float]
 
     def check(self, schedule: Schedule) -> None:
-        """ValueError where this prediction cannot be used with `schedule`."""
+        """Raises UsageError where this prediction cannot be used with `schedule`."""
         ...
 
-    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+    def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The clean estimate (B, ...) that `raw` means at x_t."""
+        ...
 
     def slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """How much of an error of the prediction is one of the clean state, whose loss it is."""
+        """The factor by which an error of what `loss` measures becomes an error of the clean
+        estimate, in the shape of alpha."""
         ...
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """(B,) float32."""
         ...
 
-    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+    def scale_in(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """By what x_t is multiplied before the network sees it, in the shape of alpha."""
+        ...
 
 
 class Linear:
-    """A prediction that the clean state is linear in, learned by its square error."""
+    """The base of parameterisations whose clean estimate is linear in the network's output, which
+    learns a target by the square error."""
 
     def to_clean(self, raw: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         raise NotImplementedError
 
     def target(self, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What the network's output should be, (B, ...)."""
         raise NotImplementedError
 
     def slope(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self.to_clean(torch.ones_like(alpha), torch.zeros_like(alpha), alpha, sigma)
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Mean over elements of (raw - target)^2."""
+        """(B,) float32, the mean over elements of (raw - target)^2."""
         target = self.target(x0, draw, alpha, sigma)
         return (raw.float() - target.float()).square().flatten(1).mean(1)
 
@@ -87,9 +96,9 @@ class Noised(Linear):
 class Clean(Linear):
     """The network predicts the clean state itself (x0-prediction).
 
-    faded: it is shown alpha x_t / (alpha^2 + sigma^2), the best linear estimate of a clean state of
-    unit variance, in place of x_t: of pure noise it then sees nothing.
-    floor: but no less than this part of x_t, for the noise at t = 1 to decide something.
+    faded: whether the network sees alpha x_t / (alpha^2 + sigma^2), the best linear estimate of a
+    clean state of unit variance, in place of x_t.  Of pure noise it then sees nothing.
+    floor: the least factor of x_t when faded; above 0 the noise at t = 1 still decides something.
     """
 
     faded: bool = False
@@ -254,7 +263,7 @@ class GaussianProcess:
 
     @property
     def flow_from(self) -> float:
-        """Where the clean estimate begins to tell the noise."""
+        """The least time from which the clean estimate gives a good estimate of the noise."""
         return self.parameterisation.noise_from
 
     def flow(self, x_t: Tensor, clean: Tensor, t: float, s: float) -> Tensor:
@@ -293,6 +302,6 @@ class GaussianProcess:
         return (alpha / sigma).square().clamp(max=gamma) * slope.square()
 
     def loss(self, raw: Tensor, x0: Tensor, draw: Tensor, t: Tensor) -> Tensor:
-        """(B,) float32, that of the prediction."""
+        """(B,) float32, the loss of `parameterisation`."""
         x0 = working(x0)
         return self.parameterisation.loss(raw, x0, draw.to(x0), *self._at(t, x0))

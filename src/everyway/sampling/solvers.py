@@ -53,7 +53,7 @@ class Sampler:
     """A named solver with the grid and the last time it uses by default.
 
     tokens: what it does to token modalities.  rate: whether its schedule must have a rate beta(t).
-    signal: whether it can only begin where every state has some.
+    signal: whether a run can only begin at a time at which every state has some signal.
     """
 
     name: str
@@ -66,8 +66,9 @@ class Sampler:
     signal: bool = False
 
     def start(self, t_start: float, schedules: Schedules) -> float:
-        """Where a run begins that is asked to begin at t_start; steps go round what is amiss on a
-        clock with a path (`regular`)."""
+        """The time at which a run begins: t_start, or the first time below it at which every state
+        has a signal, if the sampler needs one.  Clocks with a path do not count, since `regular`
+        cares for them."""
         own = (schedule for schedule in schedules.values() if not isinstance(schedule, Along))
         return min([t_start, *map(first_time, own)]) if self.signal else t_start
 

@@ -63,7 +63,8 @@ def read(config: Mapping[str, Any]) -> tuple[ExpertsConfig, dict[str, Any]]:
 
 
 def whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of any system; of one with experts, these are stored as they are."""
+    """The config of any system, for weights that are stored whole: experts as they are, and not as
+    differences from one of them."""
     experts = {"experts": {**config["experts"], "base": ""}} if "experts" in config else {}
     return {**config, **experts}
 

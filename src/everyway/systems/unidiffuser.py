@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from everyway.checkpoints import codec_folder
+from everyway.codecs.pca import cells_a_side
 from everyway.codecs.plain import Pixels, Thumbnail, Words
 from everyway.codecs.text_tokens import SPECIAL
 from everyway.controls.paint import joint_paint
@@ -172,24 +173,22 @@ SIZES: dict[str, dict[str, int]] = {
     "mini": {"dim": 192, "depth": 4, "heads": 6},
     "small": {"dim": 384, "depth": 8, "heads": 6},
 }
-"""Of networks for machines without much, by preset.  1.6, 3.5 and 20 million parameters, and what
-the sizes of states add."""
-LATTICE = 96
-"""Side of the pictures of the shipped default, whose codec takes any."""
+"""Sizes of networks for machines without much, by preset; with the codecs of a folder about 1.4, 3
+and 20 million parameters."""
 PREDICTED = 0.8
-"""The weight of the loss of a text whose tokens are predicted, where square errors have 2."""
+"""The weight of a text's loss if its tokens are predicted (`process.categorical`); else it is 2."""
 TOKENS = 8
-"""Tokens a side that pictures have at most, where their latents are finer."""
+"""How many tokens a side pictures have at most; finer latents are put together in patches."""
 
 
 def sized(size: str, codecs: Mapping[str, Mapping[str, Any]]) -> UniDiffuserConfig:
-    """A network of SIZES on the states of trained codecs, of which these are the settings.
+    """A network of SIZES on the states of codecs of a folder, of which these are the settings.
 
     Of the shipped default: 96x96 pictures of nine cells, 12 text tokens, two languages.
     """
     image, embed, text = (codecs[name] for name in NEEDED)
     if "cell" in image:
-        side, channels = (image.get("side") or LATTICE) // image["cell"], image["channels"]
+        side, channels = cells_a_side(image), image["channels"]
     else:
         own = image["autoencoder"]
         side, channels = own["sample_size"], own["latent_channels"]

@@ -27,6 +27,7 @@ from torch import nn
 from everyway.checkpoints import codec_folder, store
 from everyway.codecs import bundle
 from everyway.codecs.cells import PlacedCells, PlacedWords
+from everyway.codecs.pca import cells_a_side
 from everyway.codecs.plain import PatchTokens, Pixels, Words
 from everyway.contracts import Codec, Context
 from everyway.errors import UsageError
@@ -143,19 +144,18 @@ SIZES = {
     "nano-versatile": {"dim": 64, "multipliers": (1,), "depth": 1, "attending": 1, "heads": 4},
     "mini-versatile": {"dim": 120, "multipliers": (1,), "depth": 1, "attending": 1, "heads": 8},
 }
-"""Of networks on states of few tokens, by preset."""
-LATTICE = 96
-"""Side of the pictures of the shipped model, whose codec takes any."""
+"""Sizes of networks on states of few tokens, by preset."""
 
 
 def sized(size: str, codec_config: Mapping[str, Any], shared: Mapping[str, str]) -> VersatileConfig:
     """A network of SIZES: pictures of cells and texts of tokens, as states and as contexts, each
-    token with its place.  Of the shipped model nine cells of 96x96 pixels, and twelve tokens.
+    token with its place.  The shipped model has nine cells of 96x96 pixels, and twelve tokens.
 
-    codec_config: of the states, and of a condition that has a codec of its own.
+    codec_config: settings of the codecs of the states, and of a condition with a codec of its own.
+    shared: as of `VersatileConfig`.
     """
     image, text = codec_config["image"], codec_config["text"]
-    side = (image.get("side") or LATTICE) // image["cell"]
+    side = cells_a_side(image)
     around = {
         "image_condition": {"kind": "PlacedCells", "around": "image", "gain": 7.0},
         "text_condition": {"kind": "PlacedWords", "around": "text", "gain": 4.0},

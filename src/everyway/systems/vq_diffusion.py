@@ -26,6 +26,7 @@ from everyway.codecs import bundle
 from everyway.codecs.cell_vq import CellVQ
 from everyway.codecs.clip_text import CLIP_B32_TEXT
 from everyway.codecs.image_vq import shrinks
+from everyway.codecs.pca import cells_a_side
 from everyway.codecs.plain import Labels
 from everyway.contracts import Context
 from everyway.errors import UsageError
@@ -95,10 +96,6 @@ class VQDiffusionConfig:
         return "text" if "ContextTokens" in kinds else "label" if "Label" in kinds else ""
 
 
-LATTICE = 96
-"""Side of the pictures of the shipped model, whose codec takes any."""
-
-
 def uvit(
     *, side: int, codes: int, text: tuple[int, int] = (0, 0), labels: int = 0, **sizes: Any
 ) -> UViTConfig:
@@ -115,10 +112,14 @@ def uvit(
 def mini(
     codec: Mapping[str, Any], text: Mapping[str, Any], shared: Mapping[str, str]
 ) -> VQDiffusionConfig:
-    """`mini-vq`: 96x96 pictures as nine tokens, or as many as a fitted codec has, or with an
-    `ImageVQ` 64x64 as 8x8 tokens; given a text latent; 3.2M parameters."""
+    """`mini-vq`: 96x96 pictures as nine tokens, as many tokens as a codec has that was fitted to a
+    folder, or with an `ImageVQ` 64x64 pictures as 8x8 tokens; given a text latent; about 3 million
+    parameters.
+
+    codec, text: settings of the codecs.  shared: as of `VQDiffusionConfig`.
+    """
     fitted = "cell" in codec
-    side = (codec.get("side") or LATTICE) // codec["cell"] if fitted else 8
+    side = cells_a_side(codec) if fitted else 8
     network = uvit(
         side=side,
         codes=codec["codes"] if fitted else codec["quantiser"]["codes"],

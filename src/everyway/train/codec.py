@@ -27,9 +27,9 @@ SETTINGS: dict[str, Any] = dict(
     weight_decay=0.01, warmup=50, cooldown=0.4, ema=0.998, precision="fp32", log_every=50,
     save_every_s=60.0,
 )  # fmt: skip
-"""Of the trainings of codecs, by default: half an hour."""
+"""Settings that the trainings of codecs have by default: half an hour."""
 MEASURED = 10**6
-"""Number of the first of the samples that whitening is measured on."""
+"""The number of the first sample on which whitening is measured."""
 
 
 class CodecLearner(Learner):
@@ -38,8 +38,8 @@ class CodecLearner(Learner):
     name: str
 
     def __init__(self, config: TrainConfig, size: int = 64, tokens: Tokens | None = None) -> None:
-        """tokens: what captions are read by, where they are; of a folder those that are too long
-        are left out."""
+        """size: side of the pictures in pixels.  tokens: the tokenizer, for codecs that read
+        captions; those of a folder that are too long for it are left out."""
         super().__init__()
         torch.manual_seed(config.seed)  # initial weights only
         self.config = config

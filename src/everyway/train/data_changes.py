@@ -1,8 +1,8 @@
-"""What became of a run's data since its last start.
+"""What changed in a run's data since its last start.
 
-A run goes on with the pictures and captions that are there now: people add to a folder while they
-train on it.  It says so in a line, since such a run does not end as one that was left alone.  Words
-and classes that a network counts cannot change: the same numbers would mean other things.
+A run goes on with the pictures and captions that are there now, since people add to a folder while
+they train on it.  A line says so, since such a run does not end as one whose folder stays the same.
+Words and classes that a network numbers cannot change: the same numbers would mean other things.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from everyway.train.config import ConfigError
 from everyway.train.folder import STATE
 
 FILE = "data.json"
-"""In the run folder: the files and captions of the last start, by their digests."""
+"""In the run folder: the digests of the samples of the last start."""
 
 
 def tell(out: Path, data: Folder, note: Callable[[str], None], counted: str = "") -> None:
-    """Compares data with those of the last start of the run in `out`, and keeps what they are now.
+    """Compares the data of a run with those of its last start, and writes down those of now.
 
-    note: is told in one line what changed, if the run has a state that it goes on from.
-    counted: what a network was made for, as its words and classes; "" compares nothing of it.
-    Raises ConfigError where data that changed ask for another network.
+    out: the run folder.  note: called with one line on what changed, if the run has a state.
+    counted: a digest of what the network numbers, such as words and classes; "" for nothing.
+    Raises ConfigError where the data changed and need another network.
     """
     now = {"counted": counted, "samples": data.stamps()}
     former = _former(out / FILE) if (out / STATE).exists() else {}
@@ -46,7 +46,7 @@ def tell(out: Path, data: Folder, note: Callable[[str], None], counted: str = ""
 
 
 def _former(path: Path) -> dict[str, Any]:
-    """What was kept; nothing of a run that kept nothing, or whose file is damaged."""
+    """What was written at the last start; {} if nothing was, or if the file is damaged."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         return {"counted": held["counted"], "samples": dict(held["samples"])}
@@ -55,7 +55,7 @@ def _former(path: Path) -> dict[str, Any]:
 
 
 def _changes(former: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """In words; "" where there are none, or nothing is known of before."""
+    """How many are new, gone and changed, in words; "" for none, or if the former are not known."""
     if not former or former == now:
         return ""
     both = former.keys() & now.keys()

@@ -53,7 +53,7 @@ class Fit:
     """cells: settings of the `CellPCA`.  length: of the text latent.
 
     lexicon: of the `TokenTable`, which reads any wording as the plain one; None where wordings are
-    learned.  bigrams: whether it counts which word follows which in what it reads.
+    learned.  bigrams: whether the `TokenTable` counts which word follows which.
     tokens: of a `CellVQ`, where the different cells are few.
     context: of the `PatchContext` that sees pictures, where that is no cells.
     """

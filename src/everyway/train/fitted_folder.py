@@ -1,8 +1,8 @@
 """Codecs fitted to a folder of pictures with captions, each sized to what the folder holds.
 
-They are those of `train.fitted`, of closed form: cells of the pictures, thumbnails, and a vector a
-word that says what the word looks like; of image tokens the means of clusters of cells.  Nothing is
-trained; a few thousand pictures take seconds.
+They have a closed form, as those of `train.fitted`: principal components of cells and of
+thumbnails, and for each word and phrase a vector that says what it looks like.  Image tokens stand
+for the means of clusters of cells.  Nothing is trained; a few thousand pictures take seconds.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from everyway.train.sources import sample_at
 from everyway.train.suited import SHOWS
 
 FINE = 28.0
-"""dB of pictures that were not fitted, beyond which a cell takes no more numbers."""
+"""The dB of unseen pictures at which a cell has enough numbers."""
 FINER = 40.0
-"""The same of the numbers of a cell by which its token is chosen, whose errors add to its own."""
+"""The same for the numbers by which a cell's token is chosen, whose error comes on top."""
 SAMPLE, FITTED = 600, 3000
-"""Pictures that sizes are chosen by, and that codecs are fitted to, spread evenly over a folder."""
+"""Pictures by which sizes are chosen, and pictures to which codecs are fitted; both are spread
+evenly over a folder."""
 LOOKED_AT = 32
 """Pictures whose size in pixels is looked at."""
 LOOKED_THROUGH = 20_000
-"""Cells that are looked through for different ones."""
-THUMBNAIL, TOLD, EMBEDDED = 12, 0.99, 64
-"""Most pixels a side of a thumbnail, the part of its variance that is kept, in so many numbers."""
+"""Cells among which different ones are counted."""
+THUMBNAIL, EXPLAINED, EMBEDDED = 12, 0.99, 64
+"""Of a thumbnail: pixels a side at most, the part of its variance that is kept, and numbers at
+most."""
 
 PARTS = ("image", "image_embed", "text")
 
@@ -46,9 +48,10 @@ PARTS = ("image", "image_embed", "text")
 class Room:
     """What a preset has room for.
 
-    side: of its pictures, in pixels.  grids: cells a side, the fewest first: a transformer's time
-    is that of its tokens.  channels: numbers of a cell.  length: tokens of a caption, its end mark
-    among them.  codes: of image tokens.
+    side: pixels of a picture's side, at most.  grids: how many cells a side may have, the fewest
+    first, since a transformer's time grows with its tokens.  channels: numbers of a cell, at most.
+    length: tokens of a caption, its end mark among them, at most.  codes: different image tokens,
+    at most.
     """
 
     side: int
@@ -60,7 +63,8 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """A codec.  settings: as plain data.  metadata: what is measured of it."""
+    """A codec that was fitted.  settings: what makes it again, as plain data.  metadata: what was
+    measured of it."""
 
     codec: nn.Module
     settings: Mapping[str, Any]
@@ -71,11 +75,11 @@ class Fitted:
 def fit(path: str, room: Room, count: int, parts: Sequence[str] = PARTS) -> dict[str, Fitted]:
     """The codecs of a folder by name, those of `parts`: image, image_embed, text and image_vq.
 
-    count: of its pictures that are looked at; a tenth of them is kept to measure on.
-    Raises FolderError where the folder has no pair of picture and caption, and where no caption is
-    short enough.
+    count: how many of its pictures are used, at most; a tenth of them is kept to measure on.
+    Raises FolderError where the folder has no picture with a caption, and where no caption is short
+    enough.
     """
-    side = side_of(path, room)
+    side = picture_side(path, room)
     data = Folder(path, side, captioned=True)
     count = min(count, len(data))
     numbers = [int(k * len(data) / count) for k in range(count)]
@@ -93,14 +97,15 @@ def fit(path: str, room: Room, count: int, parts: Sequence[str] = PARTS) -> dict
 
 
 def write(codecs: Mapping[str, Fitted], out: Path) -> None:
-    """Each as NAME.safetensors, .json and, the last of them, .facts.json.  Raises StoreError."""
+    """Each codec as NAME.safetensors, NAME.json and, last, NAME.facts.json in `out`.  Raises
+    StoreError."""
     for name, made in codecs.items():
         codec_folder.write(out, name, made.codec, made.settings, made.metadata)
 
 
-def side_of(path: str, room: Room) -> int:
-    """In pixels: the middle one of the shorter sides of some pictures, and no more than there is
-    room for."""
+def picture_side(path: str, room: Room) -> int:
+    """Pixels of a side in which pictures of a folder are read: the median of their shorter sides,
+    and no more than there is room for."""
     data = Folder(path, captioned=True)
     count = min(LOOKED_AT, len(data))
     sides = sorted(min(sample_at(data, k, count).image.shape[:2]) for k in range(count))
@@ -111,7 +116,7 @@ def side_of(path: str, room: Room) -> int:
 
 
 def _image(pictures: Tensor, side: int, room: Room) -> Fitted:
-    """In as few cells as show unseen pictures at FINE, and in as few numbers a cell."""
+    """The fewest cells that show unseen pictures at FINE, with the fewest numbers a cell."""
     fitted, unseen = _parted(pictures)
     for grid in room.grids:
         settings = _cells(side, grid)
@@ -126,8 +131,8 @@ def _image(pictures: Tensor, side: int, room: Room) -> Fitted:
 
 
 def _tokens(pictures: Tensor, side: int, room: Room) -> Fitted:
-    """In as few cells as show unseen pictures at SHOWS, each the nearest of so many codes as there
-    are different cells, and as there is room for."""
+    """The fewest cells that show unseen pictures at SHOWS, each as the nearest of some codes: as
+    many as there are different cells, or as there is room for."""
     fitted, unseen = _parted(pictures)
     for grid in room.grids:
         settings = {**_cells(side, grid), "power": 0.0}
@@ -145,7 +150,7 @@ def _tokens(pictures: Tensor, side: int, room: Room) -> Fitted:
 
 
 def _parted(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Those that are fitted to, and every tenth, or the last of fewer, to measure on."""
+    """(pictures to fit to, pictures to measure on: every tenth, or of fewer than ten the last)."""
     unseen = torch.arange(len(pictures)) % 10 == min(10, len(pictures)) - 1
     return pictures[~unseen] if len(pictures) > 1 else pictures, pictures[unseen]
 
@@ -156,28 +161,29 @@ def _cells(side: int, grid: int) -> dict[str, int]:
 
 
 def _quality(fitted: Tensor, unseen: Tensor, settings: Mapping[str, Any], channels: int) -> Tensor:
-    """dB of unseen pictures by one number a cell, by two, and so on up to `channels`."""
+    """(channels,) dB of unseen pictures with one number a cell, with two, and so on."""
     widest = CellPCA(**settings, channels=min(channels, 3 * settings["cell"] ** 2))
     widest.fit(fitted)
     return psnr_by_channels(widest.pca, widest.cells(unseen).flatten(0, 2))
 
 
 def _channels(quality: Tensor, enough: float) -> int:
-    """The fewest that show `enough` dB, or as much as all."""
+    """The fewest channels whose `quality` is `enough` dB, or that of all of them."""
     return int((quality >= min(enough, float(quality[-1]))).float().argmax()) + 1
 
 
 def _different(pictures: Tensor, settings: Mapping[str, Any], most: int) -> int:
-    """How many of their cells are different, `most` at most."""
+    """How many different cells the pictures have, `most` at most."""
     cells = CellPCA(settings["cell"], side=settings["side"]).cells(pictures).flatten(0, 2)
     return min(most, len(cells[:: max(1, len(cells) // LOOKED_THROUGH)].unique(dim=0)))
 
 
 def psnr_by_channels(pca: PCA, vectors: Tensor) -> Tensor:
-    """(channels,) dB of vectors (N, inputs) in [-1, 1] by its first axis, its first two, ..."""
+    """(channels,) dB of vectors (N, inputs) in [-1, 1] from the first axis of a PCA, from the first
+    two, and so on."""
     off = vectors - pca.mean
-    told = (off @ pca.axes.mT).square().mean(0).cumsum(0)
-    error = (off.square().sum(1).mean() - told) / (4 * vectors.shape[1])
+    explained = (off @ pca.axes.mT).square().mean(0).cumsum(0)
+    error = (off.square().sum(1).mean() - explained) / (4 * vectors.shape[1])
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 
@@ -187,8 +193,9 @@ def _embed(pictures: Tensor, side: int) -> Fitted:
     widest = ThumbnailPCA(**settings)
     thumbnails = widest.thumbnails(pictures)
     widest.pca.fit(thumbnails)
-    told = ((thumbnails - widest.pca.mean) @ widest.pca.axes.mT).square().mean(0).cumsum(0)
-    enough = told >= TOLD * told[-1]
+    off = thumbnails - widest.pca.mean
+    explained = (off @ widest.pca.axes.mT).square().mean(0).cumsum(0)
+    enough = explained >= EXPLAINED * explained[-1]
     settings["channels"] = int(enough.float().argmax()) + 1
     codec = ThumbnailPCA(**settings)
     codec.pca.fit(thumbnails)
@@ -210,14 +217,14 @@ def _text(
 
 
 def described(codecs: Mapping[str, Fitted]) -> dict[str, str]:
-    """What -> a line on its codec."""
-    told = {
+    """What a price speaks of ("image", "embed", "text") -> a line on its codec, for people."""
+    lines = {
         "image": ("image", _of_cells),
         "image_vq": ("image", _of_tokens),
         "image_embed": ("embed", _of_thumbnails),
         "text": ("text", _of_words),
     }
-    return {told[part][0]: told[part][1](made) for part, made in codecs.items()}
+    return {lines[part][0]: lines[part][1](made) for part, made in codecs.items()}
 
 
 def _of_cells(image: Fitted) -> str:

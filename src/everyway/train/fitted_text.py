@@ -1,8 +1,8 @@
-"""A text codec fitted to the captions of a folder: a vector a word, and one a frequent phrase.
+"""A text codec fitted to the captions of a folder: a vector for each word and frequent phrase.
 
-What a vector says is what the pictures look like that its token is said of (`train.looks`).
-Phrases make captions shorter and each of their tokens say more: "on the left" is decided as one,
-where its words, each denoised at its own place, can be of several captions (docs/LOG.md).
+A vector says what the pictures look like whose captions have its token (`train.looks`).  With
+phrases, captions are shorter and each token says more: "on the left" is generated as a whole, where
+its words, each denoised at its own place, can come from different captions (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from everyway.train.fitted import DIM, LANGUAGE, RIDGE, SEED, WHERE
 from everyway.train.looks import SEEN, codes_of_words, effects_of_words
 
 WORDS = 4096
-"""Different words that are a token each; of more, frequent parts of words are."""
+"""Up to so many different words each is a token; of more, frequent parts of words are tokens."""
 FREQUENT, OFTEN = 0.005, 5
-"""Words are a phrase that stand together in this share of the captions, and in so many."""
+"""Words are a phrase if they stand together in this share of the captions, and so many times."""
 SPARE = 2
-"""Tokens that a prompt may have more than the longest caption, and than most in single words."""
+"""How many tokens longer a prompt may be than the longest caption in phrases, and than the median
+caption in single words."""
 LEADING = 16
-"""Numbers of a cell that say where in a picture a word is seen."""
+"""How many numbers of a cell say where in a picture a word is seen, the first ones."""
 TOGETHER = 500
-"""Captions that are taken in at once."""
+"""Captions that are read at once."""
 
 
 @torch.no_grad()
@@ -48,10 +49,10 @@ def fit(
     latents: Tensor,
     longest: int,
 ) -> tuple[TokenTable, dict[str, Any], dict[str, Any]]:
-    """The codec, its settings, and what is measured of it.
+    """The codec, its settings as plain data, and its metadata.
 
-    captions: of every picture.  shown: of those with latents (N, D, h, w).  longest: tokens of a
-    caption at most, its end mark among them.
+    captions: of every picture.  shown: those of N pictures.  latents: of these, (N, D, h, w).
+    longest: how many tokens a caption may have, its end mark among them.
     Raises FolderError where no caption is short enough.
     """
     said = [caption for own in captions for caption in own]
@@ -85,17 +86,17 @@ def fit(
 
 
 def _lengths(tokens: Tokens, texts: Sequence[str]) -> list[int]:
-    """Of texts with their end mark, in rising order."""
+    """How many tokens each text has with its end mark, in rising order."""
     return sorted(len(tokens.tokenizer.encode(text).ids) + 1 for text in texts)
 
 
 def _codes(
     tokens: Tokens, words: Tokens, captions: Sequence[Sequence[str]], latents: Tensor
 ) -> Tensor:
-    """(vocabulary, DIM): what each token looks like and, where there are two, its language.
+    """(vocabulary, DIM): what each token looks like and, where there are two languages, its own.
 
-    Captions are read in their single words as well, or those would say nothing that stand in
-    phrases alone.
+    captions: of N pictures with latents (N, D, h, w).  They are read by `tokens`, in phrases, and
+    by `words`, in single words, since words that only stand in phrases would have no vector.
     """
     languages = torch.zeros(len(tokens), 2, dtype=torch.bool)
     looks = torch.cat([latents.sum((2, 3)), WHERE * latents[:, :LEADING].flatten(1)], 1)

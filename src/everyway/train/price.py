@@ -1,4 +1,4 @@
-"""What a training takes on this machine, found by some steps of it, and told before it is paid.
+"""What a training takes on this machine, found by some steps of it, and said before it begins.
 
 A rehearsal is the training itself, of some samples of its own data and for some seconds, in a
 folder that is removed afterwards.  Everything that a command spends is counted.
@@ -39,30 +39,33 @@ from everyway.validation import first_fault
 
 FILE = "price.json"
 Lines = dict[str, list[tuple[str, str]]]
-"""What -> sentences on it, each with whom it is of, or ""."""
+"""What lines are about -> (whose, line), where whose is "codec of mini" for instance, or ""."""
 ROWS = 64
 """Samples that a rehearsal encodes and learns from."""
 STEPS, SECONDS = 60, 8.0
-"""A rehearsal's end, whichever comes first."""
+"""A rehearsal ends after so many steps or seconds, whichever come first."""
 WARM = 3
-"""Its first steps, which take longer than the others."""
+"""Its first steps, which are not counted, since they take longer than the others."""
 PARTS = ("begun", "codecs", "latents", "building", "training", "saving")
-"""Of the time that a command takes."""
+"""What the time of a command is spent on, in order."""
 FASTER = 0.85
-"""Time of several threads, as a part of one's, from which they are worth it."""
+"""Several threads are used if a step takes at most this part of its time with one thread."""
 SHARE = 0.1
-"""Of a budget, the least that is left to learn in."""
+"""The least part of a budget that has to be left to learn in."""
 PASSES = (20, 200)
-"""How often each sample is seen, from which shapes are expected, and from which little is new."""
+"""How often each sample is seen: from the first on shapes are expected, from the second on little
+that is new."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Seconds: of a step, on the wall and of the processor, of encoding a sample, of building all,
-    and of saving and exporting it.
+    """What was measured of a few steps of a training.
 
-    bytes: of the state and the exported model; row_bytes: of a sample in the cache.
+    step, processor: seconds of a step, on the wall and of the processor.  sample: seconds of
+    encoding a sample.  build: seconds of building all.  finish: seconds of saving and exporting it.
+    bytes: of the state and the exported model.  row_bytes: of a sample in the cache.
     rows: samples in the cache of the whole training.
+    parameters, trained: of the networks, and how many of these learn.
     """
 
     step: float
@@ -78,7 +81,7 @@ class Rehearsal:
 
 
 class Price(Settings):
-    """What a training will do and take; it prints itself, and stands in the run folder."""
+    """What a training will do and take; it is printed, and kept in the run folder."""
 
     asked: dict[str, Any]
     """The settings that were asked for."""
@@ -117,7 +120,7 @@ class Price(Settings):
         return parsed(self.config)
 
     def lines(self) -> Lines:
-        """For people to read."""
+        """For people to read, each part of the price in one line or more."""
         own = self.settings()
         samples, out = self.steps * own.batch, own.folder.absolute()
         seen = f"{samples:,} samples"
@@ -129,7 +132,7 @@ class Price(Settings):
         if self.stages:
             each = ", ".join(f"{name} {spell(s)}" for name, s in self.stages.items())
             took["codecs"] = f"{took['codecs']} ({each})"
-        told = {
+        lines = {
             "model": self.model_line(f"{own.system} {preset}", own.adapter.lora),
             "training": f"{self.steps:,} steps of {own.batch}: {seen}; "
             f"{self.step_s:.3g} s a step on {hardware()}, threads: {self.threads}",
@@ -141,7 +144,7 @@ class Price(Settings):
             "disk": self.disk_line(shutil.disk_usage(where).free),
             "expect": self.expect(samples),
         }
-        return {**self.about, **{name: [("", line)] for name, line in told.items()}}
+        return {**self.about, **{name: [("", line)] for name, line in lines.items()}}
 
     def disk_line(self, free: int) -> str:
         """free: bytes there."""
@@ -173,11 +176,12 @@ class Price(Settings):
 
 
 def held(asked: TrainConfig) -> Price | None:
-    """The price in the run folder, if it is of these settings; what may change meanwhile is as it
-    is asked for now, and more or less time is the training's.
+    """The price in the run folder if it is of these settings, else None.
 
-    Raises ConfigError where it is damaged and a training goes by it, since nothing else tells what
-    was chosen; one that has not begun is measured anew.
+    Settings that may change between two starts are those of now.  Where the budget or the steps
+    changed, the training is longer or shorter.
+    Raises ConfigError for a damaged price of a training that has begun, since nothing else says
+    what was chosen.  One that has not begun is measured anew.
     """
     path = asked.folder / FILE
     if not path.exists():
@@ -230,11 +234,12 @@ def priced(
     fitting: int = 0,
     **known: Any,
 ) -> Price:
-    """asked: as the user has it.  config: as it will run; tried: the same with what is there to
-    rehearse with, in the folder `place`.  began: as of `stack.planned`.  known: fields of the
-    Price, `seconds` of codecs.
-    fitting: bytes that making codecs takes beyond what was taken so far.
+    """The price of a training, of which some steps are rehearsed.
 
+    asked: as the user gave it.  config: as it will run.  tried: the same with the codecs that are
+    there to rehearse with.  place: the folder of the rehearsal.  began: as of `stack.planned`.
+    fitting: bytes that making codecs takes beyond what was taken so far.
+    known: further fields of the Price, of its `seconds` those of codecs.
     Raises ConfigError where a budget leaves no time to learn in.
     """
     found, threads = _with_threads(tried, place)
@@ -269,8 +274,8 @@ def priced(
 
 
 def left_of(budget_s: float, aside: float, share: float = 1.0) -> float:
-    """Seconds to learn in, of a share of a budget of which so many go aside.  Raises ConfigError
-    where that is less than SHARE of it."""
+    """Seconds to learn in: a share of a budget without those set aside.  Raises ConfigError where
+    less than SHARE of it is left."""
     left = share * budget_s - aside
     if left < SHARE * share * budget_s:
         raise ConfigError(
@@ -282,8 +287,11 @@ def left_of(budget_s: float, aside: float, share: float = 1.0) -> float:
 
 @contextmanager
 def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
-    """A folder in the run folder, of all processes; both are removed afterwards, the run folder
-    where there was none.  ConfigError as of `folder.locked`: no other training is disturbed."""
+    """A folder in the run folder `out` for the rehearsal of all processes.
+
+    It is removed afterwards, with the run folder if there was none.  Raises ConfigError as
+    `folder.locked` does, so that no other training is disturbed.
+    """
     place = out / "rehearsal"
     with locked(out) if process.is_main_process else nullcontext():
         if process.is_main_process:
@@ -298,8 +306,8 @@ def rehearsing(out: Path, process: PartialState) -> Iterator[Path]:
 
 
 def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
-    """With one thread of the processor or with all, unless the user has chosen: a small model on
-    a machine that others use is faster with one."""
+    """(a rehearsal, its threads): with one thread or with all, whichever is faster, unless the user
+    has chosen.  On a machine that others use, too, a small model is faster with one."""
     most = torch.get_num_threads()
     if most == 1 or "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return rehearsed(config, place / "one"), most
@@ -313,13 +321,13 @@ def _with_threads(config: TrainConfig, place: Path) -> tuple[Rehearsal, int]:
 
 
 def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
-    """Some steps of a training, in the folder `out`, as the first process measures them."""
+    """What some steps of a training take, in the folder `out`, as the first process measures it."""
     small = _few(config, out)
     encoded = _encoded(small, config)
     times = [_now()]
     train(small, lambda progress: times.append(_now()))
     times.append(_now())
-    if len(times) == 2:  # of several processes one is told of progress
+    if len(times) == 2:  # of several processes only one hears of progress
         return agreed(None)
     begun, *steps, ended = times
     warm = steps[min(WARM, len(steps) - 2) :] if len(steps) > 1 else [begun, *steps]
@@ -342,7 +350,7 @@ def rehearsed(config: TrainConfig, out: Path) -> Rehearsal:
 
 
 def _few(config: TrainConfig, out: Path) -> TrainConfig:
-    """The same training of some steps and samples, which tells and shows nothing."""
+    """The same training with few steps and samples, which publishes and logs nothing."""
     source = {"cache": min(config.source.cache, ROWS), "latents": ""}
     run = {"out": str(out), "save_every_s": 1e9, "sample_every": 0, "log_every": 1}
     run |= {"publish": False, "before_after": False, "tracker": ""}
@@ -358,14 +366,14 @@ def _few(config: TrainConfig, out: Path) -> TrainConfig:
 
 
 def _now() -> tuple[float, float]:
-    """Seconds of the wall and of the processor."""
+    """Seconds on the wall and of the processor."""
     return time.monotonic(), time.process_time()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoded:
-    """sample: seconds that one of `few` samples took; rows: how many the training has of them.
-    parameters, trained: of the networks, and how many of these learn."""
+    """The encoded samples of a rehearsal.  sample: seconds that one of `few` took.  rows: how many
+    the whole training has.  parameters, trained: as of a Rehearsal."""
 
     sample: float = 0.0
     few: int = 1
@@ -375,7 +383,7 @@ class _Encoded:
 
 
 def _encoded(small: TrainConfig, config: TrainConfig) -> _Encoded:
-    """The samples of a rehearsal, as a system encodes them; the training of a codec has none."""
+    """Encodes the samples of a rehearsal; the training of a codec has none that are encoded."""
     if config.system not in SYSTEMS:
         return _Encoded()
     system = prepared(small)
@@ -403,7 +411,7 @@ def _rows(system: System, config: TrainConfig) -> int:
 
 
 def _peak() -> int:
-    """Bytes of memory at most so far, of the GPU where there is one."""
+    """The most bytes of memory so far, those of the GPU where there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -411,7 +419,7 @@ def _peak() -> int:
 
 
 def spell(seconds: float) -> str:
-    """A time in words, of two figures or three."""
+    """A time in words, as "3.4 min"."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -419,6 +427,6 @@ def spell(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in words."""
+    """Bytes in words, as "679 MB"."""
     power = min(3, int(math.log(max(count, 1), 1000)))
     return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"

@@ -1,8 +1,9 @@
 """The whole stack from a folder in one command: codecs that can show and say it, and the system.
 
 PRESETS says how codecs are made for each preset: fitted in seconds, or trained where codecs=trained
-asks for it.  `planned` measures what is at hand, chooses, and asks the price; `run` does what the
-price says.  The same command again goes on: what was chosen stands in the run folder.
+asks for it.  `planned` measures the codecs that are at hand, chooses, and finds the price; `run`
+does what the price says.  The same command again goes on, since the run folder holds what was
+chosen.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from everyway.train.systems import prepared
 ON_FEW: dict[str, Any] = dict(
     lr=5e-3, weight_decay=0.0, warmup_samples=6_400, ema_samples=16_000,
 )  # fmt: skip
-"""Of trainings on the codecs of a folder, which are few numbers that say much, above the preset's
-own; all counted in samples."""
+"""Settings of trainings on codecs of a folder, whose latents are few numbers that say much.  They
+replace the preset's own; lengths are counted in samples."""
 ON_TASKS: dict[str, Any] = dict(shift=4.0, to_image=0.42, to_text=0.30, joint=0.18, drop=0.0)
-"""The same of a UniDiffuser, of its times."""
+"""Further such settings, of the training times of a UniDiffuser."""
 BY_STEPS = {"codec-image": 0.25, "encoder": 0.1, "text": 0.15}
 """Trainings of the codecs of a UniDiffuser, each with its share of a budget, in order."""
 
@@ -45,12 +46,13 @@ BY_STEPS = {"codec-image": 0.25, "encoder": 0.1, "text": 0.15}
 class Making:
     """How the codecs of a folder are made for a preset.
 
-    room: what it has room for.  fitted: the codecs that it reads, of closed form.
-    trained: the trainings that make them, or some of them, where they are to be trained, in order,
-    each with its share of a budget; none where they are fitted alone.
-    shipped: the model whose codecs are at hand where none are in the folder that the preset names;
-    "" where it has some without a folder.
-    settings: of a training on such codecs, above the preset's own.
+    room: the largest codecs that it can read.  fitted: the codecs that it reads, all of which can
+    be fitted.
+    trained: the trainings that make them, or some of them, for codecs=trained: in order, each with
+    its share of a budget.  Empty where codecs can only be fitted.
+    shipped: the model whose codecs are used where the folder that the preset names has none; ""
+    for a preset with plain codecs.
+    settings: of a training on such codecs, in place of the preset's own.
     """
 
     room: Room
@@ -102,25 +104,27 @@ PRESETS = {
 }
 """Preset -> how its codecs are made of a folder."""
 FIT, TRAIN = "fitted", "trained"
-"""Values of the setting `codecs` that are no folder: how they are made, whatever is at hand."""
+"""Values of the setting `codecs` that name no folder, but say how codecs are made."""
 FOLDERS = ("codecs", "tokens")
 """Settings that name a folder of codecs."""
 ENDLESS = 1_000_000_000
-"""Steps where a budget is the end."""
+"""Steps of a training that ends with its budget."""
 BYTES = 40
-"""Of memory, for each number of a picture, while codecs are fitted: in float32 and float64."""
+"""Memory for each number of a picture while codecs are fitted, in float32 and float64."""
 LOOKED_AT = 64
-"""Pictures, and captions, that codecs are measured on."""
+"""How many pictures and captions codecs are measured on."""
 HOPELESS = Suited(psnr_db=18.0, exact=0.1)
-"""Less of either, and a training that starts from a model is refused."""
+"""A training that starts from a model is refused if its codecs do less than this."""
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """codecs: as of a Price.  folder: of those to rehearse with.  about: lines for people.
-    seconds: of making them.  stages: of the trainings that make them, as of a Price.  bytes: that
-    it takes beyond those of the trial."""
+    """Which codecs a training will have.
+
+    codecs, stages: as of a `Price`.  folder: the codecs to rehearse with.  about: lines for people.
+    seconds: of making them.  bytes: of memory that making them takes beyond the trial's.
+    """
 
     codecs: str = ""
     folder: str = ""
@@ -133,16 +137,17 @@ class Choice:
 def resolved(
     preset: str, overrides: Mapping[str, Any], out: str | None, budget_s: float | None
 ) -> TrainConfig:
-    """As `config.resolve`, with the settings of PRESETS where codecs may be made, and as many steps
-    as a budget has time for where neither steps nor samples are set.  ConfigError for data that is
-    not there: no codecs are chosen for it, so that a run folder of it would seem to be of other
-    settings; and for codecs that cannot be made as it is asked."""
+    """As `config.resolve`, with the settings of PRESETS where codecs may be made.  A budget without
+    steps or samples is the only end.
+
+    Raises ConfigError for data that is not there, and for codecs that cannot be made as asked.
+    """
     given = dict(overrides)
     if budget_s and not {"steps", "samples"} & given.keys():
         given["steps"] = ENDLESS
     config = resolve(preset, given, out, budget_s)
     if config.system in SYSTEMS:
-        sources.check(config.source.data)
+        sources.check(config.source.data)  # else a run folder would seem to be of other settings
         _refuse_making(config)
     making = _making(config)
     if making is None or _begun(config):
@@ -151,14 +156,14 @@ def resolved(
 
 
 def _begun(config: TrainConfig) -> bool:
-    """Whether its run folder has a training that was not planned, as none were before."""
+    """Whether its run folder has a training without a price, as those of former versions."""
     out = config.folder
     return (out / folder.STATE).exists() and not (out / price.FILE).exists()
 
 
 def is_planned(config: TrainConfig, read: bool) -> bool:
-    """Whether a training is measured first: of a system, where it has a budget, may need codecs, or
-    somebody is to `read` what it takes.  One that was begun without goes on without."""
+    """Whether a training has a price: that of a system, if it has a budget, may need codecs, or
+    somebody is to `read` the price.  One that was begun without a price goes on without."""
     begun = (config.folder / folder.STATE).exists()
     if config.system not in SYSTEMS or (begun and price.held(config) is None):
         return False
@@ -166,9 +171,9 @@ def is_planned(config: TrainConfig, read: bool) -> bool:
 
 
 def planned(asked: TrainConfig, began: float | None = None) -> Price:
-    """What this training will do and take; it is measured unless the run folder has it.
+    """The price of this training, that of the run folder or else a new one.
 
-    began: when that began which a budget counts, as of `time.time()`; by default now.
+    began: the time from which its budget counts, as of `time.time()`; by default now.
     Raises ConfigError where the codecs of a model to start from cannot serve the data, or where a
     budget leaves no time to learn in.
     """
@@ -196,7 +201,8 @@ def run(
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Note = lambda line: None,
 ) -> dict[str, Any]:
-    """Does what a price says, from where a former run of it was stopped; answers as `train`."""
+    """Does what a price says, from where a former run of it was stopped; returns what `train`
+    does."""
     config = plan.settings()
     process = devices.joined(config.run.device)
     first = process.is_main_process
@@ -212,8 +218,11 @@ def run(
 
 
 def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
-    """The codecs that serve the data: those at hand, or new ones, of which `place` gets a trial if
-    this is the process that `writes`."""
+    """The codecs that serve the data: those at hand, or new ones.
+
+    place: where new ones are tried; only the process that `writes` writes there.
+    Raises ConfigError where the codecs of a model to start from cannot serve the data.
+    """
     if config.system not in SYSTEMS or not sources.is_own(config.source.data):
         return Choice()
     making, out = _making(config), place / "codecs"
@@ -242,7 +251,7 @@ def chosen(config: TrainConfig, place: Path, writes: bool = True) -> Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Codecs fitted to some of the data.  seconds: that it took."""
+    """Codecs fitted to some of the data.  seconds: how long that took."""
 
     made: Mapping[str, Fitted]
     seconds: float
@@ -259,30 +268,30 @@ def _trial(config: TrainConfig, making: Making) -> Trial:
 
 
 def _better(trial: Trial, found: Suited, system: System) -> bool:
-    """Whether fitted codecs show more than those of a system, which were found to serve; plain
-    ones, which have more numbers than pictures need, they need not outdo."""
+    """Whether fitted codecs are better than those of a system, which serve, too: they show more, or
+    FINE is enough where those are plain codecs, which have more numbers than pictures need."""
     shown = trial.image.metadata["psnr_db"]
     return shown > found.psnr_db or (not system.codecs and shown >= FINE)
 
 
 def _fitted(config: TrainConfig, trial: Trial, about: Lines, out: Path, writes: bool) -> Choice:
-    """Codecs fitted to the folder, those of the trial to rehearse with."""
+    """New codecs will be fitted to the folder; those of the trial are rehearsed with."""
     if writes:
         fitted_folder.write(trial.made, out)
-    told = {n: [*about.get(n, []), ("new", line)] for n, line in described(trial.made).items()}
+    lines = {n: [*about.get(n, []), ("new", line)] for n, line in described(trial.made).items()}
     count = len(Folder(config.source.data, captioned=True))
     tried, fitted = min(SAMPLE, count), min(FITTED, count)
     return Choice(
         codecs=FIT,
         folder=str(out),
-        about=about | told,
+        about=about | lines,
         seconds={"codecs": trial.seconds * fitted / tried},
         bytes=(fitted - tried) * 3 * trial.image.settings["side"] ** 2 * BYTES,
     )
 
 
 def _trained(config: TrainConfig, making: Making, place: Path, writes: bool) -> Choice:
-    """Codecs that were trained for some seconds, and how long each training is to take."""
+    """New codecs will be trained, each as long as `trained_folder.rehearsed` says."""
     trial = _with_codecs(config, str(place / "codecs"))
     about, began = _on_data(config), time.monotonic()
     if writes and (parts := _only_fitted(making)):
@@ -301,7 +310,7 @@ def _trained(config: TrainConfig, making: Making, place: Path, writes: bool) -> 
 
 
 def copy(system: System, out: Path) -> None:
-    """The codecs of a system as a folder of codecs."""
+    """Writes the codecs of a system as a folder of codecs.  Raises StoreError."""
     own = system.config
     settings = own.get("codec_config") or {"image": own["codec"], "text": own["text"]}
     for name, known in settings.items():
@@ -310,7 +319,7 @@ def copy(system: System, out: Path) -> None:
 
 
 def _make(plan: Price, config: TrainConfig, note: Note) -> None:
-    """The codecs that are not trained, unless all of them are there."""
+    """Fits or copies the codecs that no training makes, unless all of them are there."""
     making, out = PRESETS[config.model.preset], Path(config.model.codecs)
     parts = _only_fitted(making) if plan.codecs == TRAIN else making.fitted
     if codec_folder.metadata(out).keys() >= {*parts}:
@@ -331,7 +340,7 @@ def _only_fitted(making: Making) -> tuple[str, ...]:
 
 
 def _making(config: TrainConfig) -> Making | None:
-    """How codecs may be made: of a folder, for a preset that has none of the user's own."""
+    """How codecs may be made; None for a preset, data or settings for which they are not."""
     own = config.model
     if config.system not in SYSTEMS or own.init or not sources.is_own(config.source.data):
         return None
@@ -344,7 +353,7 @@ def _asked(config: TrainConfig) -> str:
 
 
 def _refuse_making(config: TrainConfig) -> None:
-    """ConfigError for codecs that cannot be made as it is asked."""
+    """ConfigError for codecs that cannot be made as `codecs` asks."""
     wanted = _asked(config)
     if wanted not in (FIT, TRAIN):
         return
@@ -352,7 +361,7 @@ def _refuse_making(config: TrainConfig) -> None:
     if config.model.preset not in can:
         raise ConfigError(f"codecs={wanted} is for {', '.join(can)}; leave it out")
     if not sources.is_own(config.source.data):
-        raise ConfigError(f"codecs={wanted} is of data of your own; give --data FOLDER")
+        raise ConfigError(f"codecs={wanted} needs pictures of your own; give --data FOLDER")
 
 
 def _needs_shipped(config: TrainConfig, making: Making) -> bool:
@@ -374,10 +383,10 @@ def _at_hand(config: TrainConfig) -> System:
 
 
 def _measured(system: System, config: TrainConfig) -> Suited:
-    """How the codecs of a system serve the data, pictures as large as there would be room for."""
+    """How the codecs of a system serve the data, in pictures as large as new codecs would read."""
     texts, making, side = "text" in system.raws, _making(config), sources.image_size(system)
     if making:
-        side = max(side, fitted_folder.side_of(config.source.data, making.room))
+        side = max(side, fitted_folder.picture_side(config.source.data, making.room))
     unpaired = config.source.unpaired > 0
     data = Folder(config.source.data, side, captioned=texts, unpaired=unpaired)
     count = min(LOOKED_AT, len(data))

@@ -1,4 +1,4 @@
-"""Whether the codecs at hand can show some pictures and say some captions, before hours go by."""
+"""Whether codecs can show some pictures and say some captions, measured before a training."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from everyway.system import System
 from everyway.systems import system_module
 
 SHOWS, SAYS = 24.0, 0.98
-"""The dB of pictures, and the share of captions that come back, from which codecs serve."""
+"""Codecs serve from this dB of pictures on, and from this share of captions that come back."""
 NAMED = 3
-"""Unknown words that a line names."""
+"""How many unknown words a line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suited:
-    """psnr_db: of pictures through the image codec and back; None where there is none.
+    """How well codecs serve.
 
-    exact: the share of captions that come back word by word, and captions how many they are.
-    unknown: words that are not known.
+    psnr_db: of pictures through the image codec and back; None where there is none.
+    exact: the share of captions that come back word by word, None where there is no text codec.
+    captions: how many were tried.  unknown: words that the text codec does not know.
     """
 
     psnr_db: float | None = None
@@ -48,14 +49,14 @@ class Suited:
 
     @property
     def seen(self) -> str:
-        """What it shows, in words."""
+        """How the image codec serves, in words."""
         if self.shows:
             return f"{self.psnr_db:.1f} dB on your pictures"
         return f"{self.psnr_db:.1f} dB on your pictures, below {SHOWS:g}"
 
     @property
     def said(self) -> str:
-        """What it says, in words."""
+        """How the text codec serves, in words."""
         right = f"{round(self.exact * self.captions)} of {self.captions} captions come back"
         if not self.unknown:
             return right
@@ -67,8 +68,12 @@ class Suited:
 
 @torch.no_grad()
 def suited(system: System, samples: Sequence[Sample], captions: Sequence[str]) -> Suited:
-    """The codecs of a system on pictures, which it reads in its own size, and on captions, which
-    a system that only draws has to read as they are."""
+    """How the codecs of a system serve pictures and captions.
+
+    samples: whose pictures are read in the system's size, and compared in their own.
+    captions: tried on the codec of a text state, or else on that of a text condition, if it has a
+    `decode`.
+    """
     found: dict[str, Any] = {}
     codecs = {m.source: m.codec for m in system.modalities.values() if m.decodes}
     for condition in system.conditions.values():
@@ -86,7 +91,7 @@ def suited(system: System, samples: Sequence[Sample], captions: Sequence[str]) -
 
 
 def _shown(codec: Codec, pictures: Tensor, side: int) -> float:
-    """dB, in the size of the pictures."""
+    """dB of pictures (N, 3, H, W), in their own size.  side: in which the codec reads them."""
     read = F.interpolate(pictures, (side, side), mode="area")
     made = [codec.decode(codec.encode(part)) for part in read.split(16)]
     made = F.interpolate(torch.cat(made), pictures.shape[-2:], mode="bilinear")
@@ -94,7 +99,8 @@ def _shown(codec: Codec, pictures: Tensor, side: int) -> float:
 
 
 def _comes_back(codec: Codec, caption: str) -> bool:
-    """Word by word; where a lexicon tells it in other words, with nothing of it left out."""
+    """Whether a caption comes back word by word; with a lexicon, which rephrases captions, whether
+    nothing of it is left out."""
     try:
         said = codec.decode(codec.encode([caption]))[0]
     except UsageError:
@@ -107,7 +113,7 @@ def _comes_back(codec: Codec, caption: str) -> bool:
 
 
 def _unknown(codec: Codec, captions: Sequence[str]) -> Iterator[str]:
-    """The words that no caption can be told with, each once."""
+    """The words of captions that the codec does not know, each once."""
     tokens, lexicon = getattr(codec, "tokens", None), getattr(codec, "lexicon", None)
     if lexicon is not None:
         found = (word for caption in captions for word in read(caption, lexicon).unread)

@@ -1,7 +1,7 @@
 """Codecs trained on a folder of pictures with captions, one training after the other.
 
-Each is an ordinary training of `train.config.CODECS` in a folder of its own, RUN/codec-image for
-instance, which goes on where it was stopped; what it makes lies in the folder of codecs.
+Each is an ordinary training of `train.config.CODECS` in a folder of its own, such as
+RUN/codec-image, which goes on where it was stopped.  Its codec goes into the folder of codecs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ MADE = {training: part for part, training in codec_folder.MADE_BY.items()}
 
 
 def stage(config: TrainConfig, training: str, seconds: float = 0.0) -> TrainConfig:
-    """The training of a codec that the system of `config` reads.  seconds: its budget; 0 is its
-    own."""
+    """The config of the training of a codec that the system of `config` reads.
+
+    training: its name in MADE.  seconds: its budget; 0 is the one that it has by default.
+    """
     own = {"data": config.source.data, "codecs": config.model.codecs, "device": config.run.device}
     return resolve(training, own, str(config.folder / training), seconds or None)
 
@@ -30,11 +32,12 @@ def stage(config: TrainConfig, training: str, seconds: float = 0.0) -> TrainConf
 def rehearsed(
     config: TrainConfig, shares: Mapping[str, float], place: Path
 ) -> tuple[dict[str, float], float]:
-    """(training -> seconds that it is to learn for, seconds of all of it), found by some steps of
-    each in the folder `place`; the codecs that these make serve to rehearse the system with.
+    """Tries some steps of each training in the folder `place`.  The system is then rehearsed on the
+    codecs that they leave.
 
-    shares: of the budget, which hold what a training takes beside learning.
-    Raises ConfigError where that leaves no time to learn in.
+    shares: training -> its share of the budget, which includes what it takes beside learning.
+    Returns training -> the seconds that it is to learn for, and the seconds of all of them.
+    Raises ConfigError where a share leaves no time to learn in.
     """
     stages, spent = {}, 0.0
     for training, share in shares.items():
@@ -54,7 +57,11 @@ def run(
     progress: Callable[[TrainingProgress], None] | None,
     note: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Trains what is not there yet; the summary of a training that was stopped, if one was."""
+    """Trains the codecs that are not there yet.
+
+    stages: as `rehearsed` returns them.  progress, note: as of `train.loop.train`.
+    Returns the summary of a training that was stopped, or None once all codecs are there.
+    """
     for training, seconds in stages.items():
         if MADE[training] in codec_folder.metadata(Path(config.model.codecs)):
             continue

@@ -1,4 +1,4 @@
-"""What the pages share: models, the work on its way, and the folder of what was made."""
+"""What the pages share: models, running work, and the folder of what was made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from everyway.request import KINDS, NEEDS_IMAGES, NEEDS_TEXT, GenerateRequest, R
 from everyway.tasks import times_for
 
 MOST = 16
-"""Samples a request, of which a page shows all."""
+"""How many samples a request may have, so that a page shows all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
-    """A picture, words that say the same, and how it came."""
+    """A picture, words that say the same, the steps of its run with frames, and the result."""
 
     picture: Image.Image
     words: str
@@ -56,10 +56,10 @@ class Example:
 
 @dataclass(eq=False)
 class Studio:
-    """Models by name, of those that it was given; what was made goes to the folder `out`.
+    """The models of a studio and all that it makes, which goes into the folder `out`.
 
-    names: what pages offer.  The first one draws the front page.
-    scheduler: runs all work, of the studio and of the API beside it; it has the models in memory.
+    names: the models that pages offer; the first one draws the front page.
+    scheduler: runs all work of the studio and of the API beside it, and holds the models in memory.
     trainings: those that were started here.
     """
 
@@ -75,7 +75,7 @@ class Studio:
         self.folder = files.Folder(self.out)
 
     def model(self, name: str) -> Model:
-        """Loaded once.  RequestError for one that this studio was not given."""
+        """A model, loaded once.  Raises RequestError for one that this studio was not given."""
         if name not in self.names:
             raise RequestError(f"model {name!r} is not here; choose one of {', '.join(self.names)}")
         with self._loading:
@@ -85,7 +85,7 @@ class Studio:
 
     @property
     def loaded(self) -> Mapping[str, Model]:
-        """Those in memory."""
+        """The models in memory, by name."""
         return dict(self.scheduler.models)
 
     def forget(self, name: str) -> None:
@@ -110,8 +110,8 @@ class Studio:
         return kind != "upscale" or bool(model.enlargers)
 
     def example(self, text: str) -> Example:
-        """What the first model draws of a text; where it does not read it, what it makes of
-        nothing, with words if it can."""
+        """What the first model draws of a text; if it does not read the text, what it draws without
+        one, with words if it can."""
         if text not in self._examples:
             name = self.names[0]
             asked: dict[str, Any] = {"kind": "joint" if "joint" in self.kinds(name) else "image"}
@@ -126,7 +126,7 @@ class Studio:
 
     @staticmethod
     def knows(model: Model) -> list[str]:
-        """The things and colours that a model has words for; none of one that reads any."""
+        """The objects and colours that a model has words for; [] for one that reads any words."""
         lexicons = (getattr(codec, "lexicon", None) for codec in model.system.codecs.values())
         words = next((known for known in lexicons if known), None)
         return [*words.objects, *words.backgrounds] if words else []
@@ -176,8 +176,10 @@ class Studio:
 
     @contextmanager
     def work(self, place: str) -> Iterator[Work]:
-        """What begins in a place, of which there is one a page and visitor: what ran there ends,
-        and `stop` ends this.  So does the end of the block, as when whoever watched has gone."""
+        """Work that begins in a place, as `Page.place` names it; what ran there is stopped.
+
+        `stop` stops this work.  So does the end of the block, as when the visitor has gone.
+        """
         self.stop(place)
         own = self._works[place] = Work()
         try:
@@ -188,16 +190,17 @@ class Studio:
                 del self._works[place]
 
     def stop(self, place: str) -> None:
-        """Ends what runs in a place, after the step that it is in."""
+        """Stops what runs in a place, after its current step."""
         if place in self._works:
             self._works[place].stop()
 
     def run(self, *requests: GenerateRequest, place: str = "") -> Iterator[Step | Made]:
-        """Requests, one after another, whose pictures are kept here: steps with frames, then
-        results, kept.  What is on its way when it is stopped is kept as it is.
+        """Runs requests, one after another: yields their steps with frames, then their results,
+        which are kept.  What is unfinished when it is stopped is kept as it is.
 
-        Facts of the results of several have under "together" what is of these alone.
-        Raises what ended a request before it was done.
+        place: as of `work`.  Results of several requests have the same mark under "together" in
+        their metadata.
+        Raises the error that ended a request before it was done.
         """
         mark = {"together": secrets.token_hex(6)} if len(requests) > 1 else {}
         with self.work(place) as work:
@@ -211,7 +214,7 @@ class Studio:
                     return
 
     def _one(self, request: GenerateRequest, work: Work) -> Iterator[Step | Result]:
-        """One request of a work."""
+        """Runs one of the requests of a work."""
         model = self.model(request.model)
         ticket = self.scheduler.submit(self._job(request))
         work.ends_by(ticket.cancel)
@@ -224,22 +227,22 @@ class Studio:
                 raise event.error
 
     def _kept(self, result: Result, asked: GenerateRequest, mark: Mapping[str, str]) -> Made:
-        """A result in the folder.  mark: more facts of it."""
+        """Keeps a result in the folder.  mark: further metadata of it."""
         marked = replace(result, metadata={**result.metadata, **mark})
         return Made(result=marked, row=self.folder.save(marked, result.request, asked))
 
     def adopted(self, record: Record) -> GenerateRequest:
-        """A record's request, whose pictures are kept here from now on.
+        """The request of a record, with pictures that are kept here from now on.
 
-        Raises RequestError for one that is neither in this studio's folder nor still what the
-        record says of it.
+        Raises RequestError for a picture that is neither in this studio's folder nor has the digest
+        that the record says.
         """
         named = record.request.paths
         kept = {n: self.keep(self._content(n, record.inputs.get(n))) for n in dict.fromkeys(named)}
         return renamed(record.request, kept)
 
     def _content(self, name: str, named: str | None = None) -> bytes:
-        """A picture that a request names.  named: its digest in a record."""
+        """The bytes of a picture that a request names.  named: its digest in a record."""
         given, path = (self.out / "given").resolve(), Path(name).resolve()
         ours = path.parent in (given, given.parent)
         with suppress(OSError):
@@ -250,12 +253,13 @@ class Studio:
         raise RequestError(f"{name!r} is not a picture of this studio; give it anew")
 
     def _job(self, request: GenerateRequest, inputs: Mapping[str, str] = {}) -> Job:
-        """With the pictures that it names.  inputs: their digests in its record."""
+        """The job of a request, with the pictures that it names.  inputs: their digests in its
+        record."""
         files = {name: self._content(name, inputs.get(name)) for name in request.paths}
         return Job(request=request, files=files)
 
     def times(self, request: GenerateRequest, step: Step) -> dict[str, float]:
-        """Clock -> about where it is at a step: of a stage of the model's own, else none."""
+        """Clock -> its time after a step, about; {} for a stage that is not of the model itself."""
         stages = plan(request, self.model(request.model).system.tasks)
         if step.stage > len(stages):
             return {}
@@ -263,14 +267,14 @@ class Studio:
         return {c: float(t[0]) for c, t in times_for(stages[step.stage - 1].task, u).items()}
 
     def _stopped(self, ticket: Ticket, model: Model) -> Iterator[Result]:
-        """What was on its way as results, whose record says where they were stopped."""
+        """The unfinished samples of a job as results, whose records say where they were stopped."""
         request = model.settled(ticket.request)
         parts = Counter(result.seed for result in ticket.made)
         for frame in ticket.last.frames if ticket.last else ():
             where = {"task": request.kind, "stopped": [ticket.last.step, ticket.last.steps]}
             one = request.model_copy(update={"n": 1, "seed": request.seed + frame.sample})
             if parts[one.seed] >= one.parts:
-                continue  # it was done before
+                continue  # this sample is finished
             parts[one.seed] += 1
             yield Result(
                 index=frame.sample,
@@ -315,7 +319,7 @@ class Studio:
 
 
 def renamed(request: GenerateRequest, names: Mapping[str, str]) -> GenerateRequest:
-    """With other names for its pictures."""
+    """A request with other names for its pictures."""
     contexts = tuple(
         context.model_copy(
             update={k: names.get(v, v) for k, v in context if k in ("image", "mask")}

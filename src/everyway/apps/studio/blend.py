@@ -13,9 +13,9 @@ from everyway.apps.studio.parts import PAIR, Page, opened, picture_of, values_of
 from everyway.request import MIXES, GenerateRequest, RequestError
 
 SLOTS = 3
-"""Pictures that a blend may have here."""
+"""How many pictures a blend may have on this page."""
 UNSET = (None, 0.5, 0.5)
-"""Picture, weight and focus of a slot that nothing is in."""
+"""Picture, weight and focus of an empty slot."""
 MIXED = {
     "": "the model's own",
     "attention": "in every attention",
@@ -23,7 +23,7 @@ MIXED = {
     "model": "step by step",
     "tokens": "as one sequence",
 }
-"""How contexts are mixed -> its words."""
+"""How contexts are mixed (`mix` of a request) -> its name."""
 
 
 class Blend(Page):
@@ -99,7 +99,7 @@ class Blend(Page):
             yield html
 
     def request_of(self, *fields: Any) -> GenerateRequest:
-        """The request that the page's fields are.  Pictures and masks are kept with the studio."""
+        """The request of the page, whose pictures and masks are kept with the studio."""
         pictures, masks = fields[: 3 * SLOTS], fields[3 * SLOTS : 4 * SLOTS]
         text, share, kind, mix, colours, *shared = fields[4 * SLOTS :]
         contexts: list[dict[str, Any]] = []
@@ -124,7 +124,7 @@ class Blend(Page):
         )
 
     def values(self, request: GenerateRequest) -> list[Any]:
-        """Of the page's fields for a request.  RequestError for more than they hold."""
+        """Values of `fields` for a request.  Raises RequestError for more than they hold."""
         seen: list[Any] = [context for context in request.contexts if context.image]
         said = [context for context in request.contexts if context.text]
         most = max(context.weight for context in request.contexts)

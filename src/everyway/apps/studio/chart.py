@@ -14,9 +14,10 @@ def lines(
     horizontal: str,
     falling: bool = False,
 ) -> str:
-    """Lines by name, a legend above.  vertical, horizontal: what the axes are.
+    """A chart of lines with a legend above, "" for fewer than two points.
 
-    falling: the greatest x stands on the left.
+    given: name -> points (x, y) of a line.  vertical, horizontal: names of the axes.
+    falling: whether the greatest x stands on the left.
     """
     points = [point for line in given.values() for point in line]
     if len(points) < 2:

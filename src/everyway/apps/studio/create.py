@@ -19,7 +19,7 @@ GIVEN = {
     (False, True): ("image-to-text", "vary-image", "image-to-image", "inpaint"),
     (True, True): ("image-to-image", "inpaint", "edit-image"),
 }
-"""(words are given, a picture is) -> the kinds that this may be, the likeliest first."""
+"""(words are given, a picture is given) -> the kinds that can be meant, the likeliest first."""
 EXAMPLES = {
     "en": (
         "a large fox on blue",
@@ -28,11 +28,11 @@ EXAMPLES = {
     ),
     "ko": ("파란 배경에 큰 여우", "노란 배경에 큰 판다", "a small rocket on pink"),
 }
-"""Language -> what may be drawn; the first is what the plane shows."""
+"""Language -> prompts to try; the plane shows the first."""
 
 
 def ways(kinds: Sequence[str], words: bool, picture: bool, masked: bool = False) -> list[str]:
-    """What a model may make of what is given, the likeliest first."""
+    """The kinds of request that a model can do with what is given, the likeliest first."""
     fitting = [kind for kind in GIVEN[words, picture] if kind in kinds]
     if masked and "inpaint" in fitting:
         return ["inpaint"]
@@ -46,8 +46,8 @@ class Create(Page):
         say, first = self.say, self.studio.names[0]
         able = self.studio.kinds(first)
         example = self.studio.example(EXAMPLES[self.language][0])
-        told = plane.hero(example.picture, example.words, able, say)
-        hero = gr.HTML(told, elem_id="hero", js_on_load=views.loaded("ways"))
+        drawn = plane.hero(example.picture, example.words, able, say)
+        hero = gr.HTML(drawn, elem_id="hero", js_on_load=views.loaded("ways"))
         with gr.Row(elem_classes="ew-examples"):
             read = [text for text in EXAMPLES[self.language] if self.studio.reads(first, text)]
             examples = [gr.Button(text, elem_classes="ew-chip-button") for text in read]
@@ -133,7 +133,7 @@ class Create(Page):
 
     @property
     def fields(self) -> list[Any]:
-        """What is set on this page, in the order of `request_of`."""
+        """The fields of this page, in the order of `request_of`."""
         return [self.text, self.image, self.way, self.strength, *self.shared]
 
     def _ways(self, model: str, text: str, image: Given, way: str) -> Any:
@@ -142,14 +142,14 @@ class Create(Page):
         return gr.update(choices=kinds.choices(given, self.say), value=chosen)
 
     def _known(self, model: str) -> str:
-        """What may stand in its words, folded."""
+        """The words that a model knows, folded."""
         words = self.studio.knows(self.studio.model(model))
         summary = views.tag("summary", self.say("what this model knows"))
         listed = views.tag("p", escape(", ".join(words)), class_="ew-note")
         return views.tag("details", summary, listed, class_="ew-how") if words else ""
 
     def _chosen(self, model: str, event: gr.EventData) -> tuple[Any, Any, Any, str]:
-        """An example of a way of the plane."""
+        """Fills the page with an example of the way that was chosen in the plane."""
         kind, example = event._data["value"], self.studio.example(EXAMPLES[self.language][0])
         text = example.words if kind == "text-to-image" else ""
         image = example.picture if kind == "image-to-text" else None
@@ -160,7 +160,8 @@ class Create(Page):
         return "", Image.open(self.studio.out / last[0]) if last else None
 
     def _made(self, request: gr.Request, *fields: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """Frames on the way, then what was made with its film, and whether it can be given back."""
+        """Yields the HTML of the run, the files of its pictures, and whether one can be given
+        back."""
         for html, made in self.running(self.place(request), lambda: [self.request_of(*fields)]):
             names = [one.row["image"] for one in made if one.row.get("image")]
             yield html, names, gr.update(visible=bool(names))
@@ -173,10 +174,9 @@ class Create(Page):
         strength: float,
         *shared: Any,
     ) -> GenerateRequest:
-        """The request that the page's fields are.  shared: as of `asked`, and after them a mask as
-        a data: address, or "".
+        """The request of the page, whose pictures are kept with the studio.
 
-        Pictures are kept with the studio.
+        shared: as of `asked`, and after them a mask as a data: address, or "".
         """
         *shared, masked = shared
         words = (text or "").strip() or None
@@ -191,7 +191,7 @@ class Create(Page):
         return GenerateRequest(kind=kind, text=words, images=images, **own)
 
     def values(self, request: GenerateRequest) -> list[Any]:
-        """Of the page's fields for a request, and its mask."""
+        """Values of `fields` for a request, and its mask."""
         image = opened(request.images[0]) if request.images else None
         mask = views.address(opened(request.mask)) if request.mask else ""
         able = self.studio.kinds(request.model)

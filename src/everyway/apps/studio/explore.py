@@ -1,4 +1,4 @@
-"""Explore: ways between pictures, chains, sweeps of settings, and what the network looks at."""
+"""Explore: interpolations, chains, sweeps of settings, and what the network attends to."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from everyway.errors import EverywayError
 from everyway.request import GenerateRequest, RequestError
 
 MOST_CELLS = 36
-"""Of a sweep."""
+"""How many pictures a sweep makes at most."""
 TURNED = {
     "en": "a small rocket left of a large cactus on yellow",
     "ko": "노란 배경, 큰 선인장 왼쪽에 작은 로켓",
 }
-"""Language -> words of a picture that settings make a difference to."""
+"""Language -> words of a picture in which settings make a difference."""
 
 
 class Explore(Page):
@@ -46,7 +46,11 @@ class Explore(Page):
                 self._attention()
 
     def _tool(self, name: str, hint: str, run: Callable, *given: Any) -> None:
-        """What a tool makes of what it is given: its button, and where the answer goes."""
+        """The button of a tool, and the place of its answer.
+
+        name: of the place.  hint: what stands there first.  run: (request, values of `given`, those
+        of `shared`) -> the answer, step by step.
+        """
         with gr.Row():
             make = self.button("Make", elem_id=f"{name}-make", scale=3)
             self.stopping(name)
@@ -74,7 +78,7 @@ class Explore(Page):
     def interpolation(
         self, first: Given, last: Given, frames: int, *shared: Any
     ) -> GenerateRequest:
-        """The request of the first tool."""
+        """The request of the first tool.  Raises RequestError without two pictures."""
         if first is None or last is None:
             raise RequestError("two pictures are needed; give both")
         both = (self.kept(first), self.kept(last))
@@ -106,7 +110,7 @@ class Explore(Page):
         request: gr.Request,
         title: str,
     ) -> Iterator[str]:
-        """What a tool makes, as a film.  wanted: as of `running`."""
+        """Runs a tool and shows its results as a film.  wanted: as of `running`."""
 
         def shown(made: list[Made], film: list[Step]) -> str:
             rows = sorted((one.row for one in made), key=lambda row: row["part"])
@@ -138,7 +142,11 @@ class Explore(Page):
             yield html
 
     def sweep(self, text: str, weights: str, counts: str, *shared: Any) -> list[GenerateRequest]:
-        """The requests of the third tool, a row of the table after another."""
+        """The requests of the third tool, row by row of its table.
+
+        weights, counts: guidance and steps, numbers with commas between.  Raises RequestError for
+        what is no number, and for more than MOST_CELLS of them.
+        """
         rows, columns = numbers(weights), [int(count) for count in numbers(counts)]
         if len(rows) * len(columns) > MOST_CELLS:
             raise RequestError(f"these are more than {MOST_CELLS} pictures; give fewer values")
@@ -147,7 +155,7 @@ class Explore(Page):
         return [GenerateRequest(**(own | pair)) for pair in pairs]
 
     def _table(self, asked: Sequence[GenerateRequest], made: Sequence[Made]) -> str:
-        """made: of the first of the requests."""
+        """The table of a sweep.  made: the results of the first of the requests, so far."""
         say = self.say
         columns = list(dict.fromkeys(request.steps for request in asked))
         cells = [f'<td><img src="{self.address(one)}" alt=""></td>' for one in made]
@@ -177,8 +185,8 @@ class Explore(Page):
         try:
             system = self.studio.model(own["model"]).system
             with self.studio.work(self.place(request, "look")) as work:
-                told = {"seed": own["seed"], "steps": own["steps"]}
-                shares = attention_by_noise(system, [text], ends=lambda: work.stopped, **told)
+                run = {"seed": own["seed"], "steps": own["steps"]}
+                shares = attention_by_noise(system, [text], ends=lambda: work.stopped, **run)
         except EverywayError as error:
             yield views.trouble(say(str(error)))
             return
@@ -191,13 +199,13 @@ class Explore(Page):
 
     @property
     def fields(self) -> list[Any]:
-        """What is set on this page, and which tool is open, in the order of `values`."""
+        """The fields of this page, and which tool is open, in the order of `values`."""
         between = [self.first, self.last, self.frames]
         sweep = [self.text, self.weights, self.counts]
         return [self.tools, *between, self.start, self.rounds, *sweep, *self.shared]
 
     def values(self, requests: Sequence[GenerateRequest]) -> list[Any]:
-        """Of the page's fields for requests: one of the first two tools, or several of a sweep."""
+        """Values of `fields` for one request of the first two tools, or for those of a sweep."""
         one, shared = requests[0], self.shared_values(requests[0])
         between, chain, sweep = [gr.skip()] * 3, [gr.skip()] * 2, [gr.skip()] * 3
         if one.kind == "interpolate":
@@ -213,7 +221,8 @@ class Explore(Page):
 
 
 def numbers(words: str) -> list[float]:
-    """Of a line with commas.  RequestError for what is no number, or none at all."""
+    """The different numbers of a line with commas.  Raises RequestError for what is no number, and
+    for none."""
     try:
         found = list(dict.fromkeys(float(word) for word in words.split(",") if word.strip()))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Gallery: everything that was made here, with its request; and what any PNG of ours says."""
+"""Gallery: everything that was made here, and how it or any PNG of Everyway was made."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ FIELDS = {
     "paint": EVERY | {"paint", "words", "paint_weight", "paint_form"},
     "explore": EVERY | {"images", "frames", "rounds"},
 }
-"""Page -> what of a request it has fields for; a null follows from the text."""
+"""Page -> the fields of a request that it can set; a null follows from the text."""
 
 
 class Gallery(Page):
-    """The folder of what was made."""
+    """The page of the folder of what was made."""
 
     def build(
         self,
@@ -48,8 +48,8 @@ class Gallery(Page):
         tabs: gr.Tabs,
         tab: gr.Tab,
     ) -> None:
-        """create, blend, paint, explore, tabs: where settings are loaded into.  tab: whose opening
-        shows what is new."""
+        """create, blend, paint, explore: pages into which settings are loaded.  tabs: of all pages.
+        tab: of this page; when it is opened, what is new is shown."""
         say = self.say
         self.forms = {
             "create": ([*create.fields, create.given_mask], lambda some: create.values(some[0])),
@@ -102,7 +102,7 @@ class Gallery(Page):
         return views.tag("div", *map(self._tile, groups), class_="ew-wall")
 
     def _tile(self, rows: Sequence[Row]) -> str:
-        """A result, or a strip of them."""
+        """A button of a result, or of a group of them."""
         row, several = rows[0], len(rows) > 1
         said = str(row.get("text") or row["request"]["text"] or "")
         label = ": ".join(filter(None, (self._title([row["record"] for row in rows]), said)))
@@ -123,7 +123,7 @@ class Gallery(Page):
         )
 
     def _title(self, records: Sequence[Record]) -> str:
-        """What a group is."""
+        """The name of what a group of results is."""
         request = records[0].request
         return self.say(called_of(request, len(records) if request.parts == 1 else 1))
 
@@ -149,19 +149,36 @@ class Gallery(Page):
     def _told(
         self, records: Sequence[Record], paths: Sequence[str], rows: Sequence[Row] = ()
     ) -> tuple[Any, ...]:
-        """What the records of a group say, and what can be done with it.  paths: of the pictures,
-        "" for words.  rows: of what was made here."""
-        say, request, row = self.say, records[0].request, rows[0] if rows else {}
-        title = self._title(records)
-        shown = ""
+        """The card of a group, and what can be done with it.
+
+        records: of its results.  paths: of their pictures, "" for words.  rows: of results that
+        were made here.
+        """
+        card = views.tag(
+            "div",
+            self._shown(records, paths, rows),
+            self._given(records[0]),
+            self._facts(records, rows),
+            self._whole(records[0].request),
+            class_="ew-card",
+        )
+        dumped = [record.model_dump(by_alias=True) for record in records]
+        return card, gr.update(visible=True), json.dumps({"records": dumped, "paths": paths}), ""
+
+    def _shown(self, records: Sequence[Record], paths: Sequence[str], rows: Sequence[Row]) -> str:
+        """A group as a film, or its picture."""
         if len(rows) > 1:
-            shown = strips.film(rows, MADE, title, say)
-        elif paths[0]:
-            shown = views.tag(
-                "div", views.picture(views.address(opened(paths[0]))), class_="ew-picture"
-            )
+            return strips.film(rows, MADE, self._title(records), self.say)
+        if not paths[0]:
+            return ""
+        picture = views.picture(views.address(opened(paths[0])))
+        return views.tag("div", picture, class_="ew-picture")
+
+    def _facts(self, records: Sequence[Record], rows: Sequence[Row]) -> str:
+        """How a group was made, a line each."""
+        say, request, row = self.say, records[0].request, rows[0] if rows else {}
         facts = [
-            (say("made"), title),
+            (say("made"), self._title(records)),
             (say("Words"), views.said_of(request)),
             (say("words made"), row.get("text") if len(rows) < 2 else ""),
             (say("Model"), f"{request.model} ({records[0].metadata.model_hash})"),
@@ -171,23 +188,23 @@ class Gallery(Page):
             (say("Sampler"), request.sampler),
             (say("stopped"), views.stopped(row, say) if row else ""),
         ]
+        return views.facts(facts)
+
+    def _whole(self, request: GenerateRequest) -> str:
+        """The request as JSON, folded."""
         full = json.dumps(request.model_dump(exclude_defaults=True), indent=1, ensure_ascii=False)
-        whole = views.tag(
+        return views.tag(
             "details",
-            views.tag("summary", escape(say("the whole request"))),
+            views.tag("summary", escape(self.say("the whole request"))),
             views.tag("pre", escape(full)),
             class_="ew-how",
         )
-        given = self._given(records[0])
-        card = views.tag("div", shown, given, views.facts(facts), whole, class_="ew-card")
-        dumped = [record.model_dump(by_alias=True) for record in records]
-        return card, gr.update(visible=True), json.dumps({"records": dumped, "paths": paths}), ""
 
     def _given(self, record: Record) -> str:
-        """What a result was made out of: pictures, and the words of a map."""
+        """The pictures that a result was made from, and the words of a map."""
         try:
             request = self.studio.adopted(record)
-        except EverywayError:  # which is told where it is needed
+        except EverywayError:  # reported where the pictures are needed
             return ""
         pictures = [views.picture(f"{MADE}/{self.studio.within(path)}") for path in request.paths]
         words = [
@@ -198,7 +215,7 @@ class Gallery(Page):
         return views.tag("div", *pictures, listed, class_="ew-given") if pictures else ""
 
     def _loaded(self, chosen: str) -> list[Any]:
-        """The page that makes it, with the settings of its records."""
+        """Values of all fields, with the settings of the chosen group on the page that makes it."""
         records = [Record.model_validate(one) for one in json.loads(chosen)["records"]]
         left = {name: [gr.skip()] * len(inputs) for name, (inputs, _) in self.forms.items()}
         try:
@@ -214,12 +231,13 @@ class Gallery(Page):
 
     @staticmethod
     def _lacking(record: Record, fields: set[str]) -> list[str]:
-        """What was set of a request, and is not among the fields of a page."""
-        told = record.request.model_dump(exclude_defaults=True)
-        return sorted(told.keys() - fields - {*record.own})
+        """The settings of a request that a page with these fields cannot show."""
+        settings = record.request.model_dump(exclude_defaults=True)
+        return sorted(settings.keys() - fields - {*record.own})
 
     def _values(self, records: Sequence[Record]) -> tuple[str, list[Any]]:
-        """The page that makes a group, and values of its fields.  RequestError where none does."""
+        """(the page that makes a group of results, values of its fields).  RequestError if none
+        does."""
         request = records[0].request
         if request.model not in self.studio.names:
             raise RequestError(f"this studio has not {request.model}; give it anew")
@@ -229,7 +247,7 @@ class Gallery(Page):
 
     @staticmethod
     def _page(request: GenerateRequest, results: int) -> str:
-        """Which page makes such a request."""
+        """Which page makes such a request.  results: how many its group has."""
         if results > 1 or request.parts > 1:
             return "explore"
         if request.kind not in chain(*GIVEN.values()):

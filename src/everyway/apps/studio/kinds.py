@@ -1,4 +1,4 @@
-"""What people call what a model makes; the one table of it for plane, menus, tiles and cards."""
+"""The names of kinds of requests for people: one table for the plane, menus, tiles and cards."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ CALLED = {
     "chain": "words, picture, words, …",
     "upscale": "enlarge the picture",
 }
-"""Kind of a request, or a task of a model -> its words."""
+"""Kind of a request, or task of a model -> its name."""
 
 
 def called(kind: str) -> str:
-    """The words for a kind; its own, plain, for one that only a model of others has."""
+    """The name of a kind; for a task that stands in no table, its own name with spaces."""
     return CALLED.get(kind, kind.replace("-", " "))
 
 
 def called_of(request: GenerateRequest, requests: int = 1) -> str:
-    """The words for what a request makes.  requests: as many as were made as one."""
+    """The name of what a request makes.  requests: how many were asked for at once."""
     if requests > 1:
         return "settings compared"
     if request.paint:
@@ -43,5 +43,5 @@ def called_of(request: GenerateRequest, requests: int = 1) -> str:
 
 
 def choices(kinds: Iterable[str], say: Say) -> list[tuple[str, str]]:
-    """Kinds for a menu."""
+    """Kinds as the choices of a menu: (name, kind)."""
     return [(say(called(kind)), kind) for kind in kinds]

@@ -23,7 +23,7 @@ class Models(Page):
     """A card a model."""
 
     def build(self, tab: gr.Tab) -> None:
-        """tab: whose opening shows the cards."""
+        """tab: of this page; when it is opened, the cards are shown."""
         say = self.say
         said = say("What is here. A model is loaded as it is first used; its card then says more.")
         gr.HTML(views.lead(say("Models"), said), js_on_load=None)
@@ -78,7 +78,7 @@ class Models(Page):
         )
 
     def _always(self, name: str, metadata: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        """What is told of every model."""
+        """What the card of every model shows."""
         say, history = self.say, metadata.get("history", ())
         side = metadata.get("image_size", 64)
         samples = sum(run.get("samples", 0) for run in history)
@@ -93,16 +93,16 @@ class Models(Page):
         ]
 
     def _scores(self, metadata: Mapping[str, Any]) -> str:
-        """How much of what it makes is all right, for every way that was scored."""
+        """The share of all-correct results of each kind that was scored."""
         scored = next(iter(metadata.get("scores", {}).values()), {})
         shares = {kind: scored.get(f"{row}.all_correct") for row, kind in SCORED.items()}
-        told = {self.say(called(kind)): share for kind, share in shares.items()}
+        named = {self.say(called(kind)): share for kind, share in shares.items()}
         return " · ".join(
-            f"{kind} {share:.1%}" for kind, share in told.items() if share is not None
+            f"{kind} {share:.1%}" for kind, share in named.items() if share is not None
         )
 
     def _more(self, model: Model) -> str:
-        """What only a model in memory tells, folded."""
+        """What is known only of a model in memory, folded."""
         say, system = self.say, model.system
         networks = {id(p): p for m in system.components.values() for p in m.parameters()}
         count = sum(p.numel() for p in networks.values())

@@ -1,4 +1,4 @@
-"""Paint: regions of a canvas, and the words that are drawn there."""
+"""Paint: words are drawn where their colours are on a canvas."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from everyway.apps.studio.parts import Page, opened, picture_of, values_of
 from everyway.request import PAINT_FORMS, GenerateRequest, RequestError, Words
 
 SIDE = 192
-"""Of the map, in pixels."""
+"""Side of the map in pixels."""
 COLOURS = ("#e4572e", "#2e86ab", "#dddddd")
-"""Of two things, and of the background."""
+"""Colours of the example: of two things, and of the background."""
 EXAMPLES = {
     "en": ("a fox and a teapot on blue", ("a fox", "a teapot", "blue background")),
     "ko": ("파란 배경에 여우와 찻주전자", ("여우", "찻주전자", "파란 배경")),
 }
-"""Language -> a sentence, and the words of it in these colours."""
+"""Language -> a sentence, and its words for these colours."""
 FORMS = {
     "": "the model's own",
     "max": "with the noise, by the highest score",
@@ -29,7 +29,7 @@ FORMS = {
     "max-square": "faster, by the highest score",
     "std-square": "faster, by how scores vary",
 }
-"""How painted words act -> its words."""
+"""How painted words act (`paint_form` of a request) -> its name."""
 
 
 class Paint(Page):
@@ -89,7 +89,7 @@ class Paint(Page):
         )
 
     def _canvas(self, painted: Image.Image, regions: Sequence[Mapping[str, Any]]) -> str:
-        """With a map on it."""
+        """A canvas with a map.  regions: {colour, words, strength} of each."""
         own = {"start": views.address(painted), "regions": json.dumps(regions), "side": SIDE}
         return self.canvas_html("words", **own)
 
@@ -106,27 +106,31 @@ class Paint(Page):
         form: str,
         *shared: Any,
     ) -> GenerateRequest:
-        """The request of the page.  painted: the map as a data: address; regions: as JSON, a list
-        of {colour, words, strength}.  shared: as of `asked`.  The map is kept with the studio."""
+        """The request of the page, whose map is kept with the studio.
+
+        painted: the map as a data: address.  regions: JSON, a list of {colour, words, strength}.
+        shared: as of `asked`.  Raises RequestError where nothing is painted.
+        """
         picture = picture_of(painted)
-        told = {r["colour"]: Words(r["words"], r["strength"]) for r in json.loads(regions or "[]")}
-        if picture is None or not told:
+        listed = json.loads(regions or "[]")
+        words = {region["colour"]: Words(region["words"], region["strength"]) for region in listed}
+        if picture is None or not words:
             raise RequestError("nothing is painted yet; paint a region and type its words")
         said = (text or "").strip() or " and ".join(
-            dict.fromkeys(words.phrase for words in told.values() if words.strength > 0)
+            dict.fromkeys(own.phrase for own in words.values() if own.strength > 0)
         )
         return GenerateRequest(
             kind="text-to-image",
             text=said,
             paint=self.studio.keep(picture),
-            words=told,
+            words=words,
             paint_weight=weight or None,
             paint_form=form or None,
             **self.asked(*shared),
         )
 
     def values(self, request: GenerateRequest) -> list[Any]:
-        """Of the page's fields for a request."""
+        """Values of `fields` for a request."""
         regions = [
             {"colour": colour, "words": words.phrase, "strength": words.strength}
             for colour, words in request.words.items()
@@ -137,7 +141,7 @@ class Paint(Page):
 
 
 def example() -> Image.Image:
-    """A map in COLOURS: two things beside each other, and the background."""
+    """A map in COLOURS: two things side by side, and the background."""
     first, second, rest = COLOURS
     picture = Image.new("RGB", (SIDE, SIDE), rest)
     pen, third = ImageDraw.Draw(picture), SIDE // 3

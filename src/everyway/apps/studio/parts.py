@@ -1,4 +1,4 @@
-"""What pages are made of: what they know, and the components of our own."""
+"""What all pages have in common, and components of our own."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ PAIR = {
 
 @dataclass(kw_only=True, eq=False)
 class Page:
-    """What every page has: the studio, and its language.
+    """A page of the studio in one language.
 
-    offered: the choices of a model on it, which follow what the studio has.
-    prompts: texts that a model reads, and where it is said how it reads them.
-    silent: how remarks begin that would not be true of the page.
+    say: translates into the language.  offered: the menus of models, which follow `studio.names`.
+    prompts: texts for a model, each with the place of remarks on how the model reads it.
+    silent: beginnings of remarks that this page leaves out, since they are not true of it.
     """
 
     silent: ClassVar[tuple[str, ...]] = ()
@@ -61,7 +61,7 @@ class Page:
         return text
 
     def heed(self) -> None:
-        """Listens to the prompts, once the page is built."""
+        """Shows remarks on the prompts as they change; called once the page is built."""
         for text, said in self.prompts:
             changed = [text.change, self.model.change]
             quiet = {"queue": False, "show_progress": "hidden"}
@@ -70,7 +70,7 @@ class Page:
     def _remarked(self, model: str, text: str | None) -> str:
         try:
             said = self.studio.remarks(model, text) if (text or "").strip() else []
-        except EverywayError:  # of the model, which is told as it is used
+        except EverywayError:  # of the model, reported when it is used
             said = []
         heard = [one for one in said if not one.startswith(self.silent)]
         return "".join(views.tag("p", escape(self.say(one))) for one in heard)
@@ -79,9 +79,10 @@ class Page:
     def settings(
         self, wanted: Callable[[str], bool] = bool, several: bool = True, **named: Any
     ) -> Iterator[None]:
-        """Which model, how many and how it samples, folded; inside the block the page's own.
+        """The folded settings of model, count and sampling.  What is built inside the block comes
+        after them.
 
-        wanted: as of `models`.  several: whether more than one may be asked for.
+        wanted: as of `models`.  several: whether more than one sample may be asked for.
         """
         say, own = self.say, self.say("0: the model's own")
         slider = {"value": 0, "info": own, "min_width": 150}
@@ -115,7 +116,7 @@ class Page:
     def asked(
         model: str, n: int, seed: int | None, steps: int, guidance: float, sampler: str
     ) -> dict[str, Any]:
-        """What these fields are in a request."""
+        """The values of `shared` as fields of a request."""
         return {
             "model": model,
             "n": int(n or 1),
@@ -127,13 +128,13 @@ class Page:
 
     @staticmethod
     def shared_values(request: GenerateRequest) -> list[Any]:
-        """Of these fields for a request of one sample."""
+        """Values of `shared` for a request, of one sample."""
         own = [request.steps or 0, request.guidance or 0, request.sampler or ""]
         return [request.model, 1, request.seed, *own]
 
     def picture(self, label: str, height: int, **settings: Any) -> gr.Image:
-        """Where a picture may go, which comes to the page as the bytes of its file; of one that
-        cannot be read it is said below."""
+        """A place for a picture, which reaches the page as the bytes of its file.  If it cannot be
+        read, an error is shown below."""
         with gr.Column(min_width=150):
             place = gr.Image(
                 label=self.say(label),
@@ -160,24 +161,25 @@ class Page:
         return ""
 
     def kept(self, given: Given) -> str:
-        """A picture that was given, kept with the studio.  RequestError where it cannot be read."""
+        """The path of a picture that the studio keeps from now on.  Raises RequestError where it
+        cannot be read."""
         return self.studio.keep(read_image(given))
 
     def labelled(self, labels: Mapping[str, str], names: Iterable[str]) -> list[tuple[str, str]]:
-        """Choices for a person."""
+        """Names as the choices of a menu: (label, name)."""
         return [(self.say(labels[name]), name) for name in names]
 
     def button(self, text: str, **settings: Any) -> gr.Button:
-        """What makes something: Ctrl+Enter presses the one in sight."""
+        """A button that makes something; Ctrl+Enter presses the one in sight."""
         return gr.Button(self.say(text), variant="primary", **settings)
 
     def example(self, name: str) -> gr.Button:
-        """What fills the page with something to try."""
+        """A button that fills the page with something to try."""
         return gr.Button(self.say("An example"), size="sm", elem_id=name, elem_classes="ew-small")
 
     def stopping(self, tool: str = "") -> gr.Button:
-        """Ends what runs in a place of the page, and keeps what is there.  It is in sight while
-        something goes on (look.css)."""
+        """A button that stops what runs in a place of the page, and keeps what is there.  It is in
+        sight while something runs (look.css)."""
         button = gr.Button(self.say("Stop and keep"), elem_classes="ew-stop")
 
         def stop(request: gr.Request) -> None:
@@ -187,11 +189,12 @@ class Page:
         return button
 
     def place(self, request: gr.Request, tool: str = "") -> str:
-        """Where on whose page something runs."""
+        """A name for a place on a visitor's page in which one thing runs at a time."""
         return "/".join((request.session_hash or "", type(self).__name__, tool))
 
     def models(self, wanted: Callable[[str], bool], **settings: Any) -> gr.Dropdown:
-        """The studio's models, the first one chosen whose system is `wanted`, else the first."""
+        """A menu of the studio's models.  The first one whose system is `wanted` is chosen, or else
+        the first of all."""
         names = self.studio.names
         first = next((n for n in names if wanted(self.studio.system(n))), names[0])
         label = self.say("Model")
@@ -200,7 +203,7 @@ class Page:
         return made
 
     def address(self, made: Made) -> str:
-        """Where the file of a result is."""
+        """The address of the picture of a result."""
         return f"{MADE}/{made.row['image']}"
 
     def canvas(self, name: str, mode: str) -> gr.HTML:
@@ -208,6 +211,8 @@ class Page:
         return gr.HTML(self.canvas_html(mode), js_on_load=None, elem_id=name)
 
     def canvas_html(self, mode: str, picture: str = "", **own: Any) -> str:
+        """The HTML of a canvas.  mode: "mask" or "words".  picture: the address of what is below.
+        own: further attributes of <ew-canvas>."""
         say = self.say
         labels = {
             "canvas": say("canvas: arrows move the brush, space paints, z takes back"),
@@ -238,7 +243,7 @@ class Page:
         """The canvas of a picture; mask: what is on it first."""
         try:
             picture = "" if image is None else views.address(read_image(image))
-        except RequestError:  # of which is told beside it
+        except RequestError:  # shown beside it
             picture = ""
         part = gr.update(visible=bool(picture), open=bool(mask))
         return part, self.canvas_html("mask", picture, start=mask), ""
@@ -249,9 +254,10 @@ class Page:
         wanted: Callable[[], Sequence[GenerateRequest]],
         shown: Callable[[list[Made], list[Step]], str] | None = None,
     ) -> Iterator[tuple[str, list[Made]]]:
-        """Requests on their way: (HTML, what was made so far).
+        """Runs requests and yields (HTML, results so far).
 
-        wanted: makes the requests, which may be wrong.  shown: what is made -> HTML.
+        place: as `place` names it.  wanted: returns the requests; its errors are shown.
+        shown: (results, steps with frames) -> HTML; by default `finished`.
         """
         film, made, shown = list[Step](), list[Made](), shown or self.finished
         yield views.under_way(0.02), made
@@ -275,7 +281,7 @@ class Page:
             yield views.hint(self.say("it was stopped before anything could be seen")), made
 
     def going(self, asked: GenerateRequest, step: Step) -> str:
-        """A run on its way, with where it is in the plane of times."""
+        """A running request, with where it is in the plane of times."""
         return views.going(step, self.say, plane.small(self.studio.times(asked, step), self.say))
 
     def finished(self, made: list[Made], film: list[Step]) -> str:
@@ -284,8 +290,11 @@ class Page:
         return views.made(made, self.say, how, self.address)
 
     def how(self, film: Sequence[Step], result: Result, open_: bool = True) -> str:
-        """The film of how the first sample of a run came.  It ends with its result, which stands in
-        the place of what was seen at its last step, if anything was."""
+        """The film of how the first sample of a run came out of the noise.
+
+        It ends with the result, in place of the preview of the last step.  open_: whether the film
+        is unfolded.
+        """
         seen = [(step, frame) for step in film for frame in step.frames if frame.sample == 0]
         if not seen:
             return ""
@@ -315,7 +324,7 @@ class Page:
 
 
 def content_of(given: ImageData | None) -> bytes | None:
-    """The file that was put where a picture may go."""
+    """The bytes of the file that was put into a place for a picture."""
     return Path(given.path).read_bytes() if given else None
 
 
@@ -334,13 +343,12 @@ def picture_of(address: str | None) -> Image.Image | None:
 
 
 def opened(path: str) -> Image.Image:
-    """A picture that a record names.  RequestError where there is none."""
+    """A picture that a record names.  Raises RequestError where there is none."""
     return read_image(path)
 
 
 def values_of(count: int, canvases: Mapping[str, int], choices: Mapping[str, int] = {}) -> str:
-    """JavaScript that puts what pages hold themselves into the inputs of an event, of which there
-    are `count`.
+    """JavaScript that fills `count` inputs of an event with what canvases and radios hold.
 
     canvases: id -> which input takes its map; that after it takes the regions of one of words.
     choices: id of a radio -> which input takes what is chosen in it.

@@ -19,11 +19,11 @@ WAYS = {
     "image": ((404, 40), (152, 40)),
     "text": ((410, 46), (410, 278)),
 }
-"""Kind -> from where to where it leads on the drawing."""
+"""Kind -> the start and the end of its line on the drawing, in pixels."""
 OFF = {"image": 18, "image-to-text": 18, "text": 18}
-"""Kind -> how far below its line what it is called stands, where that is not above."""
+"""Kind -> how far below its line its name stands; those of others are above."""
 LEVELS = (0.0, 0.35, 0.6, 0.8, 1.0)
-"""Noise of what stands beside the axes."""
+"""Noise levels of the examples beside the axes."""
 
 BOX = 'x="130" y="40" width="280" height="260" rx="6"'
 HEAD = (
@@ -44,7 +44,7 @@ FIELD = (
     f'<defs>{HEAD}{GRAIN}{RISING}</defs><rect class="ew-field" {BOX}/>'
     f'<rect class="ew-noise" {BOX} filter="url(#ew-grain)" mask="url(#ew-noisy)"/>'
 )
-"""What the ways lie in: clean in one corner, all noise in the other."""
+"""The square behind the ways: clean in one corner, all noise in the opposite one."""
 
 
 def drawing(picture: Image.Image, words: str, kinds: Sequence[str], say: Say) -> str:
@@ -84,7 +84,7 @@ def _arrow(kind: str, say: Say) -> str:
 
 
 def small(times: Mapping[str, float], say: Say) -> str:
-    """Where a run is in the plane; "" for one that has not both clocks."""
+    """Where a run is in the plane, by clock -> time; "" for a run without both clocks."""
     if not {"image", "text"} <= times.keys():
         return ""
     x, y = 4 + 36 * times["image"], 40 - 36 * times["text"]
@@ -97,7 +97,7 @@ def small(times: Mapping[str, float], say: Say) -> str:
 
 
 def _noisy(picture: Image.Image, level: float) -> Image.Image:
-    """Its pixels at that time of a linear path."""
+    """A small picture at a noise level in [0, 1]."""
     pixels = np.asarray(picture.resize((44, 44), Image.Resampling.LANCZOS), dtype=float)
     noise = np.random.default_rng(0).normal(127, 70, pixels.shape)
     mixed = (1 - level) * pixels + level * noise
@@ -105,7 +105,7 @@ def _noisy(picture: Image.Image, level: float) -> Image.Image:
 
 
 def _scrambled(words: str, level: float) -> str:
-    """So many of its letters replaced."""
+    """Words with that part of their letters replaced, level in [0, 1]."""
     lot = np.random.default_rng(1).random(len(words))
     return "".join("░" if p < level and c != " " else c for p, c in zip(lot, words))
 

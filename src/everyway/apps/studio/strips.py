@@ -1,5 +1,5 @@
-"""What belongs together in the folder of what was made: the frames of an interpolation, the rounds
-of a chain, the cells of a sweep.  Each is one film."""
+"""Results that belong together: the frames of an interpolation, the rounds of a chain, the cells of
+a sweep.  Each group of them is one film."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from everyway.apps.files import key
 from everyway.apps.studio import views
 
 Row = Mapping[str, Any]
-"""A line of the folder, with its `record`."""
+"""A line on a result in the folder of what was made, with its `record`."""
 SHOWN = 4
-"""Pictures of a strip on its tile."""
+"""How many pictures of a strip its tile shows at most."""
 
 
 def together(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows in groups, in the order of the first row of each; inside, as they follow each other.
+    """Rows in groups, in the order of the first row of each; in a group the parts are in order.
 
-    Results of several requests that were made as one carry a mark; those of one request are its
-    parts, and where it was made twice, each part once.
+    Results of several requests that were asked for at once, as of a sweep, have the same mark
+    "together" in their metadata.  The parts of one request, as of a chain, are a group; if it was
+    made twice, there are two.
     """
     groups, seen = dict[Hashable, list[Row]](), Counter[Hashable]()
     for row in rows:
@@ -35,9 +36,9 @@ def together(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def frames(rows: Sequence[Row], made: str) -> list[dict[str, Any]]:
-    """Of a film: {image, text}, where the words of a chain stand beside their picture.
+    """The frames of a film, each {image, text}.  In a chain a text and the next picture are one.
 
-    made: where files of the folder are.
+    made: the address of the folder.
     """
     size = 2 if rows[0]["request"]["kind"] == "chain" else 1
     groups = [ChainMap(*rows[k : k + size]) for k in range(0, len(rows), size)]
@@ -51,7 +52,7 @@ def frames(rows: Sequence[Row], made: str) -> list[dict[str, Any]]:
 
 
 def film(rows: Sequence[Row], made: str, label: str, say: views.Say) -> str:
-    """A strip, to scrub through."""
+    """A group of results as a film to scrub through.  label: its name.  made: as of `frames`."""
     asked = [row["request"] for row in rows]
     several = len({row["facts"].get("together") for row in rows} - {None}) == 1
     notes = [say(f"guidance {a['guidance']:g}, {a['steps']} steps") for a in asked if several]
@@ -59,7 +60,7 @@ def film(rows: Sequence[Row], made: str, label: str, say: views.Say) -> str:
 
 
 def tile(rows: Sequence[Row], made: str) -> str:
-    """A strip on a wall: some of its pictures, and how many there are."""
+    """A group of results on a tile: some of its pictures, and how many there are."""
     names = [row["image"] for row in rows if row.get("image")]
     few = min(SHOWN, len(names))
     shown = [names[k * (len(names) - 1) // max(1, few - 1)] for k in range(few)]

@@ -27,7 +27,7 @@ BUILT_IN = {
     "emoji": "emoji in any place and size (built in)",
     "lattice-whole": "64 emoji in nine places (built in)",
 }
-"""Data set -> its words."""
+"""Data set -> its name."""
 NAME = 9
 """Letters of a name in a line of a price."""
 CURVE = 400
@@ -35,10 +35,11 @@ CURVE = 400
 
 
 class Train(Page):
-    """One training at a time in sight; others go on."""
+    """The page of trainings.  One is in sight at a time; others go on."""
 
     def build(self, create: Create, tabs: gr.Tabs, tab: gr.Tab) -> None:
-        """create: is given the model that was trained.  tab: whose opening shows what runs."""
+        """create: the page that gets a trained model.  tab: of this page; when it is opened, what
+        runs is shown."""
         say = self.say
         said = say(
             "Your own pictures, each with its captions in a text file of the same name. Start it, "
@@ -98,9 +99,9 @@ class Train(Page):
     def _words(
         self, data: str | None, preset: str, out: str, budget: str | None, given: str | None
     ) -> tuple[str, list[str]]:
-        """The run folder, and what the fields are as words of `everyway train`, which checks them.
+        """(the run folder, the fields as words of the command `everyway train`, which checks them).
 
-        Raises UsageError and argparse's ArgumentTypeError for what it could not even read.
+        Raises UsageError or argparse's ArgumentTypeError for a field that cannot be read.
         """
         folder, budget = out.strip() or f"runs/{preset}", (budget or "").strip()
         words = [preset, "--out", folder, *(["--data", data] if data else [])]
@@ -134,7 +135,7 @@ class Train(Page):
         return "", *self._watched(out, ())
 
     def _stop_training(self, out: str, request: gr.Request) -> tuple[Any, ...]:
-        """Stops the training, and the trial of a price."""
+        """Stops the training, or the rehearsal of a price."""
         self.studio.stop(self.place(request))
         self.trainings.stop(out.strip())
         return self._watched(out, ())

@@ -17,35 +17,36 @@ from everyway.errors import UsageError
 
 COMMAND = (sys.executable, "-m", "everyway.apps.cli", "train")
 TAIL = 2000
-"""Characters of what a training says that are shown where it failed."""
+"""How many characters of what a training printed are shown if it failed."""
 
 
 @dataclass(eq=False)
 class Trainings:
-    """Those that were started here.  running: run folder -> its last process.  told: the folders
-    of those that were told to stop."""
+    """The trainings that a studio started.  running: run folder -> its last process.  stopping: the
+    folders of those that were asked to stop."""
 
     running: dict[str, subprocess.Popen] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    stopping: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         atexit.register(self.close)
 
     def start(self, out: str, words: Sequence[str]) -> None:
-        """out: the run folder.  words: of the command line.  UsageError where one runs there."""
+        """Starts a training.  out: the run folder.  words: of the command line.  Raises UsageError
+        where one runs there."""
         if self.runs(out):
             raise UsageError(f"a training runs in {out} already; stop it first")
         said = open(_said(out), "w", encoding="utf-8")
         self.running[out] = subprocess.Popen([*COMMAND, *words], stdout=said, stderr=said)
         said.close()
-        self.told.discard(out)
+        self.stopping.discard(out)
 
     @staticmethod
     def price(words: Sequence[str], language: str, work: Work) -> str:
-        """What a training would take, as `everyway train --dry-run` tells it after some steps of
-        it: lines of a name and what it is.  "" where the work is stopped.
+        """The lines that `everyway train --dry-run` prints on what a training would take; "" if the
+        work is stopped.
 
-        Raises UsageError where it cannot be told.
+        words: of the command line.  Raises UsageError with the last line of a command that fails.
         """
         command = [*COMMAND, *words, "--dry-run"]
         own = {**os.environ, "LANGUAGE": language, "PYTHONIOENCODING": "utf-8"}
@@ -66,31 +67,32 @@ class Trainings:
         return said
 
     def runs(self, out: str) -> bool:
+        """Whether a training runs in a folder."""
         return out in self.running and self.running[out].poll() is None
 
     def stop(self, out: str) -> None:
-        """As Ctrl-C: after the step that it is in, and everything is kept."""
+        """Stops a training as Ctrl-C does: after the current step, with everything kept."""
         if self.runs(out):
             self.running[out].send_signal(signal.SIGINT)
-            self.told.add(out)
+            self.stopping.add(out)
 
     def ends(self, out: str) -> bool:
-        """Whether it was told to stop and has not yet."""
-        return out in self.told and self.runs(out)
+        """Whether a training was asked to stop and still runs."""
+        return out in self.stopping and self.runs(out)
 
     def said(self, out: str) -> str:
-        """The last that a training said."""
+        """The last lines that a training printed."""
         with suppress(OSError):
             return _said(out).read_text("utf-8", errors="replace")[-TAIL:].strip()
         return ""
 
     def finished(self, out: str) -> bool:
-        """Whether the last one in a folder came to its end."""
+        """Whether the last training in a folder came to its end."""
         process = self.running.get(out)
         return process is not None and process.poll() == 0
 
     def failed(self, out: str) -> bool:
-        """Whether the last one in a folder ended in a fault."""
+        """Whether the last training in a folder ended in a fault."""
         process = self.running.get(out)
         return process is not None and process.poll() not in (None, 0, 130)
 
@@ -103,7 +105,7 @@ class Trainings:
 
 
 def _said(out: str) -> Path:
-    """Where what a training says is kept: beside its folder, which is its own."""
+    """The file of what a training prints, beside its folder, which is the training's own."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.said.txt")

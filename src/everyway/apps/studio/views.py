@@ -19,14 +19,14 @@ from everyway.media import medium
 from everyway.request import GenerateRequest
 
 Say = Callable[[str], str]
-"""A sentence in the language of the page."""
+"""Translates a sentence into the language of the page."""
 WEB = Path(__file__).with_name("web")
 LARGE = 256
 """Pixels a side; larger frames on the way are sent as JPEG."""
 
 
 def loaded(name: str) -> str:
-    """The JavaScript that makes HTML of that name answer to the page; `trigger` tells it."""
+    """The JavaScript of load/NAME.js, by which a piece of HTML calls the page with `trigger`."""
     return (WEB / "load" / f"{name}.js").read_text(encoding="utf-8")
 
 
@@ -43,18 +43,19 @@ def tag(name: str, *inside: str, **attributes: Any) -> str:
 
 
 def picture(address: str, class_: str = "") -> str:
-    """One that words beside it describe."""
+    """A picture without an alternative text, since words beside it describe it."""
     own = f' class="{class_}"' if class_ else ""
     return f'<img src="{escape(address)}" alt="" loading="lazy"{own}>'
 
 
 def each(values: Iterable[float | None]) -> str:
-    """Different numbers in a line."""
+    """The different ones of some numbers, in a line."""
     return ", ".join(f"{value:g}" for value in dict.fromkeys(values) if value is not None)
 
 
 def address(picture: Image.Image | bytes, whole: bool = True) -> str:
-    """A picture as a data: address.  bytes: of a PNG.  whole: False may lose a little of it."""
+    """A picture as a data: address.  bytes: of a PNG.  whole: whether it has to keep every bit; if
+    not, large ones become JPEG."""
     kind = "png"
     if isinstance(picture, Image.Image):
         held = io.BytesIO()
@@ -67,10 +68,10 @@ def address(picture: Image.Image | bytes, whole: bool = True) -> str:
 def pair(
     outputs: Mapping[str, Any], note: str = "", picture: str = "", extra: str = "", asked: str = ""
 ) -> str:
-    """A figure of one sample: its picture beside its words, or those that it was asked for with.
+    """A figure of one sample: its picture beside its words, or else beside the prompt.
 
-    picture: its address, if it has one that is better than its pixels'.  note: small, below.
-    extra: HTML beside the picture.
+    note: HTML in small print below.  picture: the address of its file, if it has one.  extra: HTML
+    beside the picture.  asked: the prompt.
     """
     image = outputs.get("image")
     others = [
@@ -89,12 +90,12 @@ def pair(
 
 
 def said_of(request: GenerateRequest) -> str:
-    """The words that something was asked for with."""
+    """The prompt of a request, with the texts of its contexts."""
     return " + ".join(filter(None, (request.text, *(c.text for c in request.contexts))))
 
 
 def heat(sure: Tensor, say: Say) -> str:
-    """How sure every token is: light is sure; hatched is masked still."""
+    """How sure each token is, sure (H, W) in [0, 1]: light is sure, hatched is still masked."""
     side = sure.shape[-1]
     cells = "".join(
         f'<i class="{"ew-masked" if p == 0 else ""}" style="--p:{p:.2f}" title="{p:.0%}"></i>'
@@ -105,12 +106,12 @@ def heat(sure: Tensor, say: Say) -> str:
 
 
 def heats(frame: Frame, say: Say) -> str:
-    """How sure the tokens of a sample are, where it has any."""
+    """How sure the tokens of a sample are, for each of its token modalities."""
     return "".join(heat(sure, say) for sure in frame.certainty.values())
 
 
 def going(step: Step, say: Say, plane: str = "") -> str:
-    """A run on its way.  plane: where it is in the plane of times."""
+    """A run on its way.  plane: HTML of where it is in the plane of times."""
     figures = [pair(frame.outputs, extra=heats(frame, say)) for frame in step.frames]
     stage = f" · {step.stage}/{step.stages}" if step.stages > 1 else ""
     where = say(f"step {step.step} of {step.steps}") + stage
@@ -135,7 +136,7 @@ def bar(done: float) -> str:
 
 
 def made(results: Sequence[Made], say: Say, foot: str = "", picture: Callable = None) -> str:
-    """What a run made.  foot: HTML below.  picture: Made -> the address of its file."""
+    """The results of a run.  foot: HTML below.  picture: Made -> the address of its file."""
     figures = []
     for one in results:
         name = one.row.get("image")
@@ -162,8 +163,11 @@ def film(
     notes: Sequence[str] = (),
     beside: Sequence[str] = (),
 ) -> str:
-    """Pictures and words in a row, to scrub through.  frames: name -> value, a picture or where it
-    is.  at: which is shown first.  notes, beside: of each, small words and HTML."""
+    """A row of pictures and words to scrub through.
+
+    frames: each modality -> value, of "image" the picture or its address.  label: of the film.
+    at: which is shown first.  notes: a line in small print for each.  beside: HTML for each.
+    """
     listed = [
         {
             "image": _source(f.get("image")),
@@ -185,22 +189,22 @@ def film(
 
 
 def _source(picture: Image.Image | str | None) -> str:
-    """Where a frame's picture is."""
+    """The address of a frame's picture, "" for none."""
     return address(picture, whole=False) if isinstance(picture, Image.Image) else picture or ""
 
 
 def trouble(message: str) -> str:
-    """What was wrong, in one line that says how to mend it."""
+    """An error: one line that says how to mend it."""
     return tag("p", escape(message), class_="ew-trouble", role="alert")
 
 
 def hint(message: str) -> str:
-    """What a place is for, before there is anything."""
+    """What will appear in a place that is still empty."""
     return tag("div", tag("p", escape(message)), class_="ew-hint")
 
 
 def facts(rows: Iterable[tuple[str, Any]]) -> str:
-    """Names and values, below each other."""
+    """Names and values, a line each, without empty ones."""
     inside = "".join(
         tag("dt", escape(name)) + tag("dd", escape(str(value)))
         for name, value in rows

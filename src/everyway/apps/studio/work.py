@@ -1,4 +1,4 @@
-"""What runs for somebody, and how it is ended."""
+"""Work that runs for a visitor, and how it is stopped."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 
 class Work:
-    """What runs in one place of somebody's page.  stopped: whether it was told to end."""
+    """Work that runs in one place of a visitor's page.  stopped: whether `stop` was called."""
 
     def __init__(self) -> None:
         self.stopped, self._cancel = False, lambda: None  # type: bool, Callable[[], Any]
 
     def ends_by(self, cancel: Callable[[], Any]) -> None:
-        """What ends the part of it that has begun."""
+        """cancel: ends the part of the work that runs now; called at once if it was stopped."""
         self._cancel = cancel
         if self.stopped:
             cancel()
 
     def stop(self) -> None:
+        """Ends the work."""
         self.stopped = True
         self._cancel()
