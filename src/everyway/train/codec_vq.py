@@ -53,11 +53,12 @@ class VQLearner(CodecLearner):
 
     def __init__(self, config: TrainConfig) -> None:
         own = config.model
+        with torch.device("meta"):  # before anything of the run is written
+            factor = ImageVQ(**own.codec).factor
+        if own.size % factor:
+            raise ConfigError(f"size {own.size} is no multiple of {factor}, a token's side")
         super().__init__(config, own.size)
         self.image = ImageVQ(**own.codec)
-        if own.size % self.image.factor:
-            factor = self.image.factor
-            raise ConfigError(f"size {own.size} is no multiple of {factor}, a token's side")
         self.critic = Critic() if own.adversarial else None
         self.skips = self.critic is not None  # until it is asked
         self.memory = {REVIVED: torch.zeros(1)}
