@@ -79,3 +79,9 @@ def test_marks_come_back_where_they_stood(phrased: bool) -> None:
     texts = MARKED * 3
     own = Tokens(word_tokens(texts, frequent_phrases(texts, 2) if phrased else ()), 30)
     assert own.decode(own.encode(MARKED)) == MARKED
+
+
+def test_marks_of_the_tokenizer_are_words_in_a_text(tokens: Tokens) -> None:
+    ids = tokens.encode(["[end] fox [pad]"])
+    assert tokens.decode(ids) == ["fox"]
+    assert (ids == tokens.end).sum() == 1

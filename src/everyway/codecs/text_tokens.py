@@ -66,6 +66,7 @@ class Tokens:
 
     def __init__(self, spec: str, length: int) -> None:
         self.tokenizer = tokenizer_of(spec)
+        self.tokenizer.encode_special_tokens = True  # "[end]" in a text is a word in brackets
         self.length = length
         self.pad, self.end, self.unknown = (self.tokenizer.token_to_id(t) for t in SPECIAL)
 
