@@ -287,7 +287,8 @@ def test_a_tool_stops_and_keeps_what_it_made(visit, site):
     page.locator(".ew-stop:visible").click()
     page.wait_for_selector("#grid .ew-going", state="detached")
     assert page.locator(".ew-stop:visible").count() == 0
-    assert 1 <= page.locator("#grid td img").count() <= 2  # the second as it was
+    made, cells = page.locator("#grid td img").count(), page.locator("#grid td").count()
+    assert 1 <= made < cells  # the one that was stopped as it was
     assert last(site[1])["facts"]["together"]
 
 
