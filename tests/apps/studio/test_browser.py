@@ -281,14 +281,13 @@ def test_a_tool_stops_and_keeps_what_it_made(visit, site):
     page = one.page
     one.open("explore")
     page.locator("#page-explore button[role=tab]:visible").nth(2).click()
-    page.fill("#page-explore label:has-text('Steps, with') >> input, textarea", "1, 900")
+    page.fill("#page-explore label:has-text('Steps, with') >> input, textarea", "1, 1000")
     page.click("#grid-make")
     page.wait_for_function("document.querySelectorAll('#grid td img').length === 1")
     page.locator(".ew-stop:visible").click()
     page.wait_for_selector("#grid .ew-going", state="detached")
     assert page.locator(".ew-stop:visible").count() == 0
-    made, cells = page.locator("#grid td img").count(), page.locator("#grid td").count()
-    assert 1 <= made < cells  # the one that was stopped as it was
+    assert 1 <= page.locator("#grid td img").count() <= 2  # the second as it was
     assert last(site[1])["facts"]["together"]
 
 
